@@ -1,0 +1,85 @@
+"""`Callback`: a list of functions that is called like one function."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+log = logging.getLogger("netcomm.callbacks")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Callback:
+    """An ordered list of functions, called one after the other with the same arguments.
+
+    Adding and removing replaces an immutable tuple under a lock; a call walks the tuple that it found.
+    So a function may add or remove any function, itself too, while the list is being called, and its
+    neighbours are neither skipped nor called twice.
+
+    A function that raises does not keep the others from being called: the exception is logged with its
+    traceback, and handed to `report`.
+
+    All methods may be called from any thread.
+    """
+
+    __slots__ = ("_added", "_functions", "_lock", "_name", "_report")
+
+    def __init__(
+        self,
+        name: str = "callback",
+        report: Callable[[BaseException], None] | None = None,
+        added: Callable[[], None] | None = None,
+    ) -> None:
+        """Make an empty list.
+
+        name: what the log calls it.
+        report: called with each exception that one of the functions raised.
+        added: called after each `add`.
+        """
+        self._added = added
+        self._name = name
+        self._report = report
+        self._lock = threading.Lock()
+        self._functions: tuple[Callable[..., Any], ...] = ()
+
+    def add(self, function: F) -> F:
+        """Append a function; returns it, so that it serves as a decorator.
+
+        A function that was added twice is called twice.
+        """
+        with self._lock:
+            self._functions = (*self._functions, function)
+        if self._added is not None:
+            self._added()
+        return function
+
+    def remove(self, function: Callable[..., Any]) -> None:
+        """Remove the first occurrence of a function.
+
+        Raises ValueError where it is not in the list.
+        """
+        with self._lock:
+            functions = list(self._functions)
+            functions.remove(function)
+            self._functions = tuple(functions)
+
+    def __call__(self, *args: Any) -> None:
+        """Call every function with these arguments."""
+        for function in self._functions:
+            try:
+                function(*args)
+            # Everything, SystemExit too: the thread that calls belongs to the library, not to the function.
+            except BaseException as error:
+                log.exception("%s: %r raised", self._name, function)
+                if self._report is not None:
+                    self._report(error)
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        return iter(self._functions)
+
+    def __repr__(self) -> str:
+        return f"<Callback {self._name}: {len(self._functions)} functions>"

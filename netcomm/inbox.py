@@ -1,0 +1,153 @@
+"""`Inbox`: what has come from one peer, over all its connections: positions, duplicates, what was handed over."""
+
+from dataclasses import dataclass
+
+from netcomm.errors import RemoteProtocolError
+from netcomm.message import Stream
+from netcomm.storage import Position
+from netcomm.wire import Ack, Begin
+
+_MAX_SEQ = 2**64 - 1
+
+DataItem = tuple[int, bytes, int, int, bytes]
+
+
+@dataclass(slots=True)
+class InStream:
+    """The receiving end of one stream.
+
+    next_seq: the next seq to be taken from the wire; what is below was received or skipped.
+    handed_seq: what is below was handed over, and may be acknowledged.
+    redelivered_below: what is below may have been handed over by an earlier process of this receiver.
+    restored: whether the position comes from a storage, and the sender has not begun the stream since.
+    begun: whether the sender has begun the stream on the present connection.
+    ack_due: whether the sender is to be told how far the stream has come.
+    """
+
+    epoch: int
+    next_seq: int
+    handed_seq: int
+    redelivered_below: int
+    restored: bool = False
+    begun: bool = True
+    ack_due: bool = True
+
+
+class Inbox:
+    """The streams that come from one peer.
+
+    pending_bytes: the size of what was received and not handed over.
+    """
+
+    __slots__ = ("_stores_positions", "_streams", "pending_bytes")
+
+    def __init__(self, stores_positions: bool, position: Position | None = None) -> None:
+        """Make an inbox without connection.
+
+        stores_positions: whether positions in the durable stream are stored before they are acknowledged.
+        position: the one that is stored.
+        """
+        self._stores_positions = stores_positions
+        self._streams: dict[Stream, InStream] = {}
+        self.pending_bytes = 0
+        if position is not None:
+            seq = position.next_seq
+            self._streams[Stream.DURABLE] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
+
+    @property
+    def durable(self) -> bool:
+        """Whether there is a position in the durable stream to be remembered."""
+        return Stream.DURABLE in self._streams
+
+    def begin(self, frame: Begin) -> None:
+        """The sender begins a stream on a new connection; the answer is an acknowledgement."""
+        known = self._streams.get(frame.stream)
+        if known is None or known.epoch != frame.epoch:
+            self._streams[frame.stream] = InStream(frame.epoch, frame.first_seq, frame.first_seq, frame.sent_below)
+            return
+        if known.begun:
+            raise RemoteProtocolError(f"second BEGIN of the {frame.stream.name} stream")
+        known.begun = known.ack_due = True
+        if known.restored:
+            known.restored = False
+            known.redelivered_below = frame.sent_below
+        if known.next_seq < frame.first_seq:  # a storage restored from a backup has forgotten how far it was
+            known.next_seq = known.handed_seq = frame.first_seq
+
+    def accept(self, stream: Stream, items: list[DataItem]) -> tuple[InStream, list[DataItem]]:
+        """Of these messages, in the order of the wire, those that are new.
+
+        Raises RemoteProtocolError for a gap, and for a stream that was not begun.
+        """
+        state = self._begun(stream)
+        next_seq = state.next_seq
+        fresh = items
+        for index, item in enumerate(items):
+            if item[0] != next_seq:
+                fresh = self._without_duplicates(state, items, index)
+                next_seq = fresh[-1][0] + 1 if fresh else state.next_seq
+                break
+            next_seq += 1
+        if next_seq > _MAX_SEQ:
+            raise RemoteProtocolError(f"seq {next_seq - 1} leaves none to follow")
+        state.next_seq = next_seq
+        return state, fresh
+
+    @staticmethod
+    def _without_duplicates(state: InStream, items: list[DataItem], start: int) -> list[DataItem]:
+        fresh = items[:start]
+        next_seq = state.next_seq + start
+        for item in items[start:]:
+            if item[0] > next_seq:
+                raise RemoteProtocolError(f"seq {item[0]} where {next_seq} was expected")
+            if item[0] == next_seq:
+                fresh.append(item)
+                next_seq += 1
+            else:
+                state.ack_due = True
+        return fresh
+
+    def skip(self, stream: Stream, next_seq: int) -> None:
+        """What is below `next_seq` and has not come will not come any more."""
+        state = self._begun(stream)
+        if state.handed_seq == state.next_seq < next_seq:
+            state.handed_seq = next_seq
+        state.next_seq = max(state.next_seq, next_seq)
+
+    def hand_over(self, stream: Stream, epoch: int, next_seq: int) -> Position | None:
+        """The callbacks of everything below `next_seq` have returned.
+
+        Returns the position that has to be stored before the sender may be told, if it has to be.
+        """
+        if stream is Stream.DURABLE and self._stores_positions:
+            return Position(epoch, next_seq)
+        self.acknowledge(stream, Position(epoch, next_seq))
+        return None
+
+    def acknowledge(self, stream: Stream, position: Position) -> None:
+        """The sender may be told of a position."""
+        state = self._streams.get(stream)
+        # The sender may have begun another epoch meanwhile: it has nothing to hear of the old one.
+        if state is not None and state.epoch == position.epoch and position.next_seq > state.handed_seq:
+            state.handed_seq = position.next_seq
+            state.ack_due = True
+
+    def due_acks(self) -> list[Ack]:
+        """What is to be told to the sender on the present connection; it counts as told."""
+        due = []
+        for stream, state in self._streams.items():
+            if state.ack_due and state.begun:
+                state.ack_due = False
+                due.append(Ack(stream, state.epoch, state.handed_seq, state.next_seq))
+        return due
+
+    def disconnect(self) -> None:
+        """The connection is gone; positions stay."""
+        for state in self._streams.values():
+            state.begun = False
+
+    def _begun(self, stream: Stream) -> InStream:
+        state = self._streams.get(stream)
+        if state is None or not state.begun:
+            raise RemoteProtocolError(f"{stream.name} stream used before its BEGIN")
+        return state

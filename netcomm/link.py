@@ -1,0 +1,743 @@
+"""`Link`: the loop's sockets: selector, waker, listeners, connectors, reconnecting, buffers, lingering.
+
+It moves bytes and knows nothing of what they mean. `poll` is the loop's one step: it waits, and yields what happened,
+for the owner to act on before it goes on. What the owner has to say goes through `write`, `close` and `pause`.
+
+Threads: `poll` and `shut` belong to the loop's thread. `write`, `flush`, `close`, `pause`, `has_room` and
+`established` may be called from any thread that holds the owner's lock; they never touch the selector, but leave that
+to the next `poll`. The rest may be called from any thread.
+"""
+
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import random
+import selectors
+import socket
+import stat
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from time import monotonic
+from typing import Any
+
+from netcomm.deadlines import Deadlines
+from netcomm.errors import BindError, ConfigurationError
+from netcomm.message import Limits
+
+log = logging.getLogger("netcomm.link")
+
+_READ_BYTES = 256 * 1024
+# Large enough for the kernel to be kept busy while the loop looks elsewhere, small against the window.
+_OUTPUT_HIGH_BYTES = 1024 * 1024
+# Buffers below this size are joined: copying is cheaper than another element for the kernel to walk.
+_JOIN_BELOW_BYTES = 16 * 1024
+_BUFFERS_PER_SEND = 64
+_LINGER_S = 1.0
+_ACCEPT_PAUSE_S = 1.0
+_ACCEPTS_PER_PASS = 64
+_UNIX_PREFIX = "unix:"
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A connection was made: by connector number `connector`, or accepted where that is 0."""
+
+    connection: int
+    where: str
+    connector: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes came in."""
+
+    connection: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Writable:
+    """The kernel takes bytes again: call `flush`, and write more."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A connection is gone."""
+
+    connection: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """A connector failed, for the first time since it was last connected. It goes on trying."""
+
+    error: OSError
+
+
+LinkEvent = Opened | Chunk | Writable | Closed | Unreachable
+
+
+class _Waker:
+    """Ends a wait of the selector, from any thread, without ever blocking.
+
+    At most one byte is pending. Ringing and closing share a lock, so that a late ring can't write into a descriptor
+    that has come to belong to somebody else.
+    """
+
+    def __init__(self) -> None:
+        self.receiver, self._sender = socket.socketpair()
+        self.receiver.setblocking(False)
+        self._sender.setblocking(False)
+        self._lock = threading.Lock()
+        self._rung = False
+        self._closed = False
+
+    def ring(self) -> None:
+        if self._rung:
+            return
+        with self._lock:
+            if not self._rung and not self._closed:
+                self._rung = True
+                self._sender.send(b"\0")
+
+    def silence(self) -> None:
+        with self._lock:
+            self._rung = False
+            self.receiver.recv(16)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self.receiver.close()
+            self._sender.close()
+
+
+class _Listener:
+    def __init__(self, sock: socket.socket, path: str | None) -> None:
+        self.sock = sock
+        self.path = path  # of a Unix socket, to be unlinked
+
+
+class _Connector:
+    """Keeps one connection to one place, as long as it lives."""
+
+    def __init__(self, number: int, host: str, port: int, delay_s: float) -> None:
+        self.number = number
+        self.host = host
+        self.port = port
+        self.where = host if host.startswith(_UNIX_PREFIX) else f"{host}:{port}"
+        self.delay_s = delay_s
+        self.candidates: deque[tuple[int, Any]] = deque()  # (family, address), still to be tried
+        self.attempt_s = 0.0  # how long each of them may take
+        self.sock: socket.socket | None = None  # while it connects
+        self.failing = False  # whether the log has told of the failure
+
+
+class _Connection:
+    """One socket and what is still to be written to it."""
+
+    def __init__(self, number: int, sock: socket.socket, where: str, connector: _Connector | None) -> None:
+        self.number = number
+        self.sock = sock
+        self.where = where
+        self.connector = connector
+        self.output: deque[bytes | memoryview] = deque()
+        self.output_bytes = 0
+        self.events = 0  # what the selector watches
+        self.paused = False
+        self.lingering = False
+        self.broken: str | None = None  # why a write failed
+
+
+class Link:
+    """The sockets of one peer."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._selector = selectors.DefaultSelector()
+        self._waker = _Waker()
+        self._selector.register(self._waker.receiver, selectors.EVENT_READ, self._waker)
+        self._thunks: deque[Callable[[], None]] = deque()
+        self._stale: deque[_Connection] = deque()  # the selector has to be told
+        self._events: deque[LinkEvent] = deque()  # found outside of the sockets' turns
+        self._deadlines: Deadlines[_Connector | _Connection | _Listener] = Deadlines()
+        self._listeners: list[_Listener] = []
+        self._connectors: list[_Connector] = []
+        self._connections: dict[int, _Connection] = {}
+        self._lingering: set[_Connection] = set()
+        self._last_number = 0
+        self._overfull = False
+        self._loop_thread: int | None = None
+
+    # -- Any thread -------------------------------------------------------------------------------------------
+
+    def ring(self) -> None:
+        """Let `poll` return soon."""
+        self._waker.ring()
+
+    def add_listener(self, host: str, port: int) -> str | Address:
+        """Listen; returns the bound address. Port 0 picks one, `unix:/path` listens on a Unix socket.
+
+        Raises BindError where the address can't be had.
+        """
+        try:
+            sockets, path, address = _listen(host, port)
+        except UnicodeError as error:
+            raise BindError(errno.EINVAL, f"can't listen on {host}:{port}: not a host name: {error}") from error
+        except OSError as error:
+            place = host if host.startswith(_UNIX_PREFIX) else f"{host}:{port}"
+            raise BindError(error.errno, f"can't listen on {place}: {error.strerror or error}") from error
+        listeners = [_Listener(sock, path) for sock in sockets]
+        self._listeners += listeners
+        for listener in listeners:
+            self._call_soon(partial(self._watch_listener, listener))
+        return address
+
+    def add_connector(self, host: str, port: int) -> None:
+        """Connect as soon as `poll` runs, and again whenever the connection is lost."""
+        connector = _Connector(len(self._connectors) + 1, host, port, self._limits.reconnect_min_s)
+        self._connectors.append(connector)
+        self._call_soon(partial(self._resolve, connector))
+
+    def _call_soon(self, thunk: Callable[[], None]) -> None:
+        self._thunks.append(thunk)
+        self._waker.ring()
+
+    def abandon(self) -> None:
+        """In a forked child: close this process's copies of the descriptors, and leave the parent's alone."""
+        # The selector is closed without unregistering: its epoll instance is shared with the parent.
+        self._selector.close()
+        for listener in self._listeners:
+            listener.sock.close()
+        for connection in (*self._connections.values(), *self._lingering):
+            connection.sock.close()
+        for connector in self._connectors:
+            if connector.sock is not None:
+                connector.sock.close()
+        # Not through the waker's lock, which another thread of the parent may have held.
+        self._waker.receiver.close()
+        self._waker._sender.close()
+
+    # -- Any thread that holds the owner's lock ---------------------------------------------------------------
+
+    def has_room(self, number: int) -> bool:
+        """Whether a connection wants more output; a number that is not known does not."""
+        connection = self._connections.get(number)
+        return connection is not None and connection.output_bytes < _OUTPUT_HIGH_BYTES
+
+    def write(self, number: int, buffers: list[bytes]) -> None:
+        """Send buffers, one after the other, as soon as the kernel takes them. An unknown number is passed over."""
+        connection = self._connections.get(number)
+        if connection is not None:
+            self._enqueue(connection, buffers)
+            self._flush(connection)
+
+    def flush(self, number: int) -> None:
+        """Send what was written and not taken yet."""
+        connection = self._connections.get(number)
+        if connection is not None:
+            self._flush(connection)
+
+    def close(self, number: int, farewell: list[bytes]) -> None:
+        """Send what was written, then `farewell`, then close; in the background, for a second at the most."""
+        connection = self._connections.pop(number, None)
+        if connection is None:
+            return
+        self._enqueue(connection, farewell)
+        connection.lingering = True
+        self._lingering.add(connection)
+        self._mark_stale(connection)
+
+    def pause(self, number: int, paused: bool) -> None:
+        """Read nothing from a connection, or go on reading."""
+        connection = self._connections.get(number)
+        if connection is not None and connection.paused != paused:
+            connection.paused = paused
+            self._mark_stale(connection)
+
+    def established(self, number: int) -> None:
+        """A connection has proved good: after it, reconnecting starts with the shortest delay again."""
+        connection = self._connections.get(number)
+        if connection is not None and connection.connector is not None:
+            connection.connector.delay_s = self._limits.reconnect_min_s
+            connection.connector.failing = False
+
+    @staticmethod
+    def _enqueue(connection: _Connection, buffers: list[bytes]) -> None:
+        small: list[bytes] = []
+        size = 0
+        for buffer in buffers:
+            size += len(buffer)
+            if len(buffer) < _JOIN_BELOW_BYTES:
+                small.append(buffer)
+                continue
+            if small:
+                connection.output.append(b"".join(small))
+                small.clear()
+            connection.output.append(buffer)
+        if small:
+            connection.output.append(b"".join(small))
+        connection.output_bytes += size
+
+    def _flush(self, connection: _Connection) -> None:
+        output = connection.output
+        while output and connection.broken is None:
+            try:
+                sent = connection.sock.sendmsg(list(islice(output, _BUFFERS_PER_SEND)))
+            except BlockingIOError:
+                break
+            except OSError as error:
+                connection.broken = _reason(error)
+                break
+            connection.output_bytes -= sent
+            while sent:
+                first = output[0]
+                if sent < len(first):
+                    output[0] = memoryview(first)[sent:]
+                    break
+                sent -= len(first)
+                output.popleft()
+        if connection.broken is not None or bool(output) != bool(connection.events & selectors.EVENT_WRITE):
+            self._mark_stale(connection)
+
+    def _mark_stale(self, connection: _Connection) -> None:
+        self._stale.append(connection)
+        if threading.get_ident() != self._loop_thread:
+            self._waker.ring()
+
+    # -- The loop's thread ------------------------------------------------------------------------------------
+
+    def poll(self, timeout: float | None) -> Iterator[LinkEvent]:
+        """Wait for something to happen, at most `timeout` seconds (None: as long as it takes); yields what did.
+
+        The owner acts on each event before it asks for the next.
+        """
+        self._loop_thread = threading.get_ident()
+        self._catch_up()
+        if self._events:
+            timeout = 0
+        due = self._deadlines.next()
+        if due is not None:
+            left = max(0.0, due - monotonic())
+            timeout = left if timeout is None else min(timeout, left)
+        ready = self._selector.select(timeout)
+        for key, events in ready:
+            target = key.data
+            if isinstance(target, _Connection):
+                if target.lingering:
+                    self._linger(target)
+                    continue
+                if events & selectors.EVENT_READ:
+                    yield from self._read(target)
+                if events & selectors.EVENT_WRITE and not target.lingering:
+                    yield Writable(target.number)
+            elif isinstance(target, _Listener):
+                yield from self._accept(target)
+            elif isinstance(target, _Connector):
+                self._connected(target)
+            else:
+                target.silence()
+        self._catch_up()
+        now = monotonic()
+        for item in self._deadlines.pop_due(now):
+            if isinstance(item, _Connection):
+                self._drop(item)
+            elif isinstance(item, _Listener):
+                self._watch_listener(item)
+            elif item.sock is not None:
+                self._attempt_failed(item, TimeoutError(errno.ETIMEDOUT, "timed out"))
+            else:
+                self._resolve(item)
+        while self._events:
+            yield self._events.popleft()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no closed connection has anything left to send."""
+        return not self._lingering and not self._stale
+
+    def stop_accepting(self) -> None:
+        """Close the listeners and give up the connectors; connections stay."""
+        for listener in self._listeners:
+            self._unregister(listener.sock)
+            listener.sock.close()
+            if listener.path is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(listener.path)
+        self._listeners.clear()
+        for connector in self._connectors:
+            if connector.sock is not None:
+                self._unregister(connector.sock)
+                connector.sock.close()
+                connector.sock = None
+        self._connectors.clear()
+        self._deadlines = Deadlines()
+
+    def shut(self) -> None:
+        """Close everything, at once. Nothing may be called after it but `ring`, `quiet` and `abandon`."""
+        self.stop_accepting()
+        for connection in (*self._connections.values(), *self._lingering):
+            connection.sock.close()
+        self._connections.clear()
+        self._lingering.clear()
+        self._stale.clear()
+        self._selector.close()
+        self._waker.close()  # last: whoever rings until now must not reach a stranger's descriptor
+
+    def _catch_up(self) -> None:
+        """Do what other threads have asked for."""
+        while self._thunks:
+            self._thunks.popleft()()
+        while self._stale:
+            connection = self._stale.popleft()
+            if connection.lingering:
+                self._begin_to_linger(connection)
+            elif connection.broken is not None:
+                self._lose(connection, connection.broken)
+            else:
+                self._watch(connection)
+
+    def _watch(self, connection: _Connection) -> None:
+        if connection.sock.fileno() < 0:
+            return
+        events = 0 if connection.paused else selectors.EVENT_READ
+        if connection.output:
+            events |= selectors.EVENT_WRITE
+        if events == connection.events:
+            return
+        if not connection.events:
+            self._selector.register(connection.sock, events, connection)
+        elif not events:
+            self._selector.unregister(connection.sock)
+        else:
+            self._selector.modify(connection.sock, events, connection)
+        connection.events = events
+
+    def _unregister(self, sock: socket.socket) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(sock)
+
+    # Connections
+
+    def _open(self, sock: socket.socket, where: str, connector: _Connector | None) -> None:
+        if sock.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # reset already: reading will tell
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._last_number += 1
+        connection = _Connection(self._last_number, sock, where, connector)
+        self._connections[connection.number] = connection
+        self._watch(connection)
+        self._events.append(Opened(connection.number, where, connector.number if connector else 0))
+
+    def _read(self, connection: _Connection) -> Iterator[LinkEvent]:
+        try:
+            chunk = connection.sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(connection, _reason(error))
+            return
+        if chunk:
+            yield Chunk(connection.number, chunk)
+        else:
+            self._lose(connection, "closed by the other side")
+
+    def _lose(self, connection: _Connection, reason: str) -> None:
+        """A connection has died by itself."""
+        if self._connections.pop(connection.number, None) is not None:
+            self._events.append(Closed(connection.number, reason))
+            self._drop(connection)
+            self._reconnect(connection)
+
+    def _drop(self, connection: _Connection) -> None:
+        self._lingering.discard(connection)
+        self._deadlines.discard(connection)
+        if connection.sock.fileno() >= 0:
+            if connection.events:
+                self._selector.unregister(connection.sock)
+                connection.events = 0
+            connection.sock.close()
+
+    def _begin_to_linger(self, connection: _Connection) -> None:
+        if connection in self._lingering and connection not in self._deadlines:
+            connection.paused = False
+            self._deadlines.set(connection, monotonic() + _LINGER_S)
+            self._reconnect(connection)
+            self._linger(connection)
+
+    def _linger(self, connection: _Connection) -> None:
+        """Write the rest, say that it was the last, and read on, unheard, until the other side has seen it.
+
+        Closing with unread input would make the kernel reset the connection, and the farewell might never be read.
+        """
+        if connection not in self._lingering:
+            return
+        try:
+            while connection.output:
+                sent = connection.sock.send(connection.output[0])
+                if sent < len(connection.output[0]):
+                    connection.output[0] = memoryview(connection.output[0])[sent:]
+                else:
+                    connection.output.popleft()
+            connection.sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(connection)
+            return
+        try:
+            for _ in range(4):  # no stranger's flood keeps the loop here
+                if not connection.sock.recv(_READ_BYTES):
+                    self._drop(connection)
+                    return
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(connection)
+            return
+        self._watch(connection)
+
+    # Listeners
+
+    def _watch_listener(self, listener: _Listener) -> None:
+        if listener.sock.fileno() >= 0:
+            self._selector.register(listener.sock, selectors.EVENT_READ, listener)
+
+    def _accept(self, listener: _Listener) -> Iterator[LinkEvent]:
+        for _ in range(_ACCEPTS_PER_PASS):
+            try:
+                sock, address = listener.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    log.error("can't accept for %g s: %s", _ACCEPT_PAUSE_S, _reason(error))
+                    self._selector.unregister(listener.sock)
+                    self._deadlines.set(listener, monotonic() + _ACCEPT_PAUSE_S)
+                    return
+                continue  # that one connection has died before it was accepted
+            if len(self._connections) + len(self._lingering) >= self._limits.max_connections:
+                log.log(
+                    logging.DEBUG if self._overfull else logging.WARNING,
+                    "closing the connection from %s: %d are open, which is the limit",
+                    _where(sock, address),
+                    self._limits.max_connections,
+                )
+                self._overfull = True
+                sock.close()
+                continue
+            self._overfull = False
+            sock.setblocking(False)
+            self._open(sock, _where(sock, address), None)
+            yield self._events.pop()
+
+    # Connectors
+
+    def _resolve(self, connector: _Connector) -> None:
+        """Begin an attempt to connect, with the name resolved afresh."""
+        if connector not in self._connectors:
+            return
+        if connector.host.startswith(_UNIX_PREFIX):
+            self._resolved(connector, [(socket.AF_UNIX, connector.host.removeprefix(_UNIX_PREFIX))])
+            return
+        try:
+            ipaddress.ip_address(connector.host.partition("%")[0])
+        except ValueError:
+            # A name server may take its time, and there is no way to ask it without waiting.
+            resolver = threading.Thread(
+                target=self._resolve_name, args=(connector,), name="netcomm-resolver", daemon=True
+            )
+            try:
+                resolver.start()
+            except RuntimeError as error:  # no thread to be had
+                self._attempt_failed(connector, OSError(errno.EAGAIN, str(error)))
+        else:
+            self._resolved(connector, _lookup(connector.host, connector.port))
+
+    def _resolve_name(self, connector: _Connector) -> None:
+        try:
+            result: list[tuple[int, Any]] | OSError = _lookup(connector.host, connector.port)
+        except OSError as error:
+            result = error
+        except UnicodeError as error:  # a label that is too long, or empty
+            result = OSError(errno.EINVAL, f"not a host name: {error}")
+        self._call_soon(partial(self._resolved, connector, result))
+
+    def _resolved(self, connector: _Connector, result: list[tuple[int, Any]] | OSError) -> None:
+        if connector not in self._connectors:
+            return
+        if isinstance(result, OSError):
+            self._attempt_failed(connector, result)
+            return
+        connector.candidates = deque(result)
+        connector.attempt_s = max(1.0, self._limits.handshake_s / len(result))
+        self._try_next(connector)
+
+    def _try_next(self, connector: _Connector) -> None:
+        family, address = connector.candidates.popleft()
+        try:
+            sock = connector.sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            sock.connect(address)
+        except OSError as error:
+            # A Unix socket says so when its backlog is full: nothing is on its way then.
+            if not isinstance(error, BlockingIOError) or family == socket.AF_UNIX:
+                self._attempt_failed(connector, error)
+                return
+        self._deadlines.set(connector, monotonic() + connector.attempt_s)
+        self._selector.register(sock, selectors.EVENT_WRITE, connector)
+
+    def _connected(self, connector: _Connector) -> None:
+        sock = connector.sock
+        if sock is None:
+            return
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            if not code and sock.family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
+                # A client port of this machine may happen to be the one that nobody listens on: TCP then connects it
+                # to itself.
+                code = errno.ECONNREFUSED
+        except OSError as error:  # reset meanwhile
+            code = error.errno or errno.ENOTCONN
+        if code:
+            self._attempt_failed(connector, OSError(code, os.strerror(code)))
+            return
+        self._selector.unregister(sock)
+        self._deadlines.discard(connector)
+        connector.sock = None
+        connector.candidates.clear()
+        self._open(sock, connector.where, connector)
+
+    def _attempt_failed(self, connector: _Connector, error: OSError) -> None:
+        if connector.sock is not None:
+            self._unregister(connector.sock)
+            connector.sock.close()
+            connector.sock = None
+        if connector.candidates:
+            self._try_next(connector)
+            return
+        text = f"can't connect to {connector.where}: {_reason(error)}"
+        log.log(logging.DEBUG if connector.failing else logging.WARNING, "%s; trying again", text)
+        if not connector.failing:
+            self._events.append(Unreachable(type(error)(error.errno, text)))
+        connector.failing = True
+        self._try_later(connector)
+
+    def _reconnect(self, connection: _Connection) -> None:
+        if connection.connector is not None and connection.connector in self._connectors:
+            self._try_later(connection.connector)
+
+    def _try_later(self, connector: _Connector) -> None:
+        # Jitter keeps many peers from coming back at the same moment.
+        self._deadlines.set(connector, monotonic() + connector.delay_s * random.uniform(0.5, 1.0))
+        connector.delay_s = min(connector.delay_s * 2, self._limits.reconnect_max_s)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _where(sock: socket.socket, address: Any) -> str:
+    if sock.family == socket.AF_UNIX:
+        return f"{_UNIX_PREFIX}{sock.getsockname()}"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _lookup(host: str, port: int, flags: int = 0) -> list[tuple[int, Any]]:
+    """The (family, address) pairs of a host, without repetitions."""
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    return list(dict.fromkeys((int(family), address) for family, _, _, _, address in found))
+
+
+def _listen(host: str, port: int) -> tuple[list[socket.socket], str | None, str | Address]:
+    """Listen on every address of `host`; returns the sockets, the path of a Unix socket, and the address."""
+    if host.startswith(_UNIX_PREFIX):
+        path = host.removeprefix(_UNIX_PREFIX)
+        # A name in the abstract namespace is no file.
+        return [_listen_unix(path)], None if path.startswith("\0") else path, host
+    sockets: list[socket.socket] = []
+    unusable: OSError | None = None
+    try:
+        for family, address in _lookup(host, port, socket.AI_PASSIVE):
+            if sockets and port == 0:
+                # The addresses of one name share the port that the first one was given.
+                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+            try:
+                sockets.append(_bind(family, address))
+            except OSError as error:
+                # A name may have an address of a family that this machine does not have.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                unusable = error
+        if unusable is not None and not sockets:
+            raise unusable
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets, None, sockets[0].getsockname()[:2]
+
+
+def _bind(family: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere the option would let two programs share the port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(address)
+        sock.listen(1024)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _listen_unix(path: str) -> socket.socket:
+    try:
+        return _bind(socket.AF_UNIX, path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
+            raise
+    os.unlink(path)
+    return _bind(socket.AF_UNIX, path)
+
+
+def _is_left_behind(path: str) -> bool:
+    """Whether a file is a Unix socket on which nobody listens: its process died without removing it."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:  # its backlog is full
+            return False
+    return False
+
+
+def check_place(host: object, port: object) -> tuple[str, int]:
+    """Return `host` and `port` if they can name a place.
+
+    Raises ConfigurationError where host is not a str, or port is not an int from 0 to 65535.
+    """
+    if not isinstance(host, str):
+        raise ConfigurationError(f"a host must be a str, not {type(host).__name__}")
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ConfigurationError(f"a port must be an int from 0 to 65535, not {port!r}")
+    return host, port

@@ -1,0 +1,189 @@
+"""What users send and receive: `Message`, `Delivery`, and the `Limits` of a peer."""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from netcomm.errors import ConfigurationError
+
+FLAG_PERSISTENT = 0x1
+"""The message is kept in a storage until it has arrived (snakeMQ's flag of the same name and value)."""
+
+MAX_IDENT_BYTES = 255
+"""The longest ident, in bytes of UTF-8."""
+
+
+class Stream(enum.IntEnum):
+    """The two streams of messages that run from one peer to another; each keeps its order."""
+
+    VOLATILE = 0
+    DURABLE = 1
+
+
+class DeliveryState(enum.Enum):
+    """What has become of a message. Each message ends in exactly one of the last four."""
+
+    QUEUED = "queued"
+    """It waits to be sent."""
+    SENT = "sent"
+    """The connection has it; the receiver has not acknowledged it."""
+    DELIVERED = "delivered"
+    """The receiver's callbacks have returned."""
+    EXPIRED = "expired"
+    """Its time to live ran out before it was sent."""
+    REJECTED = "rejected"
+    """The receiver can't take it: it is larger than the frames the receiver accepts."""
+    DISCARDED = "discarded"
+    """The sender was terminated before the message, a transient one, was acknowledged."""
+
+
+_OPEN_STATES = frozenset({DeliveryState.QUEUED, DeliveryState.SENT})
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A received message, as `on_message` callbacks get it.
+
+    data: the payload.
+    uuid: 16 bytes that name the message; the sender chose them.
+    ttl: the seconds that it had left to live when it was sent, or None for no limit.
+    flags: FLAG_PERSISTENT or 0.
+    redelivered: an earlier process of this receiver may have handed it over before it died.
+    """
+
+    data: bytes
+    uuid: bytes
+    ttl: int | None
+    flags: int
+    redelivered: bool
+
+    @property
+    def persistent(self) -> bool:
+        """Whether the sender keeps it in a storage until it has arrived."""
+        return bool(self.flags & FLAG_PERSISTENT)
+
+
+class Delivery:
+    """One message on its way out: the entry of the queue, and the sender's view of it.
+
+    ident: the receiver's name.
+    uuid: 16 bytes that name the message.
+    data: the payload; None once it was delivered, so that a kept Delivery does not keep the payload.
+    state: see `DeliveryState`.
+    persistent: whether a storage keeps it.
+
+    Attributes may be read from any thread. Only netcomm makes and changes Deliveries.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_wait",
+        "data",
+        "expires_at",
+        "ident",
+        "persistent",
+        "seq",
+        "size",
+        "state",
+        "uuid",
+    )
+
+    def __init__(
+        self,
+        ident: str,
+        uuid: bytes,
+        data: bytes,
+        size: int,
+        expires_at: float | None,
+        persistent: bool,
+        wait: "Callable[[Delivery, float | None], bool]",
+    ) -> None:
+        self.ident = ident
+        self.uuid = uuid
+        self.data: bytes | None = data
+        self.size = size  # bytes that it takes on the wire
+        self.expires_at = expires_at  # on the clock of the outbox, in seconds
+        self.persistent = persistent
+        self.seq = -1  # its place in its stream
+        self.state = DeliveryState.QUEUED
+        self._wait = wait
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the message has ended, at most `timeout` seconds (None: as long as it takes).
+
+        Returns whether it was delivered: the receiver's callbacks have returned. False says that it
+        ended otherwise, or that the time ran out first; `state` tells which.
+
+        May be called from any thread, and from a callback.
+        """
+        return self._wait(self, timeout)
+
+    @property
+    def done(self) -> bool:
+        """Whether the message has ended, one way or another."""
+        return self.state not in _OPEN_STATES
+
+    def __repr__(self) -> str:
+        return f"<Delivery {self.uuid.hex()} to {self.ident!r}: {self.state.value}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a peer allows itself and others. Sizes are in bytes, times in seconds.
+
+    max_frame_bytes: the largest frame it accepts and sends. A message takes 33 bytes more than its data.
+    max_handshake_frame_bytes: the same, until the other side has identified itself.
+    window_bytes: how much may be sent and not yet acknowledged; one larger message may go alone.
+    handshake_s: how long connecting, and then identifying, may take.
+    keepalive_idle_s: a ping goes out after so long a silence.
+    keepalive_wait_s: the connection is closed when nothing arrived for so long after the ping.
+    reconnect_min_s, reconnect_max_s: the delay before connecting again doubles from one to the other.
+    max_queued_messages, max_queued_bytes: how much may wait in memory for one receiver.
+    max_connections: how many connections may be open at once.
+    max_idle_peers: how many peers that are not connected, and for which nothing waits, are remembered.
+    diagnose_after_s: a warning tells of messages that have waited so long for an ident that is not connected,
+        while others are.
+    """
+
+    max_frame_bytes: int = 64 * 1024 * 1024
+    max_handshake_frame_bytes: int = 4 * 1024
+    window_bytes: int = 8 * 1024 * 1024
+    handshake_s: float = 10.0
+    keepalive_idle_s: float = 15.0
+    keepalive_wait_s: float = 10.0
+    reconnect_min_s: float = 0.1
+    reconnect_max_s: float = 30.0
+    max_queued_messages: int = 100_000
+    max_queued_bytes: int = 256 * 1024 * 1024
+    max_connections: int = 1024
+    max_idle_peers: int = 10_000
+    diagnose_after_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ConfigurationError(f"{field.name} must be a positive number, not {value!r}")
+        for name in ("max_frame_bytes", "window_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 33 <= value <= 0xFFFFFFFF:  # an empty message's frame has 33
+                raise ConfigurationError(f"{name} must be a whole number from 33 to 2**32 - 1, not {value!r}")
+        if self.reconnect_min_s > self.reconnect_max_s:
+            raise ConfigurationError("reconnect_min_s must not exceed reconnect_max_s")
+
+
+def check_ident(ident: object) -> str:
+    """Return `ident` if a peer can have it as its name.
+
+    Raises ConfigurationError where it is not a str of 1 to 255 bytes of UTF-8.
+    """
+    if not isinstance(ident, str):
+        raise ConfigurationError(f"an ident must be a str, not {type(ident).__name__}")
+    try:
+        size = len(ident.encode())
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"an ident must be encodable as UTF-8: {error}") from None
+    if not 1 <= size <= MAX_IDENT_BYTES:
+        raise ConfigurationError(f"an ident must have 1 to {MAX_IDENT_BYTES} bytes of UTF-8, not {size}")
+    return ident

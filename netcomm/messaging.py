@@ -1,0 +1,991 @@
+"""`Messaging`: all sessions and queues of one peer: bytes in, bytes and events out.
+
+It has no socket, no thread, no clock and no random source: the caller hands in what the connections said, and the
+time, in seconds of a monotonic clock. What is to be done comes back as events, for the caller to act on:
+
+- `next_events()`: what happened, in order.
+- `take_writable()` and `output()`: which connections have something to send, and what.
+- `deadline()`: when `tick()` is due.
+
+None of it is thread-safe; `netcomm.peer` holds a lock around it.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from netcomm import outbox, wire
+from netcomm.deadlines import Deadlines
+from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError, StorageCorrupt, StorageError
+from netcomm.inbox import DataItem, Inbox
+from netcomm.message import Delivery, DeliveryState, Limits, Stream
+from netcomm.outbox import DurableOutStream, Outbox
+from netcomm.session import Identified, Session
+from netcomm.storage import Position, StoredMessage, StoredStream
+
+log = logging.getLogger("netcomm.messaging")
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A peer can be talked to; `connection` is established."""
+
+    ident: str
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """A peer that was connected is not any more."""
+
+    ident: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Messages came in; the caller calls `Messaging.hand_over` when their callbacks have returned.
+
+    items: `(seq, uuid, ttl, flags, data)` each.
+    stream, epoch: what they belong to; a legacy peer has no streams: None, and 0.
+    redelivered_below: messages with a lower seq may have been handed over by an earlier process.
+    """
+
+    ident: str
+    stream: Stream | None
+    epoch: int
+    redelivered_below: int
+    items: list[DataItem]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Messages have ended without being delivered."""
+
+    deliveries: list[Delivery]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Messages have ended; whoever waits for one may look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Something the user should hear of."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """A connection has to be closed, once `farewell`, in buffers, is sent."""
+
+    connection: int
+    farewell: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PauseReading:
+    """Nothing more may be read from a connection, or reading may go on."""
+
+    connection: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The storage is to be read; `Messaging.loaded` takes the result."""
+
+    ident: str
+    from_seq: int
+    max_count: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FindExpired:
+    """The storage is to be searched from a seq on for what has expired; `Messaging.expired_found` takes the result."""
+
+    ident: str
+    from_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The storage is to remember up to where a stream may be sent; then `Messaging.marked` is called."""
+
+    ident: str
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """The storage is to give a stream another epoch; then `Messaging.renewed` is called."""
+
+    ident: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StorePosition:
+    """The storage is to take a position, or a later one; then `Messaging.position_stored` is called."""
+
+    ident: str
+    position: Position
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteBelow:
+    """The storage may forget the messages of a stream below a seq. Nobody waits for it."""
+
+    ident: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """The storage may forget messages of a stream. Nobody waits for it."""
+
+    ident: str
+    seqs: list[int]
+
+
+StorageRequest = Load | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
+Event = Connected | Disconnected | Received | Dropped | Settled | Failed | Close | PauseReading | StorageRequest
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """What one peer has sent to another, and got from it, since it started. A snapshot.
+
+    connected: whether messages can flow now.
+    queued: messages that wait or are in flight; in_flight: those of them that are sent and not acknowledged.
+    delivered, dropped: messages that have ended.
+    received: messages that came from it.
+    reconnects: how often it connected, after the first time.
+    bytes_sent, bytes_received: over all its connections, from the identification on.
+    """
+
+    connected: bool
+    queued: int
+    in_flight: int
+    delivered: int
+    dropped: int
+    received: int
+    reconnects: int
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(slots=True)
+class _Connection:
+    number: int
+    session: Session
+    where: str
+    connector: int
+    peer: "_Peer | None" = None
+    paused: bool = False
+
+    @property
+    def name(self) -> str:
+        ident = self.session.remote_ident
+        return self.where if ident is None else f"{ident!r} at {self.where}"
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What is known of another peer, by its ident.
+
+    challenger: a second connection that says the same ident; it waits until the first one has shown that it lives.
+    refused: whether the log has told of refused connections with this ident.
+    warned: whether the log has told that messages wait for it.
+    """
+
+    ident: str
+    outbox: Outbox
+    inbox: Inbox
+    connection: _Connection | None = None
+    challenger: _Connection | None = None
+    refused: bool = False
+    warned: bool = False
+    delivered: int = 0
+    dropped: int = 0
+    received: int = 0
+    connects: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+    @property
+    def connected(self) -> bool:
+        return self.connection is not None and self.connection.session.established
+
+
+# A deadline belongs to a connection (its session's), or to a peer.
+_SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
+_Key = tuple[int, int | str]
+
+
+class Messaging:
+    """The protocol of one peer, over any number of connections."""
+
+    def __init__(
+        self,
+        ident: str,
+        limits: Limits,
+        *,
+        peer_id: bytes,
+        boot_id: bytes,
+        first_epoch: int,
+        wait: Callable[[Delivery, float | None], bool],
+        stores_positions: bool = False,
+    ) -> None:
+        """Make it, without connections.
+
+        peer_id, boot_id: 16 bytes each, as in HELLO.
+        first_epoch: a 63-bit number that no other process of this ident has used.
+        wait: what `Delivery.wait` calls, for messages that come from the storage.
+        stores_positions: whether there is a storage that takes positions.
+        """
+        self._ident = ident
+        self._limits = limits
+        self._peer_id = peer_id
+        self._boot_id = boot_id
+        self._next_epoch = first_epoch
+        self._wait = wait
+        self._stores_positions = stores_positions
+        self._unstored: dict[str, Position] = {}  # by sender; what the storage has not confirmed
+        self._connections: dict[int, _Connection] = {}
+        self._peers: dict[str, _Peer] = {}
+        self._deadlines: Deadlines[_Key] = Deadlines()
+        self._writable: dict[int, None] = {}  # an ordered set
+        self._events: list[Event] = []
+        self._complaints: dict[int, str] = {}  # by connector
+        self._undiagnosed: set[str] = set()  # idents that messages wait for, while no other is connected
+        self._receiving = True
+
+    def restore(
+        self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float
+    ) -> None:
+        """Take over what a storage has kept. `wall_now` is the time in seconds since the epoch."""
+        for ident, position in positions.items():
+            self._peer(ident, position)
+        for state in streams:
+            peer = self._peer(state.ident)
+            expires_at = None if state.next_expiry is None else now + state.next_expiry - wall_now
+            peer.outbox.durable = DurableOutStream.restore(state, expires_at)
+            self._watch_expiry(peer)
+            self._diagnose_later(peer, now)
+
+    # -- Connections ------------------------------------------------------------------------------------------
+
+    def connection_opened(self, number: int, where: str, connector: int, now: float) -> None:
+        """A connection was made.
+
+        number: names it from now on, and was never used before.
+        where: its other end, for the log.
+        connector: which connector made it, from 1; 0 where it was accepted.
+        """
+        hello = wire.Hello(
+            wire.EXTENSION_VERSION,
+            self._peer_id,
+            self._boot_id,
+            connector,
+            self._limits.max_frame_bytes,
+            self._limits.window_bytes,
+        )
+        session = Session(self._ident, hello, self._limits, now)
+        connection = _Connection(number, session, where, connector)
+        self._connections[number] = connection
+        self._writable[number] = None
+        self._deadlines.set((_SESSION, number), session.deadline())
+        if not self._receiving:
+            self._pause(connection, True)
+
+    def connection_lost(self, number: int, reason: str, now: float) -> None:
+        """A connection has been lost; a number that is not known is passed over."""
+        connection = self._connections.get(number)
+        if connection is None:
+            return
+        if connection.session.legacy and not connection.session.established:
+            text = (
+                f"{connection.name} closed the connection right after the identification; a snakeMQ peer does so while"
+                f" another connection with the ident {self._ident!r} is open there"
+            )
+            self._complain(connection, text, ConnectionRefusedByPeer(text, wire.RefuseCode.DUPLICATE_IDENT))
+        elif connection.connector and connection.session.remote_ident is None:
+            text = f"{connection.name} closed the connection before it had identified itself"
+            self._complain(connection, text, RemoteProtocolError(text))
+        self._forget(connection, reason, now)
+
+    def close_all(self, reason: str, now: float) -> None:
+        """Close every connection."""
+        for connection in list(self._connections.values()):
+            # To close one admits its challenger, and what that has said may close it, too.
+            if connection.number in self._connections:
+                self._close(connection, reason, now)
+
+    def _forget(self, connection: _Connection, reason: str, now: float) -> None:
+        number = connection.number
+        del self._connections[number]
+        self._deadlines.discard((_SESSION, number))
+        self._writable.pop(number, None)
+        peer = connection.peer
+        if peer is None:
+            log.debug("connection with %s ended before identification: %s", connection.where, reason)
+        elif peer.challenger is connection:
+            peer.challenger = None
+            self._deadlines.discard((_CHALLENGE, peer.ident))
+        else:
+            self._disconnect(peer, connection, reason, now)
+
+    def data_received(self, number: int, chunk: bytes, now: float) -> None:
+        """Bytes came in on a connection; a number that is not known is passed over."""
+        connection = self._connections.get(number)
+        if connection is None:
+            return
+        session = connection.session
+        answered = session.ping_outstanding
+        session.receive_data(chunk, now)
+        if answered:  # the next look is due before the answer would have been
+            self._deadlines.set((_SESSION, number), session.deadline())
+        peer = connection.peer
+        if peer is not None:
+            peer.bytes_received += len(chunk)
+            if peer.challenger is not None and peer.connection is connection:
+                self._refuse_duplicate(peer.challenger, peer, now)
+        self._process(connection, now)
+
+    def _process(self, connection: _Connection, now: float) -> None:
+        session = connection.session
+        self._writable[connection.number] = None
+        try:
+            while (event := session.next_event()) is not None:
+                if session.legacy and not session.established:
+                    self._establish(self._peer_of(connection), connection, now)
+                match event:
+                    case wire.Data(stream, items):
+                        self._receive(connection, stream, items)
+                    case wire.Ack():
+                        self._acknowledge(connection, event)
+                    case wire.Messages(legacy_items):
+                        self._receive_legacy(connection, legacy_items)
+                    case wire.Begin():
+                        self._begin(connection, event, now)
+                    case wire.Skip(stream, next_seq):
+                        self._peer_of(connection).inbox.skip(stream, next_seq)
+                    case Identified(ident):
+                        self._identify(connection, ident, now)
+        except ConnectionRefusedByPeer as error:
+            text = f"{connection.name} refused the connection: {error}"
+            self._complain(connection, text, ConnectionRefusedByPeer(text, error.code))
+            self._close(connection, "refused by the other side", now)
+        except RemoteProtocolError as error:
+            session.refuse(wire.RefuseCode.PROTOCOL_ERROR, str(error))
+            text = f"protocol error of {connection.name}: {error}"
+            self._complain(connection, text, RemoteProtocolError(text))
+            self._close(connection, "protocol error", now)
+
+    def _complain(self, connection: _Connection, text: str, error: Exception | None = None) -> None:
+        """Tell why a connection is closed: loudly, but not again for each attempt of a connector."""
+        repeated = connection.connector and self._complaints.get(connection.connector) == text
+        log.log(logging.DEBUG if repeated else logging.WARNING, "%s; closing the connection", text)
+        if error is not None and not repeated:
+            self._events.append(Failed(error))
+        if connection.connector:
+            self._complaints[connection.connector] = text
+
+    def _close(self, connection: _Connection, reason: str, now: float) -> None:
+        """Forget a connection; what its session still has to say goes out before it is closed."""
+        self._events.append(Close(connection.number, connection.session.take_output()))
+        self._forget(connection, reason, now)
+
+    # -- Identification ---------------------------------------------------------------------------------------
+
+    def _identify(self, connection: _Connection, ident: str, now: float) -> None:
+        if ident == self._ident:
+            self._refuse(connection, f"ident {ident!r} is that of this peer itself", now)
+            return
+        peer = self._peer(ident)
+        connection.peer = peer
+        present = peer.connection
+        if present is None:
+            self._admit(peer, connection, now)
+        elif _same_connector(present.session, connection.session) or self._goes_before(connection, present):
+            # Either its owner has made a new connection, and so has given up the present one, even if we have not
+            # heard; or both sides have dialled each other, and both keep the same one of the two.
+            if peer.challenger is not None:
+                self._refuse_duplicate(peer.challenger, peer, now)
+            self._close(present, "replaced by a newer connection", now)
+            self._admit(peer, connection, now)
+        elif peer.challenger is not None or present.paused:
+            # What is not read can't show that it lives.
+            self._refuse_duplicate(connection, peer, now)
+        else:
+            peer.challenger = connection
+            self._pause(connection, True)
+            present.session.probe(now)
+            self._writable[present.number] = None
+            self._deadlines.set((_CHALLENGE, ident), now + self._probe_s)
+
+    @property
+    def _probe_s(self) -> float:
+        # The challenger's handshake must outlive the probe.
+        return min(self._limits.keepalive_wait_s, self._limits.handshake_s / 2)
+
+    def _goes_before(self, connection: _Connection, present: _Connection) -> bool:
+        """Whether one of two connections with the same process is to be kept: that whose maker has the higher id."""
+        remote, present_remote = connection.session.remote, present.session.remote
+        if remote is None or present_remote is None or remote.boot_id != present_remote.boot_id:
+            return False
+        if bool(connection.connector) == bool(present.connector):
+            return False
+        return bool(connection.connector) == (self._boot_id > remote.boot_id)
+
+    def _refuse_duplicate(self, connection: _Connection, peer: _Peer, now: float) -> None:
+        present = peer.connection
+        assert present is not None
+        if peer.challenger is not connection:
+            connection.peer = None
+        self._refuse(connection, f"ident {peer.ident!r} is connected already, from {present.where}", now, peer.refused)
+        peer.refused = True
+
+    def _refuse(self, connection: _Connection, text: str, now: float, repeated: bool = False) -> None:
+        log.log(
+            logging.DEBUG if repeated else logging.WARNING,
+            "refusing the connection with %s: %s",
+            connection.where,
+            text,
+        )
+        connection.session.refuse(wire.RefuseCode.DUPLICATE_IDENT, text)
+        self._close(connection, "duplicate ident", now)
+
+    def _admit(self, peer: _Peer, connection: _Connection, now: float) -> None:
+        peer.connection = connection
+        peer.refused = False
+        session = connection.session
+        session.admit()
+        if session.remote is None:
+            # Established once it has kept the connection for a moment, or has sent something. A snakeMQ peer that
+            # refuses an ident closes without a word, and crashes on whatever comes behind it.
+            session.wait_for_refusal(now)
+            self._deadlines.set((_SESSION, connection.number), session.deadline())
+        else:
+            max_packet_bytes = wire.max_packet_size(min(session.remote.max_frame_bytes, self._limits.max_frame_bytes))
+            for frame in peer.outbox.connect(session.remote.window_bytes, max_packet_bytes, session.remote.boot_id):
+                session.begin(frame)
+        self._writable[connection.number] = None
+
+    def _establish(self, peer: _Peer, connection: _Connection, now: float) -> None:
+        session = connection.session
+        session.established = True
+        if session.legacy:
+            peer.outbox.connect_legacy(wire.max_packet_size(self._limits.max_frame_bytes))
+        self._deadlines.set((_SESSION, connection.number), session.deadline())
+        self._writable[connection.number] = None
+        self._deadlines.discard((_DIAGNOSIS, peer.ident))
+        self._ask_storage(peer)
+        peer.warned = False
+        peer.connects += 1
+        kind = "snakeMQ peer " if session.legacy else ""
+        log.info("connected to %s%r at %s", kind, peer.ident, connection.where)
+        self._events.append(Connected(peer.ident, connection.number))
+        self._complaints.pop(connection.connector, None)
+        for ident in self._undiagnosed:
+            self._diagnose_later(self._peer(ident), now)
+        self._undiagnosed.clear()
+
+    def _disconnect(self, peer: _Peer, connection: _Connection, reason: str, now: float) -> None:
+        session = connection.session
+        was_established = session.established
+        peer.connection = None
+        peer.outbox.disconnect()
+        peer.inbox.disconnect()
+        self._watch_expiry(peer)
+        if was_established:
+            log.info("disconnected from %r at %s: %s", peer.ident, connection.where, reason)
+            self._events.append(Disconnected(peer.ident))
+        challenger = peer.challenger
+        if challenger is not None:
+            peer.challenger = None
+            self._deadlines.discard((_CHALLENGE, peer.ident))
+            self._admit(peer, challenger, now)
+            self._pause(challenger, False)
+            self._process(challenger, now)
+        else:
+            self._diagnose_later(peer, now)
+
+    # -- Messages in ------------------------------------------------------------------------------------------
+
+    def _begin(self, connection: _Connection, frame: wire.Begin, now: float) -> None:
+        peer = self._peer_of(connection)
+        peer.inbox.begin(frame)
+        if not connection.session.established:
+            self._establish(peer, connection, now)
+
+    def _receive(self, connection: _Connection, stream: Stream, items: list[DataItem]) -> None:
+        peer = self._peer_of(connection)
+        state, fresh = peer.inbox.accept(stream, items)
+        if fresh:
+            self._took(peer, connection, fresh)
+            self._events.append(Received(peer.ident, stream, state.epoch, state.redelivered_below, fresh))
+
+    def _receive_legacy(self, connection: _Connection, items: list[tuple[bytes, int, int, bytes]]) -> None:
+        peer = self._peer_of(connection)
+        numbered = [(0, *item) for item in items]
+        self._took(peer, connection, numbered)
+        self._events.append(Received(peer.ident, None, 0, 0, numbered))
+
+    def _took(self, peer: _Peer, connection: _Connection, items: list[DataItem]) -> None:
+        peer.received += len(items)
+        peer.inbox.pending_bytes += _size(items)
+        # A netcomm peer keeps to the window by itself, but for one large message, and for what an earlier process sent:
+        # as long as it does, it is read, so that its pings are answered.
+        allowed = self._limits.window_bytes
+        if not connection.session.legacy:
+            allowed += self._limits.max_frame_bytes
+        if peer.inbox.pending_bytes > allowed:
+            self._pause(connection, True)
+
+    def hand_over(self, received: Received, start: int, stop: int, now: float) -> None:
+        """The callbacks of `received.items[start:stop]` have returned; all before them have been named before."""
+        peer = self._peers[received.ident]
+        items = received.items[start:stop]
+        peer.inbox.pending_bytes -= _size(items)
+        if received.stream is not None:
+            position = peer.inbox.hand_over(received.stream, received.epoch, items[-1][0] + 1)
+            if position is not None:
+                self._unstored[peer.ident] = position
+                self._events.append(StorePosition(peer.ident, position))
+        connection = peer.connection
+        if connection is not None:
+            self._writable[connection.number] = None
+            if connection.paused and peer.inbox.pending_bytes <= self._limits.window_bytes // 2:
+                connection.session.excuse(now)
+                self._pause(connection, False)
+
+    def position_stored(self, ident: str, position: Position) -> None:
+        """The storage has a position."""
+        if self._unstored.get(ident) == position:
+            del self._unstored[ident]
+        peer = self._peers[ident]
+        peer.inbox.acknowledge(Stream.DURABLE, position)
+        if peer.connection is not None:
+            self._writable[peer.connection.number] = None
+        self._events.append(Settled())
+
+    def stop_receiving(self) -> None:
+        """Read no more from any connection: the peer is being terminated."""
+        self._receiving = False
+        for connection in self._connections.values():
+            self._pause(connection, True)
+
+    def _pause(self, connection: _Connection, paused: bool) -> None:
+        paused = paused or not self._receiving
+        if connection.paused != paused:
+            connection.paused = paused
+            self._events.append(PauseReading(connection.number, paused))
+
+    # -- Messages out -----------------------------------------------------------------------------------------
+
+    def has_room(self, ident: str, size: int) -> bool:
+        """Whether a message of `size` bytes on the wire may be queued for `ident` now."""
+        peer = self._peers.get(ident)
+        return peer is None or peer.outbox.has_room(size)
+
+    def send(self, delivery: Delivery, now: float) -> None:
+        """Queue a message for `delivery.ident`."""
+        peer = self._peer(delivery.ident)
+        peer.outbox.append(delivery, now)
+        if delivery.state is DeliveryState.EXPIRED:
+            self._drop(peer, [delivery])
+        elif peer.connection is not None:
+            self._writable[peer.connection.number] = None
+        if delivery.expires_at is not None:
+            self._watch_expiry(peer)
+        if not peer.connected:
+            self._diagnose_later(peer, now)
+        self._ask_storage(peer)
+
+    def _acknowledge(self, connection: _Connection, ack: wire.Ack) -> None:
+        peer = self._peer_of(connection)
+        delivered = peer.outbox.acknowledge(ack)
+        self._watch_expiry(peer)
+        self._deliver(peer, delivered)
+        self._ask_storage(peer)
+
+    def _deliver(self, peer: _Peer, delivered: list[Delivery]) -> None:
+        if not delivered:
+            return
+        peer.delivered += len(delivered)
+        self._events.append(Settled())
+        if delivered[0].persistent:
+            assert peer.outbox.durable is not None
+            self._events.append(DeleteBelow(peer.ident, peer.outbox.durable.deletable_below()))
+
+    def _reject(self, peer: _Peer, session: Session, rejected: list[Delivery]) -> None:
+        if rejected:
+            limits = self._limits if session.remote is None else session.remote
+            log.warning(
+                "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
+                len(rejected),
+                peer.ident,
+                limits.max_frame_bytes,
+            )
+            self._drop(peer, rejected)
+
+    def _drop(self, peer: _Peer, deliveries: list[Delivery]) -> None:
+        if not deliveries:
+            return
+        peer.dropped += len(deliveries)
+        self._events.append(Dropped(deliveries))
+        stored = [delivery.seq for delivery in deliveries if delivery.persistent]
+        if stored:
+            self._events.append(Delete(peer.ident, stored))
+            self._ask_storage(peer)
+
+    # -- The durable streams ----------------------------------------------------------------------------------
+
+    def number(self, delivery: Delivery) -> int:
+        """Give a persistent message its place, before it is stored; returns the epoch of its stream.
+
+        When the storage has it, `send` is called, in the order of these calls; never, where it could not be stored.
+        """
+        peer = self._peer(delivery.ident)
+        if peer.outbox.durable is None:
+            begin = peer.outbox.open_durable(self._new_epoch())
+            if begin is not None:
+                assert peer.connection is not None
+                peer.connection.session.begin(begin)
+                self._writable[peer.connection.number] = None
+        durable = peer.outbox.durable
+        assert durable is not None
+        durable.number(delivery)
+        return durable.epoch
+
+    def not_stored(self, deliveries: list[Delivery]) -> None:
+        """Messages that were numbered could not be stored, as far as the storage can tell."""
+        seqs: dict[str, list[int]] = {}
+        for delivery in deliveries:
+            delivery.state = DeliveryState.DISCARDED
+            seqs.setdefault(delivery.ident, []).append(delivery.seq)
+        for ident, gone in seqs.items():
+            durable = self._peers[ident].outbox.durable
+            assert durable is not None
+            durable.lose(gone)
+            self._events.append(Delete(ident, gone))
+
+    def _ask_storage(self, peer: _Peer) -> None:
+        if peer.outbox.durable is None:
+            return
+        for want in peer.outbox.durable.wants():
+            match want:
+                case outbox.Load(from_seq, max_count, max_bytes):
+                    self._events.append(Load(peer.ident, from_seq, max_count, max_bytes))
+                case outbox.Mark(below):
+                    self._events.append(Mark(peer.ident, below))
+                case outbox.Renew():
+                    text = (
+                        f"{peer.ident!r} has more of the durable stream than this storage has ever sent: it was"
+                        " restored from a backup. What it holds is sent again"
+                    )
+                    log.warning("%s", text)
+                    self._events.append(Failed(StorageError(text)))
+                    self._events.append(Renew(peer.ident, self._new_epoch()))
+
+    def loaded(self, ident: str, messages: list[StoredMessage], now: float, wall_now: float) -> None:
+        """The answer to Load."""
+        peer = self._peers[ident]
+        deliveries = [self._delivery_of(peer, message, now, wall_now) for message in messages]
+        delivered, missing = peer.outbox.load(deliveries)
+        self._deliver(peer, delivered)
+        if missing:
+            text = f"{missing} messages for {ident!r} that were stored are not in the storage"
+            log.error("%s", text)
+            self._events.append(Failed(StorageCorrupt(text)))
+        self._after_storage(peer)
+
+    def expired_found(
+        self, ident: str, messages: list[StoredMessage], next_expiry: float | None, now: float, wall_now: float
+    ) -> None:
+        """The answer to FindExpired; `next_expiry` is by the wall clock, as the storage says it."""
+        peer = self._peers[ident]
+        durable = peer.outbox.durable
+        assert durable is not None
+        expired = [
+            self._delivery_of(peer, message, now, wall_now) for message in messages if durable.is_stored(message.seq)
+        ]
+        if next_expiry is not None:
+            when = now + max(0.0, next_expiry - wall_now)
+            durable.expires_at = when if durable.expires_at is None else min(when, durable.expires_at)
+        durable.expire_stored(expired)
+        self._drop(peer, expired)
+        self._after_storage(peer)
+
+    def marked(self, ident: str, below: int) -> None:
+        """The answer to Mark."""
+        peer = self._peers[ident]
+        assert peer.outbox.durable is not None
+        peer.outbox.durable.marked(below)
+        self._after_storage(peer)
+
+    def renewed(self, ident: str, epoch: int) -> None:
+        """The answer to Renew."""
+        peer = self._peers[ident]
+        begin = peer.outbox.renew(epoch)
+        if begin is not None:
+            assert peer.connection is not None
+            peer.connection.session.begin(begin)
+        self._after_storage(peer)
+
+    def _after_storage(self, peer: _Peer) -> None:
+        self._watch_expiry(peer)
+        self._ask_storage(peer)
+        if peer.connection is not None:
+            self._writable[peer.connection.number] = None
+
+    def _delivery_of(self, peer: _Peer, message: StoredMessage, now: float, wall_now: float) -> Delivery:
+        """The Delivery of a stored message, with the payload in it: the one that `send` returned, if it lives."""
+        assert peer.outbox.durable is not None
+        delivery = peer.outbox.durable.delivery_of(message.seq)
+        if delivery is None:
+            expires_at = None
+            if message.ttl is not None:
+                # The wall clock may have been set back since: nothing lives for longer than it was given.
+                expires_at = now + min(message.ttl, message.queued_at + message.ttl - wall_now)
+            size = wire.packet_size(len(message.data))
+            delivery = Delivery(peer.ident, message.uuid, message.data, size, expires_at, True, self._wait)
+            delivery.seq = message.seq
+        delivery.data = message.data
+        return delivery
+
+    def discard_all(self) -> None:
+        """End every message that has not ended: the peer is being terminated."""
+        for peer in self._peers.values():
+            self._drop(peer, peer.outbox.discard())
+
+    def is_idle(self, ident: str) -> bool:
+        """Whether nothing is queued for a peer."""
+        peer = self._peers.get(ident)
+        return peer is None or not peer.outbox.queued
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued for anybody."""
+        return not any(peer.outbox.queued for peer in self._peers.values())
+
+    @property
+    def may_end(self) -> bool:
+        """Whether ending now would neither discard a message, nor leave one behind that can be delivered now."""
+        return not any(
+            peer.outbox.queued if peer.connected else peer.outbox.volatile.queued for peer in self._peers.values()
+        )
+
+    @property
+    def all_stored(self) -> bool:
+        """Whether the storage has every position."""
+        return not self._unstored
+
+    @property
+    def all_handed_over(self) -> bool:
+        """Whether the callbacks of everything that was received have returned, and the storage knows."""
+        return self.all_stored and not any(peer.inbox.pending_bytes for peer in self._peers.values())
+
+    # -- What the caller acts on ------------------------------------------------------------------------------
+
+    def next_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def take_writable(self) -> list[int]:
+        """The connections that may have something to send, since the last call."""
+        writable = list(self._writable)
+        self._writable.clear()
+        return writable
+
+    def output(self, number: int, budget: int, now: float) -> list[bytes]:
+        """About `budget` bytes to be sent on a connection, in buffers; nothing where there is no more to say now."""
+        connection = self._connections.get(number)
+        if connection is None:
+            return []
+        session = connection.session
+        peer = connection.peer
+        if peer is None or peer.connection is not connection:
+            return session.take_output()
+        for ack in peer.inbox.due_acks():
+            session.acknowledge(ack)
+        buffers = session.take_output()
+        self._drop(peer, peer.outbox.expire(now))
+        while (taken := peer.outbox.take(budget)) is not None:
+            stream, epoch, next_seq, batch, rejected = taken
+            self._reject(peer, session, rejected)
+            if batch and session.legacy:
+                buffers += wire.messages(batch, now)
+                sent_below = batch[-1].seq + 1
+                buffers.append(session.barrier(wire.Ack(stream, epoch, sent_below, sent_below)))
+            elif batch:
+                buffers += wire.data(batch, next_seq, now)
+            if batch:
+                break
+        else:
+            self._ask_storage(peer)  # what is first now may have to be marked
+        peer.bytes_sent += sum(map(len, buffers))
+        return buffers
+
+    # -- Time -------------------------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        """When `tick` is due, or None."""
+        return self._deadlines.next()
+
+    def tick(self, now: float) -> None:
+        """Do what the time asks for."""
+        for kind, key in self._deadlines.pop_due(now):
+            if kind == _SESSION:
+                self._check_session(int(key), now)
+                continue
+            peer = self._peers.get(str(key))
+            if peer is None:
+                continue
+            if kind == _EXPIRY:
+                self._drop(peer, peer.outbox.expire(now))
+                self._expire_stored(peer, now)
+                self._watch_expiry(peer)
+            elif kind == _CHALLENGE and peer.connection is not None:
+                self._close(peer.connection, "no answer to a ping, and its ident came again", now)
+            elif kind == _DIAGNOSIS:
+                self._diagnose(peer)
+
+    def _check_session(self, number: int, now: float) -> None:
+        connection = self._connections.get(number)
+        if connection is None:  # closed by what fell due just before
+            return
+        session = connection.session
+        if session.legacy and not session.established:
+            self._establish(self._peer_of(connection), connection, now)
+            return
+        if connection.paused and session.established:
+            session.excuse(now)
+        reason = session.check(now)
+        if reason is None:
+            self._writable[connection.number] = None
+            self._deadlines.set((_SESSION, connection.number), connection.session.deadline())
+            return
+        self._complain(connection, f"{connection.name}: {reason}")
+        self._close(connection, reason, now)
+
+    def _expire_stored(self, peer: _Peer, now: float) -> None:
+        durable = peer.outbox.durable
+        if durable is not None and durable.expires_at is not None and durable.expires_at <= now:
+            durable.expires_at = None  # until the answer says
+            self._events.append(FindExpired(peer.ident, durable.expirable_from()))
+
+    def _watch_expiry(self, peer: _Peer) -> None:
+        when = peer.outbox.next_expiry()
+        durable = peer.outbox.durable
+        if durable is not None and durable.expires_at is not None:
+            when = durable.expires_at if when is None else min(when, durable.expires_at)
+        if when is None:
+            self._deadlines.discard((_EXPIRY, peer.ident))
+        else:
+            self._deadlines.set((_EXPIRY, peer.ident), when)
+
+    def _diagnose_later(self, peer: _Peer, now: float) -> None:
+        if peer.outbox.queued and not peer.warned and not peer.connected:
+            key = (_DIAGNOSIS, peer.ident)
+            if key not in self._deadlines:
+                self._deadlines.set(key, now + self._limits.diagnose_after_s)
+
+    def _diagnose(self, peer: _Peer) -> None:
+        connected = self.connected_idents()
+        if peer.connected or not peer.outbox.queued:
+            return
+        if not connected:
+            self._undiagnosed.add(peer.ident)
+            return
+        peer.warned = True
+        log.warning(
+            "%d messages wait for %r, which is not connected; connected are: %s. Is the ident right?",
+            peer.outbox.queued,
+            peer.ident,
+            ", ".join(map(repr, connected)),
+        )
+
+    # -- Peers ------------------------------------------------------------------------------------------------
+
+    def connected_idents(self) -> list[str]:
+        """The peers that messages can flow to, in the order of their names."""
+        return sorted(ident for ident, peer in self._peers.items() if peer.connected)
+
+    def is_connected(self, ident: str) -> bool:
+        """Whether messages can flow to a peer."""
+        peer = self._peers.get(ident)
+        return peer is not None and peer.connected
+
+    def stats(self) -> dict[str, PeerStats]:
+        """A snapshot, by ident."""
+        return {
+            ident: PeerStats(
+                connected=peer.connected,
+                queued=peer.outbox.queued,
+                in_flight=peer.outbox.in_flight,
+                delivered=peer.delivered,
+                dropped=peer.dropped,
+                received=peer.received,
+                reconnects=max(0, peer.connects - 1),
+                bytes_sent=peer.bytes_sent,
+                bytes_received=peer.bytes_received,
+            )
+            for ident, peer in self._peers.items()
+        }
+
+    def _peer(self, ident: str, position: Position | None = None) -> _Peer:
+        peer = self._peers.get(ident)
+        if peer is None:
+            self._forget_idle_peers()
+            inbox = Inbox(self._stores_positions, position)
+            peer = self._peers[ident] = _Peer(ident, Outbox(self._limits, self._new_epoch()), inbox)
+        return peer
+
+    def _new_epoch(self) -> int:
+        epoch = self._next_epoch
+        self._next_epoch = (epoch + 1) % 2**63
+        return epoch
+
+    @staticmethod
+    def _peer_of(connection: _Connection) -> _Peer:
+        assert connection.peer is not None  # the session lets nothing through before it
+        return connection.peer
+
+    def _forget_idle_peers(self) -> None:
+        """Keep strangers' idents from filling the memory: the oldest of too many idle peers are forgotten.
+
+        To a forgotten peer, and from it, volatile streams begin anew: what it sends again is not recognised.
+        """
+        excess = len(self._peers) - self._limits.max_idle_peers
+        if excess <= 0:
+            return
+        excess += self._limits.max_idle_peers // 10  # so that not every new peer makes it search
+        idle = (
+            ident
+            for ident, peer in self._peers.items()
+            if peer.connection is None
+            and not peer.outbox.queued
+            and not peer.inbox.pending_bytes
+            and not peer.inbox.durable
+            and peer.outbox.durable is None
+        )
+        for ident in list(islice(idle, excess)):
+            del self._peers[ident]
+
+
+def _size(items: list[DataItem]) -> int:
+    return sum([wire.packet_size(len(item[4])) for item in items])
+
+
+def _same_connector(one: Session, other: Session) -> bool:
+    """Whether both connections were made by one connector of one process."""
+    if one.remote is None or other.remote is None or one.remote.connector == 0:
+        return False
+    return (one.remote.boot_id, one.remote.connector) == (other.remote.boot_id, other.remote.connector)

@@ -1,0 +1,663 @@
+"""`Outbox`: one peer's outgoing queue: order, time to live, in flight, acknowledged, over a storage.
+
+A message is *waiting* until it is handed to a connection, then *in flight* until it is acknowledged. When the
+connection breaks, a netcomm peer may or may not have what was in flight: it stays in flight, and can't
+expire, until the peer has said on the next connection where it goes on. A legacy peer can't say; what was in
+flight to it goes back to waiting, and is sent again.
+
+Of the durable stream, only the beginning is in memory; what lies behind it is *stored* alone, and is loaded as the
+beginning moves on. The outbox does no I/O: it says what it wants of the storage (`wants`), and is told of the results.
+"""
+
+import heapq
+from collections import deque
+from dataclasses import dataclass
+from itertools import count, islice
+from weakref import WeakValueDictionary
+
+from netcomm.errors import RemoteProtocolError
+from netcomm.message import Delivery, DeliveryState, Limits, Stream
+from netcomm.storage import StoredStream
+from netcomm.wire import Ack, Begin, packet_size
+
+QUEUED = DeliveryState.QUEUED
+SENT = DeliveryState.SENT
+DELIVERED = DeliveryState.DELIVERED
+
+# How much of a durable stream is kept in memory; a single larger message is loaded all the same.
+_MAX_LOADED = 20_000
+_MAX_LOADED_BYTES = 8 * 1024 * 1024
+_LOAD_COUNT = 5_000
+# How far ahead of what was appended the storage is told that messages may be sent: once for so many.
+_MARK_AHEAD = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The storage is to be read, from a seq on."""
+
+    from_seq: int
+    max_count: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The storage is to remember that messages below a seq may be sent."""
+
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """The stream is to get a new epoch."""
+
+
+class OutStream:
+    """The sending end of one stream.
+
+    epoch, next_seq: name the next message.
+    added_below: every message below has been added, or never will be.
+    sent_below: what is below may have been on the wire.
+    untold_below: a process of the receiver that has died since may have handed over what is below: none of it expires.
+    receiver_next: the seq that the receiver expects next on this connection, or None until it is known.
+    empty_places: how many of `waiting` have expired; they keep their places, since closing each at once costs more.
+    queued, queued_bytes: how many messages have not ended, and their size on the wire.
+    """
+
+    __slots__ = (
+        "added_below",
+        "empty_places",
+        "epoch",
+        "in_flight",
+        "next_seq",
+        "queued",
+        "queued_bytes",
+        "receiver_next",
+        "sent_below",
+        "stream",
+        "untold_below",
+        "waiting",
+    )
+
+    def __init__(self, stream: Stream, epoch: int) -> None:
+        self.stream = stream
+        self.epoch = epoch
+        self.next_seq = 0
+        self.added_below = 0
+        self.sent_below = 0
+        self.untold_below = 0
+        self.receiver_next: int | None = None
+        self.empty_places = 0
+        self.queued = 0
+        self.queued_bytes = 0
+        self.waiting: deque[Delivery] = deque()
+        self.in_flight: deque[Delivery] = deque()
+
+    def number(self, delivery: Delivery) -> None:
+        """Give a message its place at the end of the stream."""
+        delivery.seq = self.next_seq
+        self.next_seq += 1
+
+    def add(self, delivery: Delivery) -> None:
+        """Append a numbered message."""
+        self.added_below = delivery.seq + 1
+        self.waiting.append(delivery)
+        self.queued += 1
+        self.queued_bytes += delivery.size
+
+    def first_seq(self) -> int:
+        """The seq of the first message that has not ended; where all have, that of the next to be added."""
+        if self.in_flight:
+            return self.in_flight[0].seq
+        return self.waiting[0].seq if self.waiting else self.added_below
+
+    def begin(self) -> Begin:
+        """The BEGIN that opens this stream on a new connection."""
+        first = self.begins_at()
+        self.sent_below = max(self.sent_below, first)
+        return Begin(self.stream, self.epoch, first, self.sent_below)
+
+    def begins_at(self) -> int:
+        """The first seq to be named in BEGIN."""
+        return self.first_seq()
+
+    def may_send(self, seq: int) -> bool:
+        """Whether a message may go on the wire already."""
+        return True
+
+    def acknowledge(self, next_seq: int) -> list[Delivery]:
+        """The receiver has handed over all below `next_seq`; returns what that settles."""
+        delivered = []
+        in_flight = self.in_flight
+        while in_flight and in_flight[0].seq < next_seq:
+            delivered.append(in_flight.popleft())
+        self.settle(delivered, DELIVERED)
+        return delivered
+
+    def settle(self, deliveries: list[Delivery], state: DeliveryState) -> None:
+        """End messages."""
+        size = 0
+        for delivery in deliveries:
+            delivery.state = state
+            size += delivery.size
+            if state is DELIVERED:
+                delivery.data = None
+        self.queued -= len(deliveries)
+        self.queued_bytes -= size
+
+    def requeue(self, from_seq: int = 0) -> list[Delivery]:
+        """Put what is in flight, from a seq on, back in front of what waits; returns it."""
+        returned = [delivery for delivery in self.in_flight if delivery.seq >= from_seq]
+        for delivery in returned:
+            self.in_flight.pop()
+            delivery.state = QUEUED
+        self.waiting.extendleft(reversed(returned))
+        return returned
+
+    def leave_place(self) -> None:
+        """A waiting message has expired; close the empty places once they are half of what waits."""
+        self.empty_places += 1
+        if self.empty_places > len(self.waiting) // 2:
+            self.waiting = deque([delivery for delivery in self.waiting if delivery.state is QUEUED])
+            self.empty_places = 0
+
+
+class DurableOutStream(OutStream):
+    """The sending end of the durable stream: its beginning in memory, all of it in a storage.
+
+    load_from: messages from this seq on are in the storage alone; `stored` is how many those are.
+    marked_below: what is above must not be sent before the storage knows.
+    in_doubt_below: an earlier process may have sent what is below, and the receiver has not yet said what it has.
+    acknowledged_below: the receiver has handed over what is below.
+    arrived_below: the receiver has what is below, though an earlier process may have sent it.
+    expires_at: when the first of those that are in the storage alone may expire.
+    renewing: whether the stream waits for a new epoch, since the storage was restored from a backup.
+    """
+
+    __slots__ = (
+        "_asked_for",
+        "_gone",
+        "_known",
+        "_loading",
+        "_marking",
+        "_renewal_asked",
+        "acknowledged_below",
+        "arrived_below",
+        "expires_at",
+        "in_doubt_below",
+        "load_from",
+        "loaded_bytes",
+        "marked_below",
+        "renewing",
+        "stored",
+    )
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(Stream.DURABLE, epoch)
+        self.load_from = 0
+        self.loaded_bytes = 0
+        self.stored = 0
+        self.marked_below = 0
+        self.in_doubt_below = 0
+        self.acknowledged_below = 0
+        self.arrived_below = 0
+        self.expires_at: float | None = None
+        self.renewing = False
+        self._loading = False
+        self._asked_for = 0  # how many were in the storage alone when it was last asked for them
+        # Seqs that have ended, or could not be stored, and that the storage may still name.
+        self._gone: set[int] = set()
+        self._marking = False
+        self._renewal_asked = False
+        # Deliveries that users still hold while the message is in the storage alone.
+        self._known: WeakValueDictionary[int, Delivery] = WeakValueDictionary()
+
+    @classmethod
+    def restore(cls, state: StoredStream, expires_at: float | None) -> "DurableOutStream":
+        """Take over what a storage has kept; `expires_at` is its first expiry, on the outbox's clock."""
+        stream = cls(state.epoch)
+        stream.next_seq = stream.added_below = state.next_seq
+        stream.marked_below = stream.sent_below = stream.in_doubt_below = min(state.sent_below, state.next_seq)
+        stream.stored = stream.queued = state.count
+        stream.queued_bytes = state.size + packet_size(0) * state.count
+        stream.expires_at = expires_at
+        return stream
+
+    def first_seq(self) -> int:
+        if self.in_flight or self.waiting or not self.stored:
+            return super().first_seq()
+        return self.load_from
+
+    def begins_at(self) -> int:
+        # Where the first messages have expired, the receiver must not be told of more than the storage has allowed: the
+        # next process would take the receiver for one that is ahead of it. A SKIP tells, in time.
+        return min(self.first_seq(), self.marked_below)
+
+    def add(self, delivery: Delivery) -> None:
+        """Append a message that the storage has."""
+        if self.stored == 0 and not self._loading and self._has_room():
+            self._gone.clear()
+            super().add(delivery)
+            self.load_from = delivery.seq + 1
+            self.loaded_bytes += delivery.size
+            return
+        if self.stored == 0:
+            self.load_from = delivery.seq
+        self.added_below = delivery.seq + 1
+        self.stored += 1
+        self.queued += 1
+        self.queued_bytes += delivery.size
+        if delivery.expires_at is not None:
+            expires_at = delivery.expires_at
+            self.expires_at = expires_at if self.expires_at is None else min(expires_at, self.expires_at)
+        delivery.data = None
+        self._known[delivery.seq] = delivery
+
+    def delivery_of(self, seq: int) -> Delivery | None:
+        """The Delivery of a stored message, if a user still holds it."""
+        return self._known.get(seq)
+
+    def is_stored(self, seq: int) -> bool:
+        """Whether a message that the storage names as expired is there alone, has not ended, and can't have arrived."""
+        return self.expirable_from() <= seq < self.added_below and seq not in self._gone
+
+    def expirable_from(self) -> int:
+        """The first seq, of those in the storage alone, that can't have arrived."""
+        return max(self.load_from, self.in_doubt_below, self.arrived_below, self.untold_below)
+
+    def load(self, deliveries: list[Delivery]) -> tuple[list[Delivery], int]:
+        """Take over what was read from the storage.
+
+        Returns what turns out to be delivered already, and how many messages should be there and are not.
+        """
+        self._loading = False
+        delivered = []
+        for delivery in deliveries:
+            if delivery.seq < self.load_from:
+                continue
+            if delivery.seq >= self.added_below:
+                break  # stored, but its caller has not told so yet
+            if delivery.seq in self._gone:
+                self.load_from = delivery.seq + 1
+                continue
+            self._known.pop(delivery.seq, None)
+            self.load_from = delivery.seq + 1
+            self.stored -= 1
+            self.loaded_bytes += delivery.size
+            if delivery.seq < self.acknowledged_below:
+                delivered.append(delivery)
+            elif delivery.seq < self.arrived_below:
+                delivery.state = SENT
+                self.in_flight.append(delivery)
+            else:
+                self.waiting.append(delivery)
+        self.settle(delivered, DELIVERED)
+        if deliveries:
+            self._gone = {seq for seq in self._gone if seq >= self.load_from}
+            return delivered, 0
+        missing = min(self._asked_for, self.stored)
+        self.stored -= missing
+        self.queued -= missing
+        return [], missing
+
+    def lose(self, seqs: list[int]) -> None:
+        """Messages that were numbered could not be stored; if some were all the same, they are passed over."""
+        self._gone.update(seqs)
+
+    def expire_stored(self, deliveries: list[Delivery]) -> None:
+        """Messages that are in the storage alone have expired."""
+        for delivery in deliveries:
+            self._known.pop(delivery.seq, None)
+            self._gone.add(delivery.seq)
+        self.stored -= len(deliveries)
+        self._asked_for = max(0, self._asked_for - len(deliveries))
+        self.loaded_bytes += sum(delivery.size for delivery in deliveries)
+        self.settle(deliveries, DeliveryState.EXPIRED)
+
+    def settle(self, deliveries: list[Delivery], state: DeliveryState) -> None:
+        super().settle(deliveries, state)
+        self.loaded_bytes -= sum([delivery.size for delivery in deliveries])
+
+    def may_send(self, seq: int) -> bool:
+        return seq < self.marked_below
+
+    def acknowledge(self, next_seq: int) -> list[Delivery]:
+        delivered = super().acknowledge(next_seq)
+        self.acknowledged_below = max(self.acknowledged_below, next_seq)
+        return delivered
+
+    def resolve_doubt(self) -> None:
+        """The receiver has said what it has, or can't: what an earlier process may have sent can expire again."""
+        if self.in_doubt_below:
+            self.in_doubt_below = 0
+            if self.expires_at is not None or self.stored:
+                self.expires_at = 0.0  # look again, at once
+
+    def deletable_below(self) -> int:
+        """The storage may forget what is below: it has arrived, and has been accounted for."""
+        return min(self.acknowledged_below, self.load_from)
+
+    def wants(self) -> "list[Load | Mark | Renew]":
+        """What the storage has to do before messages can go on; each is asked for once, until it is answered."""
+        wanted: list[Load | Mark | Renew] = []
+        if self.renewing:
+            if not self._renewal_asked:
+                self._renewal_asked = True
+                wanted.append(Renew())
+            return wanted
+        if self.receiver_next is None:
+            return wanted
+        if not self._marking and self.queued and self.marked_below - self._next_to_send() < _MARK_AHEAD // 2:
+            self._marking = True
+            wanted.append(Mark(self.next_seq + _MARK_AHEAD))
+        if not self._loading and self.stored and self._has_room(2):
+            self._loading = True
+            self._asked_for = self.stored
+            wanted.append(Load(self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2))
+        return wanted
+
+    def _next_to_send(self) -> int:
+        if self.waiting:
+            return self.waiting[0].seq
+        return self.load_from if self.stored else self.added_below
+
+    def marked(self, below: int) -> None:
+        """The storage remembers."""
+        self._marking = False
+        self.marked_below = max(self.marked_below, below)
+
+    def renew(self, epoch: int) -> None:
+        """The stream has another epoch: everything is sent again, as if for the first time."""
+        self.renewing = self._renewal_asked = False
+        self.epoch = epoch
+        self.marked_below = self.added_below  # as the storage has it, which may know of more
+        self.sent_below = self.next_seq
+        self.in_doubt_below = 0
+        self.acknowledged_below = 0
+        self.arrived_below = 0
+        self.receiver_next = None
+
+    def _has_room(self, share: int = 1) -> bool:
+        loaded = len(self.waiting) + len(self.in_flight)
+        return loaded < _MAX_LOADED // share and self.loaded_bytes < _MAX_LOADED_BYTES // share
+
+
+class Outbox:
+    """The messages that one peer has not acknowledged.
+
+    in_flight_bytes: the size of the messages in flight, on the wire, so that even empty messages count.
+    durable: the durable stream, None until a message was sent on it.
+    """
+
+    __slots__ = (
+        "_connected",
+        "_connected_only",
+        "_expiries",
+        "_legacy",
+        "_limits",
+        "_max_packet_bytes",
+        "_order",
+        "_receiver_boot",
+        "_turn",
+        "_window_bytes",
+        "durable",
+        "in_flight_bytes",
+        "volatile",
+    )
+
+    def __init__(self, limits: Limits, epoch: int) -> None:
+        """Make an empty outbox; `epoch` names its volatile stream, and must be new."""
+        self._limits = limits
+        self.volatile = OutStream(Stream.VOLATILE, epoch)
+        self.durable: DurableOutStream | None = None
+        self._turn = 0
+        self._connected = False
+        self._connected_only: set[Delivery] = set()  # of ttl 0: they expire with the connection, and not before
+        self._legacy = False
+        self._window_bytes = 0
+        self._max_packet_bytes = 0
+        self._receiver_boot: bytes | None = None  # of the process that answered BEGIN last
+        self._expiries: list[tuple[float, int, Delivery]] = []
+        self._order = count()  # Deliveries are not comparable
+        self.in_flight_bytes = 0
+
+    @property
+    def _streams(self) -> list[OutStream]:
+        return [self.volatile] if self.durable is None else [self.durable, self.volatile]
+
+    @property
+    def queued(self) -> int:
+        """How many messages have not ended."""
+        return sum([stream.queued for stream in self._streams])
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages are in flight."""
+        return sum(len(stream.in_flight) for stream in self._streams)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a transient message of `size` bytes on the wire may be appended; if none is there, one always may."""
+        volatile = self.volatile
+        return volatile.queued == 0 or (
+            volatile.queued < self._limits.max_queued_messages
+            and volatile.queued_bytes + size <= self._limits.max_queued_bytes
+        )
+
+    def append(self, delivery: Delivery, now: float) -> None:
+        """Queue a message at the end of its stream; a persistent one is numbered, and stored, already.
+
+        One whose time is up already (ttl 0) ends at once, unless the peer is connected: then it waits for
+        its turn, and expires only with the connection.
+        """
+        outdated = delivery.expires_at is not None and delivery.expires_at <= now
+        if delivery.persistent:
+            assert self.durable is not None
+            self.durable.add(delivery)
+        elif outdated and not self._connected:
+            delivery.state = DeliveryState.EXPIRED
+            return
+        else:
+            self.volatile.number(delivery)
+            self.volatile.add(delivery)
+        if outdated and not delivery.persistent:
+            self._connected_only.add(delivery)
+        elif delivery.expires_at is not None and delivery.data is not None:
+            heapq.heappush(self._expiries, (delivery.expires_at, next(self._order), delivery))
+            # Most messages leave the queue in other ways; their entries are swept before they outnumber the rest.
+            if len(self._expiries) > 2 * self.queued + 64:
+                self._watch_expiries()
+
+    def connect(self, window_bytes: int, max_packet_bytes: int, boot_id: bytes) -> list[Begin]:
+        """A netcomm peer is connected; returns how its streams begin."""
+        if self._receiver_boot not in (None, boot_id):
+            # An earlier process may have handed over what was sent, and has taken the knowledge with it.
+            for stream in self._streams:
+                stream.untold_below = stream.sent_below
+        self._receiver_boot = boot_id
+        self._connected = True
+        self._legacy = False
+        self._window_bytes = min(window_bytes, self._limits.window_bytes)
+        self._max_packet_bytes = max_packet_bytes
+        return [stream.begin() for stream in self._streams]
+
+    def connect_legacy(self, max_packet_bytes: int) -> None:
+        """A legacy peer is connected: what was in flight is sent again."""
+        self._connected = True
+        self._window_bytes = self._limits.window_bytes
+        self._max_packet_bytes = max_packet_bytes
+        for stream in self._streams:
+            self._requeue(stream)
+            stream.receiver_next = 0
+        if self.durable is not None:
+            self.durable.receiver_next = self.durable.first_seq()
+            self.durable.arrived_below = 0
+            self.durable.resolve_doubt()
+        self._legacy = True
+
+    def open_durable(self, epoch: int) -> Begin | None:
+        """Make the durable stream; returns how it begins, where it has to begin now."""
+        self.durable = DurableOutStream(epoch)
+        if not self._connected:
+            return None
+        if self._legacy:
+            self.durable.receiver_next = 0
+            return None
+        return self.durable.begin()
+
+    def disconnect(self) -> None:
+        """The connection is gone, if it was there: a legacy peer may refuse before it counts as connected."""
+        self._connected = False
+        self._connected_only.clear()
+        for stream in self._streams:
+            stream.receiver_next = None
+            if self._legacy:
+                self._requeue(stream)
+        self._legacy = False
+        self._watch_expiries()
+
+    def acknowledge(self, ack: Ack) -> list[Delivery]:
+        """The receiver says how far a stream has come; returns what that settles.
+
+        Raises RemoteProtocolError where that was never sent.
+        """
+        state = self.durable if ack.stream is Stream.DURABLE else self.volatile
+        if state is None:
+            raise RemoteProtocolError(f"ACK of the {ack.stream.name} stream, which was not begun")
+        if ack.epoch != state.epoch:
+            return []  # it was on its way when a new epoch began
+        first_answer = state.receiver_next is None
+        if ack.received_seq > state.sent_below:
+            if not first_answer or not isinstance(state, DurableOutStream):
+                raise RemoteProtocolError(f"ACK of seq {ack.received_seq - 1}, which was never sent")
+            # The receiver is ahead of all that this storage knows of: it was restored from a backup.
+            state.renewing = True
+            return []
+        delivered = state.acknowledge(ack.next_seq)
+        self.in_flight_bytes -= sum([delivery.size for delivery in delivered])
+        if first_answer:
+            # The rest of what was in flight has not arrived, so it is sent again.
+            self._requeue(state, ack.received_seq)
+            state.receiver_next = ack.received_seq
+            if isinstance(state, DurableOutStream):
+                state.arrived_below = ack.received_seq
+                state.resolve_doubt()
+        return delivered
+
+    def take(self, budget: int) -> tuple[Stream, int, int, list[Delivery], list[Delivery]] | None:
+        """Move waiting messages of one stream to in flight: about `budget` bytes, as far as the window allows.
+
+        Returns the stream, its epoch, the seq that the receiver expects next, the messages to be sent, and those that
+        were rejected because the receiver accepts no frame of their size; None where there is nothing.
+        Streams take turns.
+        """
+        streams = self._streams
+        for offset in range(len(streams)):
+            stream = streams[(self._turn + offset) % len(streams)]
+            if stream.receiver_next is None or not stream.waiting:
+                continue
+            next_seq = stream.receiver_next
+            batch, rejected = self._take_from(stream, budget)
+            if batch or rejected:
+                self._turn += offset + 1
+                return stream.stream, stream.epoch, next_seq, batch, rejected
+        return None
+
+    def _take_from(self, stream: OutStream, budget: int) -> tuple[list[Delivery], list[Delivery]]:
+        batch: list[Delivery] = []
+        rejected: list[Delivery] = []
+        waiting = stream.waiting
+        in_flight_bytes = self.in_flight_bytes
+        window = self._window_bytes
+        while waiting and budget > 0:
+            delivery = waiting[0]
+            if delivery.state is not QUEUED:
+                waiting.popleft()
+                stream.empty_places -= 1
+                continue
+            size = delivery.size
+            if size > self._max_packet_bytes:
+                waiting.popleft()
+                rejected.append(delivery)
+                continue
+            if (in_flight_bytes and in_flight_bytes + size > window) or not stream.may_send(delivery.seq):
+                break
+            waiting.popleft()
+            delivery.state = SENT
+            in_flight_bytes += size
+            budget -= size
+            batch.append(delivery)
+        self.in_flight_bytes = in_flight_bytes
+        stream.settle(rejected, DeliveryState.REJECTED)
+        if batch:
+            if self._connected_only:
+                self._connected_only.difference_update(batch)
+            stream.in_flight += batch
+            stream.receiver_next = batch[-1].seq + 1
+            stream.sent_below = max(stream.sent_below, stream.receiver_next)
+        return batch, rejected
+
+    def next_expiry(self) -> float | None:
+        """When `expire` is due, or None; of messages in the storage alone, see `DurableOutStream.expires_at`."""
+        heap = self._expiries
+        while heap and heap[0][2].state is not QUEUED:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
+
+    def expire(self, now: float) -> list[Delivery]:
+        """End the waiting messages in memory whose time has run out; returns them."""
+        expired = []
+        while (when := self.next_expiry()) is not None and when <= now:
+            _, _, delivery = heapq.heappop(self._expiries)
+            stream = self.durable if delivery.persistent else self.volatile
+            assert stream is not None
+            stream.settle([delivery], DeliveryState.EXPIRED)
+            stream.leave_place()
+            expired.append(delivery)
+        return expired
+
+    def load(self, deliveries: list[Delivery]) -> tuple[list[Delivery], int]:
+        """See `DurableOutStream.load`."""
+        assert self.durable is not None
+        before = len(self.durable.in_flight)
+        result = self.durable.load(deliveries)
+        self.in_flight_bytes += sum([delivery.size for delivery in islice(self.durable.in_flight, before, None)])
+        self._watch_expiries()
+        return result
+
+    def renew(self, epoch: int) -> Begin | None:
+        """The durable stream has another epoch; returns how it begins, where it has to begin now."""
+        assert self.durable is not None
+        self.durable.renew(epoch)
+        self._requeue(self.durable)
+        return self.durable.begin() if self._connected and not self._legacy else None
+
+    def discard(self) -> list[Delivery]:
+        """End every transient message that has not ended; returns them. Persistent ones stay in their storage."""
+        stream = self.volatile
+        discarded = [delivery for delivery in (*stream.in_flight, *stream.waiting) if not delivery.done]
+        self.in_flight_bytes -= sum(delivery.size for delivery in stream.in_flight)
+        stream.settle(discarded, DeliveryState.DISCARDED)
+        stream.in_flight.clear()
+        stream.waiting.clear()
+        stream.empty_places = 0
+        return discarded
+
+    def _requeue(self, stream: OutStream, from_seq: int = 0) -> None:
+        returned = stream.requeue(from_seq)
+        if returned:
+            self.in_flight_bytes -= sum([delivery.size for delivery in returned])
+            self._watch_expiries()
+
+    def _watch_expiries(self) -> None:
+        """Make the heap of expiries anew, of what waits."""
+        self._expiries = [
+            (delivery.expires_at, next(self._order), delivery)
+            for stream in self._streams
+            for delivery in stream.waiting
+            if delivery.expires_at is not None
+            and delivery.state is QUEUED
+            and delivery.seq >= stream.untold_below
+            and delivery not in self._connected_only
+        ]
+        heapq.heapify(self._expiries)

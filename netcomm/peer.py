@@ -1,0 +1,866 @@
+"""`Peer`: the thread that joins link, messaging, dispatcher and callers.
+
+Three kinds of threads meet here. The *loop* (the Peer itself is this thread) waits for the sockets. The *dispatcher*
+runs callbacks. *Callers* send and wait. One lock, the mutex, guards messaging and the output of the connections;
+nobody holds it while user code runs, or while anything can block.
+
+Whoever changes messaging, under the mutex, calls `_settle` before letting go: it writes what became writable, and
+acts on what happened. So a message for an idle connection is on its way before `send` returns, without waking the
+loop. A connection that is busy is left to the loop, which sends what has gathered as one batch.
+
+With a storage, a fourth thread, the *keeper*, does its background work. Persistent messages are stored by the callers,
+before `send` returns: one of those that come at the same time stores the messages of all, in one transaction, under
+the commit lock. Locks are acquired in one order only: commit lock, then mutex or the storage's own, and neither of
+those two while the other is held.
+"""
+
+import atexit
+import enum
+import itertools
+import logging
+import os
+import platform
+import secrets
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from time import monotonic, time
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+from netcomm import link, messaging, wire
+from netcomm.callbacks import Callback
+from netcomm.dispatcher import Dispatcher
+from netcomm.errors import ConfigurationError, LifecycleError, MessageTooLarge, NetcommError, QueueFull
+from netcomm.keeper import Keeper
+from netcomm.message import Delivery, DeliveryState, Limits, Message, check_ident
+from netcomm.messaging import PeerStats
+from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
+
+log = logging.getLogger("netcomm.peer")
+
+_OUTPUT_BUDGET_BYTES = 256 * 1024
+# So long may the acknowledgement of a message wait for its successors, to go out together with theirs.
+_ACK_DELAY_S = 0.005
+# Set aside for ending, of the time that terminate() may take.
+_CLOSING_S = 0.25
+_EXIT_S = 1.0
+
+T = TypeVar("T")
+Data = bytes | bytearray | memoryview | str
+
+
+class _Unset(enum.Enum):
+    UNSET = enum.auto()
+
+
+UNSET = _Unset.UNSET
+
+
+class _Phase(enum.Enum):
+    NEW = "has not been started"
+    RUNNING = "is running"
+    TERMINATING = "is being terminated"
+    TERMINATED = "has been terminated"
+    FORKED = "belongs to the parent process"
+
+
+class _Release:
+    """To the dispatcher: there may be a function for what was held back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What a peer knows of its traffic: a snapshot.
+
+    peers: by ident, every peer that was connected or written to.
+    """
+
+    peers: Mapping[str, PeerStats]
+
+    @property
+    def connected(self) -> list[str]:
+        """The idents that are connected."""
+        return [ident for ident, peer in self.peers.items() if peer.connected]
+
+    @property
+    def waiting(self) -> list[str]:
+        """The idents that messages wait for, and that are not connected."""
+        return [ident for ident, peer in self.peers.items() if peer.queued and not peer.connected]
+
+
+class Peer(threading.Thread):
+    """A named partner in conversations, on any number of connections.
+
+    It is a thread: `start` it, and `terminate` it; `with` does both. Callbacks run on another thread, the dispatcher,
+    one at a time and in the order of what happened, so they may take their time, and use the peer.
+
+    Callback lists, each with what its functions are called with:
+
+    - `on_recv(ident, data)`: a message came in; data is bytes, or str where `encoding` is given.
+    - `on_message(ident, message)`: the same, as a `Message`.
+    - `on_connect(ident)`, `on_disconnect(ident)`.
+    - `on_drop(ident, delivery)`: a message ended without being delivered; `delivery.state` says how.
+    - `on_error(exception)`: something failed that no call could report: a callback raised, the other side refused
+      the connection or broke the protocol, a connector can't connect (once, until it has been connected again).
+
+    A received message counts as delivered when its callbacks have returned, or raised. While neither `on_recv` nor
+    `on_message` has a function, messages are held back, and the window stops their senders in the end.
+    """
+
+    def __init__(
+        self,
+        ident: str | None = None,
+        persistent: bool = False,
+        *,
+        storage: str | QueueStorage | None = None,
+        encoding: str | None = None,
+        ttl: float | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """Make a peer that is connected to nothing yet.
+
+        ident: its name, 1 to 255 bytes of UTF-8; unique among the peers that talk to each other. None makes one of the
+            host's name, the process id and chance.
+        persistent: whether messages are persistent, where `send` says nothing else. True without `storage` keeps them
+            in the SQLite file `netcomm-<ident>.db` in the current folder, and needs `ident`.
+        storage: what keeps persistent messages, and the positions in those of others: a URL, see `open_storage`; or a
+            QueueStorage, which then belongs to the peer, and is closed with it.
+        encoding: the name of a codec; with it, `send` takes str too, and `on_recv` gets str.
+        ttl: the seconds that messages live for, where `send` says nothing else; None for no limit.
+        limits: sizes and times, see `Limits`.
+
+        Raises ConfigurationError for an argument that can't be used; StorageError where the storage can't be opened.
+        """
+        if persistent and storage is None:
+            if ident is None:
+                raise ConfigurationError("a persistent peer needs an ident: its storage is found again by it")
+            storage = f"sqlite:///netcomm-{quote(quote(check_ident(ident), safe=''))}.db"
+        if ident is None:
+            ident = f"{platform.node()[:64]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._local_ident = check_ident(ident)
+        super().__init__(name=f"netcomm-{ident}", daemon=True)
+        if encoding is not None:
+            _check_encoding(encoding)
+        self._encoding = encoding
+        self._ttl = _check_ttl(ttl)
+        self._limits = limits if limits is not None else Limits()
+        self._max_data_bytes = wire.max_data_size(self._limits.max_frame_bytes)
+        self._persistent = bool(persistent)
+        self._uuid_prefix = secrets.token_bytes(8)
+        self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
+
+        self.on_recv = Callback("on_recv", self._report, self._release)
+        self.on_message = Callback("on_message", self._report, self._release)
+        self.on_connect = Callback("on_connect", self._report)
+        self.on_disconnect = Callback("on_disconnect", self._report)
+        self.on_drop = Callback("on_drop", self._report)
+        self.on_error = Callback("on_error")
+
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
+        self._phase = _Phase.NEW
+        self._stop_asked = threading.Event()
+        if not isinstance(storage, str | QueueStorage | None):
+            raise ConfigurationError(f"a storage must be a URL or a QueueStorage, not {type(storage).__name__}")
+        self._storage = open_storage(storage) if isinstance(storage, str) else storage
+        self._messaging = messaging.Messaging(
+            self._local_ident,
+            self._limits,
+            peer_id=secrets.token_bytes(16) if self._storage is None else self._storage.store_id,
+            boot_id=secrets.token_bytes(16),
+            first_epoch=secrets.randbits(63),
+            wait=self._wait_for_delivery,
+            stores_positions=self._storage is not None,
+        )
+        self._keeper: Keeper | None = None
+        self._clock_ahead = 0.0
+        if self._storage is not None:
+            self._restore(self._storage)
+        self._link = link.Link(self._limits)
+        # Persistent messages that are numbered and not stored, with their streams' epochs; and what kept others from
+        # being stored, until their callers fetch it.
+        self._commit_lock = threading.Lock()
+        self._uncommitted: list[tuple[int, float | None, Delivery]] = []
+        self._commit_errors: dict[Delivery, Exception] = {}
+        self._dispatcher: Dispatcher[messaging.Event | _Release] = Dispatcher(f"{self.name}-dispatcher", self._dispatch)
+        self._wait_delivery = self._wait_for_delivery  # bound once, not for each message
+
+        # What the dispatcher is at: of `_batch`, the first `_returned` have been through their callbacks, and
+        # messaging has been told of the first `_told`. The dispatcher counts; telling is under the mutex.
+        self._batch: messaging.Received | None = None
+        self._returned = 0
+        self._told = 0
+        self._tell_at: float | None = None
+        self._wake_at: float | None = None  # when the loop will look at the deadlines again by itself
+        # What came in while there was no function to hand it to; only the dispatcher touches it.
+        self._held: deque[messaging.Received] = deque()
+        self._muted = False  # no more received messages to callbacks
+        _peers.add(self)
+
+    def _restore(self, storage: QueueStorage) -> None:
+        try:
+            streams = storage.streams()
+            for stream in streams:
+                # What will be appended from here on has not been sent, whatever was allowed ahead of it.
+                if stream.sent_below > stream.next_seq:
+                    storage.mark_sent(stream.ident, stream.next_seq)
+            self._clock_ahead = max([time(), *(stream.newest_at or 0.0 for stream in streams)]) - monotonic()
+            self._messaging.restore(streams, storage.positions(), monotonic(), self._wall_clock())
+        except BaseException:
+            storage.close()
+            raise
+        self._keeper = Keeper(f"{self.name}-keeper", storage, self._wall_clock, self._on_storage_answer, self._report)
+
+    def _wall_clock(self) -> float:
+        """Seconds since the epoch, as a clock tells them that is never set back, and starts behind all that is stored.
+
+        Set back, the system's clock would keep messages alive for as long as it takes to catch up.
+        """
+        return monotonic() + self._clock_ahead
+
+    # -- Life -------------------------------------------------------------------------------------------------
+
+    @property
+    def local_ident(self) -> str:
+        """This peer's name. (`ident` is the thread's identifier, as `threading` has it.)"""
+        return self._local_ident
+
+    def add_connector(self, host: str, port: int) -> None:
+        """Connect to a place, and again whenever the connection is lost, until `terminate`.
+
+        host: a name or an IP address, resolved afresh at each attempt; or `unix:/path`, with any port.
+        port: 1 to 65535.
+
+        Before or after `start`. Raises ConfigurationError, LifecycleError. May be called from any thread.
+        """
+        host, port = link.check_place(host, port)
+        with self._mutex:
+            self._check_phase(_Phase.NEW, _Phase.RUNNING)
+            self._link.add_connector(host, port)
+
+    def add_listener(self, host: str, port: int) -> str | tuple[str, int]:
+        """Accept connections at a place, until `terminate`.
+
+        host: a name or an IP address of this machine ("0.0.0.0" and "::" are all of them); or `unix:/path`, with any
+            port.
+        port: 0 to 65535; 0 picks a free one.
+
+        Returns the bound address: (host, port), or `unix:/path`. Before or after `start`. Raises BindError where the
+        place can't be had, ConfigurationError, LifecycleError. May be called from any thread.
+        """
+        host, port = link.check_place(host, port)
+        with self._mutex:
+            self._check_phase(_Phase.NEW, _Phase.RUNNING)
+            return self._link.add_listener(host, port)
+
+    def _setup(self, step: Callable[[], T]) -> T:
+        """Run a step of a subclass's constructor; where it fails, leave nothing open."""
+        try:
+            return step()
+        except BaseException:
+            self.terminate(0)
+            raise
+
+    def start(self) -> None:
+        """Start to connect and to accept. Raises LifecycleError where that was done before."""
+        with self._mutex:
+            self._check_phase(_Phase.NEW)
+            self._phase = _Phase.RUNNING
+            try:
+                self._dispatcher.start()
+                if self._keeper is not None:
+                    self._keeper.start()
+                super().start()
+            except BaseException:
+                self._end_under_mutex()
+                raise
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.terminate()
+
+    def terminate(self, timeout: float = 5.0) -> None:
+        """End, within `timeout` seconds.
+
+        As far as the time allows, it waits until what was sent is delivered, and until what was received has been
+        through its callbacks. Then it closes the connections and ends the threads. Transient messages that are not
+        delivered end as DISCARDED; persistent ones stay in their storage.
+
+        It may be called from any thread, several times and at once; also from a callback, which then counts as
+        returned. Not from a signal handler: set an event there, and call it from where the event is awaited.
+        """
+        until = monotonic() + max(0.0, timeout)
+        if self._phase is _Phase.FORKED:
+            return
+        in_callback = self._dispatcher.is_current()
+        with self._changed:
+            if self._phase is _Phase.NEW:
+                self._end_under_mutex()
+            first = self._phase is _Phase.RUNNING
+            if in_callback and not first and not self._muted:
+                self._count_callback()
+            if first:
+                self._phase = _Phase.TERMINATING
+                self._changed.notify_all()
+                try:
+                    self._wait_until(lambda: self._messaging.may_end, until - _CLOSING_S)
+                    self._messaging.stop_receiving()
+                    self._settle()
+                    if in_callback:
+                        self._count_callback()
+                    self._wait_until(self._may_close, until - _CLOSING_S)
+                finally:  # also when the caller is interrupted
+                    self._muted = True
+                    self._stop_asked.set()
+                    self._link.ring()
+        if self.ident is not None:
+            self.join(max(2 * _CLOSING_S, until - monotonic()))
+        self._dispatcher.join(max(0.0, until - monotonic()))
+        if self._keeper is not None:
+            self._keeper.join(max(_CLOSING_S, until - monotonic()))
+
+    def _count_callback(self) -> None:
+        """With the mutex held: the callback that terminates the peer counts as returned, and is the last one."""
+        self._muted = True
+        self._returned += 1
+        self._tell()
+        self._settle()
+        self._changed.notify_all()
+
+    def _may_close(self) -> bool:
+        """With the mutex held: whether nothing that was received waits for callbacks, or for the storage."""
+        return self._messaging.all_stored and (self._muted or bool(self._held) or self._messaging.all_handed_over)
+
+    def _check_phase(self, *allowed: _Phase) -> None:
+        if self._phase not in allowed:
+            raise LifecycleError(f"peer {self._local_ident!r} {self._phase.value}")
+
+    def _check_usable(self) -> None:
+        self._check_phase(_Phase.RUNNING)
+
+    # -- Sending ----------------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        ident: str,
+        data: Data,
+        *,
+        ttl: float | _Unset | None = UNSET,
+        persistent: bool | _Unset = UNSET,
+        timeout: float | None = None,
+    ) -> Delivery:
+        """Queue a message for a peer, which need not be connected; returns at once with its `Delivery`.
+
+        A persistent message is in the storage when this returns.
+
+        ident: the receiver's name.
+        data: the payload: bytes-like; or str, which needs the peer's `encoding`.
+        ttl: the seconds from now within which it has to be sent, None for no limit; 0 means "only if connected now".
+            Where it is left out, the peer's `ttl`.
+        persistent: whether it outlives this process. Where it is left out, the peer's `persistent`. A message with
+            ttl 0 never is.
+        timeout: the seconds to wait while the queue to that receiver is full; None waits as long as it takes. The
+            queue of persistent messages is never full.
+
+        Raises StorageError where a persistent message can't be stored; QueueFull after `timeout`; MessageTooLarge;
+        ConfigurationError for an argument that can't be used; LifecycleError. May be called from any thread, and from
+        a callback.
+        """
+        ttl = self._ttl if ttl is UNSET else _check_ttl(ttl)
+        delivery = self._make_delivery(check_ident(ident), data, ttl, self._is_persistent(persistent, ttl))
+        if delivery.persistent:
+            self._commit([delivery], ttl)
+            return delivery
+        with self._mutex:
+            self._check_usable()
+            if not self._messaging.has_room(ident, delivery.size):
+                self._wait_for_room(delivery, None if timeout is None else monotonic() + timeout)
+            idle = self._messaging.is_idle(ident)
+            self._messaging.send(delivery, monotonic())
+            if idle:
+                self._settle()
+            else:
+                self._link.ring()
+        return delivery
+
+    sendMsg = send
+
+    def send_many(
+        self,
+        ident: str,
+        items: Iterable[Data],
+        *,
+        ttl: float | _Unset | None = UNSET,
+        persistent: bool | _Unset = UNSET,
+        timeout: float | None = None,
+    ) -> list[Delivery]:
+        """Queue messages for one peer, in their order; returns their Deliveries.
+
+        It is `send` for each of `items`, made cheaper. Persistent messages are stored in one transaction: all of them,
+        or, where it raises, none. Of transient messages, those before the one that failed are queued; `timeout` is for
+        all of them together.
+        """
+        check_ident(ident)
+        ttl = self._ttl if ttl is UNSET else _check_ttl(ttl)
+        if self._is_persistent(persistent, ttl):
+            stored = [self._make_delivery(ident, data, ttl, True) for data in items]
+            self._commit(stored, ttl)
+            return stored
+        until = None if timeout is None else monotonic() + timeout
+        deliveries = []
+        items = iter(items)
+        while batch := self._make_batch(ident, items, ttl):
+            with self._mutex:
+                self._check_usable()
+                now = monotonic()
+                for delivery in batch:
+                    if not self._messaging.has_room(ident, delivery.size):
+                        self._settle()
+                        self._wait_for_room(delivery, until)
+                        now = monotonic()
+                    self._messaging.send(delivery, now)
+                self._settle()
+            deliveries += batch
+        return deliveries
+
+    def _make_batch(self, ident: str, items: "Iterable[Data]", ttl: float | None) -> list[Delivery]:
+        batch = []
+        size = 0
+        for data in items:
+            delivery = self._make_delivery(ident, data, ttl, False)
+            batch.append(delivery)
+            size += delivery.size
+            if len(batch) == 1000 or size > _OUTPUT_BUDGET_BYTES:
+                break
+        return batch
+
+    def _is_persistent(self, persistent: bool | _Unset, ttl: float | None) -> bool:
+        wanted = self._persistent if persistent is UNSET else persistent
+        if wanted and self._storage is None:
+            raise ConfigurationError("the peer has no storage for persistent messages")
+        return bool(wanted) and ttl != 0
+
+    def _commit(self, deliveries: list[Delivery], ttl: float | None) -> None:
+        """Store persistent messages, and queue them.
+
+        Whoever gets the commit lock stores what others have numbered meanwhile too; they find it done.
+        """
+        storage = self._storage
+        assert storage is not None
+        with self._mutex:
+            self._check_usable()
+            for delivery in deliveries:
+                self._uncommitted.append((self._messaging.number(delivery), ttl, delivery))
+        if not deliveries:
+            return
+        with self._commit_lock:
+            with self._mutex:
+                batch, self._uncommitted = self._uncommitted, []
+            if batch:
+                error = self._store(storage, batch)
+                with self._mutex:
+                    now = monotonic()
+                    if error is None:
+                        for _, _, delivery in batch:
+                            self._messaging.send(delivery, now)
+                    else:
+                        self._commit_errors.update((delivery, error) for _, _, delivery in batch)
+                        self._messaging.not_stored([delivery for _, _, delivery in batch])
+                    self._settle()
+            errors = [self._commit_errors.pop(delivery, None) for delivery in deliveries]
+        if errors[0] is not None:
+            raise errors[0]
+
+    def _store(self, storage: QueueStorage, batch: list[tuple[int, float | None, Delivery]]) -> Exception | None:
+        """Store a batch; returns what kept it from being stored."""
+        now = self._wall_clock()
+        streams: dict[tuple[str, int], list[StoredMessage]] = {}
+        for epoch, ttl, delivery in batch:
+            assert delivery.data is not None
+            message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, now, ttl)
+            streams.setdefault((delivery.ident, epoch), []).append(message)
+        try:
+            storage.append([Append(ident, epoch, messages) for (ident, epoch), messages in streams.items()])
+        except Exception as error:  # whatever a plug-in raises, the callers must hear of it
+            return error
+        return None
+
+    def _make_delivery(self, ident: str, data: Data, ttl: float | None, persistent: bool) -> Delivery:
+        if type(data) is not bytes:
+            data = self._to_bytes(data)
+        if len(data) > self._max_data_bytes:
+            raise MessageTooLarge(f"message of {len(data)} bytes, {self._max_data_bytes} are allowed")
+        return Delivery(
+            ident,
+            self._uuid_prefix + next(self._uuid_counter).to_bytes(8),
+            data,
+            wire.packet_size(len(data)),
+            None if ttl is None else monotonic() + ttl,
+            persistent,
+            self._wait_delivery,
+        )
+
+    def _to_bytes(self, data: Data) -> bytes:
+        if isinstance(data, str):
+            if self._encoding is None:
+                raise ConfigurationError("data is a str, and the peer has no encoding to make bytes of it")
+            try:
+                return data.encode(self._encoding)
+            except UnicodeEncodeError as error:
+                raise ConfigurationError(f"data can't be encoded: {error}") from None
+        if isinstance(data, bytes | bytearray | memoryview):
+            return bytes(data)
+        raise ConfigurationError(f"data must be bytes-like or a str, not {type(data).__name__}")
+
+    def _wait_for_room(self, delivery: Delivery, until: float | None) -> None:
+        def room_or_end() -> bool:
+            return self._phase is not _Phase.RUNNING or self._messaging.has_room(delivery.ident, delivery.size)
+
+        self._link.ring()
+        if not self._wait_until(room_or_end, until):
+            raise QueueFull(f"the queue to {delivery.ident!r} is full")
+        self._check_usable()
+
+    # -- Waiting ----------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until every message has ended, persistent or not; at most `timeout` seconds (None: as long as it takes).
+
+        Returns whether all have. Raises LifecycleError. May be called from any thread, and from a callback.
+        """
+        until = None if timeout is None else monotonic() + timeout
+        with self._mutex:
+            self._check_usable()
+            self._wait_until(lambda: self._messaging.idle or self._phase is _Phase.TERMINATED, until)
+            return self._messaging.idle
+
+    def wait_connected(self, ident: str | None = None, timeout: float | None = None) -> bool:
+        """Wait until a peer is connected, at most `timeout` seconds (None: as long as it takes).
+
+        ident: the one to wait for; None for any.
+
+        Returns whether it is. Raises LifecycleError. May be called from any thread, and from a callback.
+        """
+        until = None if timeout is None else monotonic() + timeout
+
+        def connected() -> bool:
+            if ident is None:
+                return bool(self._messaging.connected_idents())
+            return self._messaging.is_connected(ident)
+
+        with self._mutex:
+            self._check_usable()
+            self._wait_until(lambda: connected() or self._phase is not _Phase.RUNNING, until)
+            return connected()
+
+    def _wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+        if not delivery.done:
+            if self._phase is _Phase.FORKED:
+                self._check_usable()
+            until = None if timeout is None else monotonic() + timeout
+            with self._mutex:
+                self._wait_until(lambda: delivery.done or self._phase is _Phase.TERMINATED, until)
+        return delivery.state is DeliveryState.DELIVERED
+
+    def _wait_until(self, true: Callable[[], bool], until: float | None) -> bool:
+        """Wait, with the mutex held, until a condition on what it guards has come true; returns whether it has."""
+        return self._changed.wait_for(true, None if until is None else max(0.0, until - monotonic()))
+
+    # -- Looking ----------------------------------------------------------------------------------------------
+
+    @property
+    def peers(self) -> list[str]:
+        """The idents that are connected now, in order. From any thread; raises LifecycleError in a forked child."""
+        if self._phase is _Phase.FORKED:
+            self._check_usable()
+        with self._mutex:
+            return self._messaging.connected_idents()
+
+    def stats(self) -> Stats:
+        """A snapshot of the traffic. From any thread; raises LifecycleError in a forked child."""
+        if self._phase is _Phase.FORKED:
+            self._check_usable()
+        with self._mutex:
+            return Stats(self._messaging.stats())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._local_ident!r} {self._phase.value}>"
+
+    # -- The loop ---------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run the loop; `start` calls it, on the peer's own thread."""
+        try:
+            while not self._stop_asked.is_set():
+                self._pass()
+            self._close_connections()
+        except BaseException as error:
+            log.critical("the loop of %r has failed", self._local_ident, exc_info=True)
+            self._dispatcher.put(messaging.Failed(NetcommError(f"the loop has failed: {error!r}")))
+        finally:
+            self._end()
+
+    def _pass(self) -> None:
+        with self._mutex:
+            when = self._wake_at = self._earliest(self._messaging.deadline(), self._tell_at)
+        timeout = None if when is None else max(0.0, when - monotonic())
+        for event in self._link.poll(timeout):
+            with self._mutex:
+                self._act_on_link(event)
+                self._settle()
+        with self._mutex:
+            now = monotonic()
+            if self._tell_at is not None and now >= self._tell_at:
+                self._tell_at = now + _ACK_DELAY_S if self._tell() else None
+            self._messaging.tick(now)
+            self._settle()
+
+    @staticmethod
+    def _earliest(*times: float | None) -> float | None:
+        return min((time for time in times if time is not None), default=None)
+
+    def _act_on_link(self, event: link.LinkEvent) -> None:
+        now = monotonic()
+        match event:
+            case link.Chunk(connection, data):
+                self._messaging.data_received(connection, data, now)
+            case link.Writable(connection):
+                self._link.flush(connection)
+                self._pump(connection)
+            case link.Opened(connection, where, connector):
+                self._messaging.connection_opened(connection, where, connector, now)
+            case link.Closed(connection, reason):
+                self._messaging.connection_lost(connection, reason, now)
+            case link.Unreachable(error):
+                self._dispatcher.put(messaging.Failed(error))
+
+    def _settle(self) -> None:
+        """With the mutex held: write what can be written, and act on what has happened."""
+        for number in self._messaging.take_writable():
+            self._pump(number)
+        changed = False
+        for event in self._messaging.next_events():
+            match event:
+                case messaging.Settled():
+                    changed = True
+                case messaging.Close(connection, farewell):
+                    self._link.close(connection, farewell)
+                case messaging.PauseReading(connection, paused):
+                    self._link.pause(connection, paused)
+                case _ if isinstance(event, messaging.StorageRequest):
+                    assert self._keeper is not None
+                    self._keeper.put(event)
+                case _:
+                    changed = True
+                    if isinstance(event, messaging.Connected):
+                        self._link.established(event.connection)
+                    self._dispatcher.put(event)
+        if changed:
+            self._changed.notify_all()
+        when = self._earliest(self._messaging.deadline(), self._tell_at)
+        if when is not None and (self._wake_at is None or when < self._wake_at):
+            self._wake_at = when
+            self._link.ring()
+
+    def _on_storage_answer(self, request: messaging.StorageRequest, result: Any) -> None:
+        """On the keeper's thread: the storage has done what messaging asked for."""
+        with self._mutex:
+            now = monotonic()
+            match request:
+                case messaging.StorePosition(ident, position):
+                    self._messaging.position_stored(ident, position)
+                case messaging.Load(ident):
+                    self._messaging.loaded(ident, result, now, self._wall_clock())
+                case messaging.FindExpired(ident):
+                    found, next_expiry = result
+                    self._messaging.expired_found(ident, found, next_expiry, now, self._wall_clock())
+                case messaging.Mark(ident, below):
+                    self._messaging.marked(ident, below)
+                case messaging.Renew(ident, epoch):
+                    self._messaging.renewed(ident, epoch)
+            self._settle()
+
+    def _pump(self, number: int) -> None:
+        while self._link.has_room(number):
+            buffers = self._messaging.output(number, _OUTPUT_BUDGET_BYTES, monotonic())
+            if not buffers:
+                return
+            self._link.write(number, buffers)
+
+    def _close_connections(self) -> None:
+        """Close everything, gently: what was written still goes out, if the other side takes it soon."""
+        with self._mutex:
+            self._settle()
+            self._messaging.close_all("terminated", monotonic())
+            self._settle()
+            self._link.stop_accepting()
+        until = monotonic() + _CLOSING_S
+        left = 0.0  # what the other side has closed already is found without waiting
+        while not self._link.quiet and left >= 0:
+            for _ in self._link.poll(left):
+                pass
+            left = until - monotonic()
+
+    def _end(self) -> None:
+        with self._mutex:
+            self._end_under_mutex()
+
+    def _end_under_mutex(self) -> None:
+        self._phase = _Phase.TERMINATED
+        self._messaging.discard_all()
+        self._settle()
+        self._link.shut()
+        self._changed.notify_all()
+        self._dispatcher.stop()
+        if self._keeper is not None:
+            self._keeper.stop()
+        _peers.discard(self)
+
+    def _abandon(self) -> None:
+        """In a forked child: the peer is the parent's."""
+        # No lock: a thread that does not exist here may hold it for ever.
+        if self._phase is not _Phase.TERMINATED:
+            self._phase = _Phase.FORKED
+            self._mutex = threading.Lock()
+            self._changed = threading.Condition(self._mutex)
+            self._link.abandon()
+            if self._storage is not None:
+                self._storage.abandon()
+
+    # -- The dispatcher ---------------------------------------------------------------------------------------
+
+    def _dispatch(self, event: "messaging.Event | _Release") -> None:
+        match event:
+            case messaging.Received():
+                if not self._held and not self._has_receiver():
+                    log.warning("%r holds messages back: on_recv and on_message are empty", self._local_ident)
+                self._held.append(event)
+                self._hand_over_held()
+            case _Release():
+                self._hand_over_held()
+            case messaging.Connected(ident):
+                self.on_connect(ident)
+            case messaging.Disconnected(ident):
+                self.on_disconnect(ident)
+            case messaging.Dropped(deliveries):
+                for delivery in deliveries:
+                    self.on_drop(delivery.ident, delivery)
+            case messaging.Failed(error):
+                self.on_error(error)
+
+    def _release(self) -> None:
+        self._dispatcher.put(_Release())
+
+    def _has_receiver(self) -> bool:
+        return bool(self.on_recv or self.on_message)
+
+    def _hand_over_held(self) -> None:
+        while self._held and self._has_receiver():
+            self._hand_over(self._held.popleft())
+
+    def _hand_over(self, received: messaging.Received) -> None:
+        """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end."""
+        with self._mutex:
+            self._batch, self._returned, self._told = received, 0, 0
+            if len(received.items) > 1:
+                # The loop looks once, in case that a callback blocks behind others that have returned.
+                self._tell_at = monotonic() + _ACK_DELAY_S
+                self._settle()
+        ident = received.ident
+        on_recv, on_message, encoding = self.on_recv, self.on_message, self._encoding
+        tell_at = monotonic() + _ACK_DELAY_S
+        for item in received.items:
+            if self._muted:
+                return
+            data: Any = item[4]
+            if encoding is not None:
+                data = self._decode(data, encoding, ident)
+            if data is not None:
+                on_recv(ident, data)
+            if on_message:
+                on_message(ident, _message(item, received.redelivered_below))
+            if self._muted:  # the callback has terminated the peer, and terminate() has counted it
+                return
+            self._returned += 1
+            if monotonic() >= tell_at:
+                with self._mutex:
+                    self._tell()
+                    self._settle()
+                    self._tell_at = monotonic() + _ACK_DELAY_S
+                self._link.ring()
+                tell_at = monotonic() + _ACK_DELAY_S
+        with self._mutex:
+            self._tell()
+            self._batch = None
+            self._settle()
+            self._changed.notify_all()
+
+    def _tell(self) -> bool:
+        """With the mutex held: tell messaging of the callbacks that have returned; returns whether any had."""
+        start, stop = self._told, self._returned
+        if self._batch is None or stop == start:
+            return False
+        self._told = stop
+        self._messaging.hand_over(self._batch, start, stop, monotonic())
+        return True
+
+    def _decode(self, data: bytes, encoding: str, ident: str) -> str | None:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            log.error("a message from %r is not %s: %s", ident, encoding, error)
+            self._report(error)
+            return None
+
+    def _report(self, error: BaseException) -> None:
+        self.on_error(error)
+
+
+def _message(item: tuple[int, bytes, int, int, bytes], redelivered_below: int) -> Message:
+    seq, uuid, ttl, flags, data = item
+    return Message(data, uuid, None if ttl == wire.INFINITE_TTL else ttl, flags, seq < redelivered_below)
+
+
+def _check_ttl(ttl: float | None) -> float | None:
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 <= ttl < wire.INFINITE_TTL:
+        raise ConfigurationError(f"a ttl must be None or a number of seconds from 0 on, not {ttl!r}")
+    return ttl
+
+
+def _check_encoding(encoding: str) -> None:
+    try:
+        "".encode(encoding)
+    except (LookupError, TypeError) as error:
+        raise ConfigurationError(f"unknown encoding {encoding!r}: {error}") from None
+
+
+# Peers that hold descriptors. A program that forgets to terminate them still ends, and a forked child lets go of them.
+_peers: "weakref.WeakSet[Peer]" = weakref.WeakSet()
+
+
+def _terminate_all() -> None:
+    until = monotonic() + _EXIT_S
+    for peer in list(_peers):
+        peer.terminate(max(0.0, until - monotonic()))
+
+
+def _abandon_all() -> None:
+    for peer in list(_peers):
+        peer._abandon()
+    _peers.clear()
+
+
+atexit.register(_terminate_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,231 @@
+"""`Session`: one connection, without its socket: handshake, identity, keep-alive, legacy acknowledgement.
+
+Bytes go in with `receive_data`, frames that matter to others come out of `next_event`, and what the session itself
+has to say comes out of `take_output`. It reads no clock: every method that needs the time is handed `now`, in
+seconds of a monotonic clock.
+
+Both sides send VERSION, HELLO and IDENT at once. A side whose IDENT came without a HELLO is *legacy*: a snakeMQ
+peer, which knows neither streams nor acknowledgements. To such a peer a ping goes out behind the messages, as a
+barrier: snakeMQ answers it only after it has run the callbacks of everything before it.
+"""
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+
+from netcomm import wire
+from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemoteProtocolError
+from netcomm.message import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """The other side has said who it is. Nothing more comes out of the session until it is admitted."""
+
+    ident: str
+
+
+# More packets than are left unsent when the next bytes come, unless the other side pings and does not read.
+_MAX_OUTPUT = 1000
+# A snakeMQ peer that refuses an ident closes as soon as it has read it.
+LEGACY_GRACE_S = 0.1
+
+SessionEvent = Identified | wire.Begin | wire.Data | wire.Messages | wire.Ack | wire.Skip
+
+
+class State(enum.Enum):
+    """How far the handshake has come."""
+
+    AWAIT_VERSION = enum.auto()
+    AWAIT_IDENT = enum.auto()
+    IDENTIFIED = enum.auto()
+    LEGACY = enum.auto()
+    EXTENDED = enum.auto()
+
+
+# What the other side may send, by state. Whatever else comes closes the connection.
+_ALLOWED: dict[State, frozenset[type]] = {
+    State.AWAIT_VERSION: frozenset({wire.Version, wire.Incompatible, wire.Refuse}),
+    State.AWAIT_IDENT: frozenset({wire.Hello, wire.Ident, wire.Incompatible, wire.Refuse}),
+    State.IDENTIFIED: frozenset(),
+    State.LEGACY: frozenset({wire.Messages, wire.Ping, wire.Pong, wire.Incompatible}),
+    State.EXTENDED: frozenset({wire.Begin, wire.Data, wire.Ack, wire.Skip, wire.Ping, wire.Pong, wire.Refuse}),
+}
+
+
+class Session:
+    """The state of one connection.
+
+    remote_ident: the other side's name, None until it is known.
+    remote: its HELLO, None for a legacy peer.
+    established: whether the other side has accepted this one too, so that messages may flow.
+    """
+
+    __slots__ = (
+        "_error",
+        "_frames",
+        "_last_received",
+        "_limits",
+        "_output",
+        "_ping_sent_at",
+        "_pings",
+        "_reader",
+        "_refusable_until",
+        "_started_at",
+        "_state",
+        "established",
+        "remote",
+        "remote_ident",
+    )
+
+    def __init__(self, ident: str, hello: wire.Hello, limits: Limits, now: float) -> None:
+        self._limits = limits
+        self._reader = wire.Reader(limits)
+        self._frames: deque[wire.Frame] = deque()
+        self._error: RemoteProtocolError | None = None
+        self._state = State.AWAIT_VERSION
+        self._started_at = now
+        self._last_received = now
+        self._ping_sent_at: float | None = None
+        self._refusable_until: float | None = None
+        self._pings: deque[wire.Ack | None] = deque()  # what each outstanding ping is the barrier of
+        self._output = [wire.version(), wire.hello(hello), wire.ident(ident)]
+        self.remote_ident: str | None = None
+        self.remote: wire.Hello | None = None
+        self.established = False
+
+    @property
+    def legacy(self) -> bool:
+        """Whether the other side is a snakeMQ peer."""
+        return self._state is State.LEGACY
+
+    @property
+    def extended(self) -> bool:
+        """Whether the other side is a netcomm peer that this side has admitted."""
+        return self._state is State.EXTENDED
+
+    def receive_data(self, chunk: bytes, now: float) -> None:
+        """Take the next bytes of the connection."""
+        self._last_received = now
+        self._ping_sent_at = None
+        if len(self._output) > _MAX_OUTPUT and self._error is None:
+            self._error = RemoteProtocolError("pings, and nobody reads the answers")
+        if self._error is None:
+            frames, self._error = self._reader.feed(chunk)
+            self._frames += frames
+
+    def next_event(self) -> SessionEvent | None:
+        """The next thing that the bytes so far have said, or None where they say no more.
+
+        Raises RemoteProtocolError for what the protocol does not allow, and ConnectionRefusedByPeer where
+        the other side refuses; the connection has to be closed then.
+        """
+        while self._state is not State.IDENTIFIED and self._frames:
+            frame = self._frames.popleft()
+            if type(frame) not in _ALLOWED[self._state]:
+                raise RemoteProtocolError(f"unexpected {type(frame).__name__.upper()} ({self._state.name})")
+            match frame:
+                case wire.Data() | wire.Messages() | wire.Begin() | wire.Ack() | wire.Skip():
+                    return frame
+                case wire.Ping():
+                    self._output.append(wire.PONG)
+                case wire.Pong():
+                    if self._pings and (barrier := self._pings.popleft()) is not None:
+                        return barrier
+                case wire.Version(number):
+                    self._receive_version(number)
+                case wire.Hello():
+                    if self.remote is not None:
+                        raise RemoteProtocolError("second HELLO")
+                    self.remote = frame
+                case wire.Ident(ident):
+                    self.remote_ident = ident
+                    self._state = State.IDENTIFIED
+                    return Identified(ident)
+                case wire.Incompatible():
+                    raise ConnectionRefusedByPeer(
+                        f"protocol version {wire.PROTOCOL_VERSION} is not spoken there",
+                        wire.RefuseCode.INCOMPATIBLE,
+                    )
+                case wire.Refuse(code, text):
+                    raise ConnectionRefusedByPeer(text, code)
+        if self._error is not None and self._state is not State.IDENTIFIED:
+            raise self._error
+        return None
+
+    def _receive_version(self, number: int) -> None:
+        if number != wire.PROTOCOL_VERSION:
+            self._output.append(wire.INCOMPATIBLE)
+            raise RemoteProtocolError(f"protocol version {number}, only {wire.PROTOCOL_VERSION} is spoken here")
+        self._state = State.AWAIT_IDENT
+
+    def admit(self) -> None:
+        """Let the identified other side in: its frames come out of `next_event` from now on."""
+        if self._state is not State.IDENTIFIED:
+            raise LocalProtocolError(f"admit in state {self._state.name}")
+        self._state = State.LEGACY if self.remote is None else State.EXTENDED
+
+    def begin(self, frame: wire.Begin) -> None:
+        """Tell the other side where a stream begins."""
+        self._output.append(wire.begin(frame))
+
+    def acknowledge(self, frame: wire.Ack) -> None:
+        """Tell the other side how far a stream has come."""
+        self._output.append(wire.ack(frame))
+
+    def refuse(self, code: wire.RefuseCode, text: str) -> None:
+        """Tell the other side why the connection is about to be closed, if it can understand that."""
+        if self.remote is not None:
+            self._output.append(wire.refuse(code, text))
+
+    def barrier(self, frame: wire.Ack) -> bytes:
+        """A packet to go behind what `frame` acknowledges; a legacy peer's answer to it comes out as that frame."""
+        self._pings.append(frame)
+        return wire.PING
+
+    def probe(self, now: float) -> None:
+        """Ask for a sign of life."""
+        self._pings.append(None)
+        self._output.append(wire.PING)
+        if self._ping_sent_at is None:
+            self._ping_sent_at = now
+
+    @property
+    def ping_outstanding(self) -> bool:
+        """Whether the other side owes a sign of life."""
+        return self._ping_sent_at is not None
+
+    def excuse(self, now: float) -> None:
+        """Count the silence from `now` on: nothing was read meanwhile."""
+        self._last_received = now
+        self._ping_sent_at = None
+
+    def wait_for_refusal(self, now: float) -> None:
+        """Let `deadline` be the end of the moment in which a legacy peer may refuse the ident, by closing."""
+        self._refusable_until = now + LEGACY_GRACE_S
+
+    def take_output(self) -> list[bytes]:
+        """The packets that the session wants sent, which it then forgets."""
+        output, self._output = self._output, []
+        return output
+
+    def deadline(self) -> float:
+        """When `check` is due."""
+        if not self.established:
+            if self._refusable_until is not None:
+                return self._refusable_until
+            return self._started_at + self._limits.handshake_s
+        if self._ping_sent_at is not None:
+            return self._ping_sent_at + self._limits.keepalive_wait_s
+        return self._last_received + self._limits.keepalive_idle_s
+
+    def check(self, now: float) -> str | None:
+        """Do what the time asks for; returns why the connection has to be closed, if it has to be."""
+        if now < self.deadline():
+            return None
+        if not self.established:
+            return f"no complete handshake within {self._limits.handshake_s:g} s"
+        if self._ping_sent_at is not None:
+            return f"no answer to a ping within {self._limits.keepalive_wait_s:g} s"
+        self.probe(now)
+        return None

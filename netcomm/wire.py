@@ -1,0 +1,479 @@
+"""Frames to bytes, and bytes to frames: every number of the protocol stands here, and nowhere else.
+
+A packet is `[u32 size][u8 frame type][payload]`, big-endian; the size counts the type and the payload. Types 0
+to 5 are snakeMQ's (the docstring of its `messaging` module documents them), 0x80 to 0x85 are netcomm's, which a
+snakeMQ peer passes over as unknown. docs/protocol.md states all of it in words.
+
+`Reader` checks what can be checked without knowing the connection's state: sizes, lengths, encodings. Whether a
+frame may come now is for `netcomm.session` to say.
+"""
+
+import enum
+import math
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from netcomm.errors import RemoteProtocolError
+from netcomm.message import FLAG_PERSISTENT, MAX_IDENT_BYTES, Delivery, Limits, Stream
+
+PROTOCOL_VERSION = 1
+EXTENSION_VERSION = 1
+INFINITE_TTL = 0xFFFFFFFF
+
+
+class FrameType(enum.IntEnum):
+    """The byte behind the size."""
+
+    VERSION = 0
+    INCOMPATIBLE = 1
+    IDENT = 2
+    MESSAGE = 3
+    PING = 4
+    PONG = 5
+    HELLO = 0x80
+    BEGIN = 0x81
+    DATA = 0x82
+    ACK = 0x83
+    SKIP = 0x84
+    REFUSE = 0x85
+
+
+class RefuseCode(enum.IntEnum):
+    """Why a connection is about to be closed."""
+
+    DUPLICATE_IDENT = 1
+    INCOMPATIBLE = 2
+    PROTOCOL_ERROR = 3
+
+
+_HEAD = struct.Struct(">IB")
+_VERSION = struct.Struct(">I")
+_MESSAGE = struct.Struct(">16sII")
+_HELLO = struct.Struct(">H16s16sIII")
+_BEGIN = struct.Struct(">BQQQ")
+_ACK = struct.Struct(">BQQQ")
+_SKIP = struct.Struct(">BQ")
+_REFUSE = struct.Struct(">H")
+_DATA_HEAD = struct.Struct(">IBQ16sII")
+_MESSAGE_HEAD = struct.Struct(">IB16sII")
+
+_TYPE_SIZE = 1
+_SIZE_SIZE = _HEAD.size - _TYPE_SIZE
+_DATA_OVERHEAD = _DATA_HEAD.size - _SIZE_SIZE
+_MAX_REFUSE_TEXT_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The protocol that the sender speaks."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incompatible:
+    """The receiver's protocol version is not the sender's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ident:
+    """The sender's name."""
+
+    ident: str
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """Consecutive snakeMQ messages; each item is `(uuid, ttl, flags, data)`."""
+
+    items: list[tuple[bytes, int, int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Asks for a Pong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Answers a Ping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What makes the sender a netcomm peer.
+
+    version: of the extension.
+    peer_id: 16 bytes, kept as long as the sender's storage, or its process where it has none.
+    boot_id: 16 bytes, new in every process.
+    connector: which of the sender's connectors made the connection, counted from 1; 0 where it accepted it.
+    max_frame_bytes: the largest frame that the sender of this HELLO accepts.
+    window_bytes: the most that it will hold of messages that are not acknowledged.
+    """
+
+    version: int
+    peer_id: bytes
+    boot_id: bytes
+    connector: int
+    max_frame_bytes: int
+    window_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A stream begins on this connection, at `first_seq`.
+
+    Messages below `sent_below` may have been on the wire before, on an earlier connection.
+    """
+
+    stream: Stream
+    epoch: int
+    first_seq: int
+    sent_below: int
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Consecutive DATA frames of one stream; each item is `(seq, uuid, ttl, flags, data)`."""
+
+    stream: Stream
+    items: list[tuple[int, bytes, int, int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Every message of the stream below `next_seq` has been handed over, every one below `received_seq` has arrived."""
+
+    stream: Stream
+    epoch: int
+    next_seq: int
+    received_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """No message of the stream below `next_seq` will come any more."""
+
+    stream: Stream
+    next_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The sender is about to close the connection, and says why."""
+
+    code: int
+    text: str
+
+
+Frame: TypeAlias = Version | Incompatible | Ident | Messages | Ping | Pong | Hello | Begin | Data | Ack | Skip | Refuse
+
+
+def _pack(frame_type: FrameType, payload: bytes = b"") -> bytes:
+    return _HEAD.pack(_TYPE_SIZE + len(payload), frame_type) + payload
+
+
+PING = _pack(FrameType.PING)
+PONG = _pack(FrameType.PONG)
+INCOMPATIBLE = _pack(FrameType.INCOMPATIBLE)
+
+
+def version(number: int = PROTOCOL_VERSION) -> bytes:
+    """A VERSION packet."""
+    return _pack(FrameType.VERSION, _VERSION.pack(number))
+
+
+def ident(name: str) -> bytes:
+    """An IDENT packet."""
+    return _pack(FrameType.IDENT, name.encode())
+
+
+def hello(frame: Hello) -> bytes:
+    """A HELLO packet."""
+    return _pack(
+        FrameType.HELLO,
+        _HELLO.pack(
+            frame.version,
+            frame.peer_id,
+            frame.boot_id,
+            frame.connector,
+            frame.max_frame_bytes,
+            frame.window_bytes,
+        ),
+    )
+
+
+def begin(frame: Begin) -> bytes:
+    """A BEGIN packet."""
+    return _pack(FrameType.BEGIN, _BEGIN.pack(frame.stream, frame.epoch, frame.first_seq, frame.sent_below))
+
+
+def ack(frame: Ack) -> bytes:
+    """An ACK packet."""
+    return _pack(FrameType.ACK, _ACK.pack(frame.stream, frame.epoch, frame.next_seq, frame.received_seq))
+
+
+def skip(stream: Stream, next_seq: int) -> bytes:
+    """A SKIP packet."""
+    return _pack(FrameType.SKIP, _SKIP.pack(stream, next_seq))
+
+
+def refuse(code: RefuseCode, text: str) -> bytes:
+    """A REFUSE packet; a longer text is cut at 1 KiB."""
+    cut = text.encode()[:_MAX_REFUSE_TEXT_BYTES].decode(errors="ignore")
+    return _pack(FrameType.REFUSE, _REFUSE.pack(code) + cut.encode())
+
+
+def packet_size(data_size: int) -> int:
+    """The bytes that a message of `data_size` bytes takes on the wire, as DATA."""
+    return _DATA_HEAD.size + data_size
+
+
+def max_packet_size(max_frame_bytes: int) -> int:
+    """The bytes on the wire of the largest packet that a frame limit lets through."""
+    return _SIZE_SIZE + max_frame_bytes
+
+
+def max_data_size(max_frame_bytes: int) -> int:
+    """The largest message, in bytes, that a frame limit lets through."""
+    return max_frame_bytes - _DATA_OVERHEAD
+
+
+def _remaining_ttl(delivery: Delivery, now: float) -> int:
+    if delivery.expires_at is None:
+        return INFINITE_TTL
+    # Rounded up: a message on its way has not expired yet.
+    return min(max(0, math.ceil(delivery.expires_at - now)), INFINITE_TTL - 1)
+
+
+def data(batch: Iterable[Delivery], next_seq: int, now: float) -> list[bytes]:
+    """The packets of a batch of one stream, in buffers: headers and payloads, not joined.
+
+    A SKIP goes before each message whose seq lies above the one that the receiver, told so far up to
+    `next_seq`, expects.
+    """
+    buffers: list[bytes] = []
+    append = buffers.append
+    pack = _DATA_HEAD.pack
+    for delivery in batch:
+        seq = delivery.seq
+        if seq > next_seq:
+            append(skip(Stream.DURABLE if delivery.persistent else Stream.VOLATILE, seq))
+        next_seq = seq + 1
+        payload = delivery.data
+        assert payload is not None
+        append(
+            pack(
+                len(payload) + _DATA_OVERHEAD,
+                FrameType.DATA,
+                seq,
+                delivery.uuid,
+                INFINITE_TTL if delivery.expires_at is None else _remaining_ttl(delivery, now),
+                FLAG_PERSISTENT if delivery.persistent else 0,
+            )
+        )
+        append(payload)
+    return buffers
+
+
+def messages(batch: Iterable[Delivery], now: float) -> list[bytes]:
+    """The packets of a batch for a snakeMQ peer, in buffers: headers and payloads, not joined."""
+    buffers: list[bytes] = []
+    overhead = _MESSAGE_HEAD.size - _SIZE_SIZE
+    for delivery in batch:
+        payload = delivery.data
+        assert payload is not None
+        head = _MESSAGE_HEAD.pack(
+            len(payload) + overhead,
+            FrameType.MESSAGE,
+            delivery.uuid,
+            _remaining_ttl(delivery, now),
+            FLAG_PERSISTENT if delivery.persistent else 0,
+        )
+        buffers += (head, payload)
+    return buffers
+
+
+class Reader:
+    """Cuts the bytes of one connection into frames.
+
+    A size is believed only as far as the limit, and memory grows with what has arrived, never with
+    what was announced. The small limit holds until an IDENT has been read, the large one after it.
+    """
+
+    __slots__ = ("_buffer", "_limit", "_max_frame_bytes", "_needed")
+
+    def __init__(self, limits: Limits) -> None:
+        self._buffer = bytearray()  # the beginning of a packet whose end has not arrived
+        self._needed = _SIZE_SIZE  # bytes without which the buffer need not be looked at
+        self._limit = limits.max_handshake_frame_bytes
+        self._max_frame_bytes = limits.max_frame_bytes
+
+    def feed(self, chunk: bytes) -> tuple[list[Frame], RemoteProtocolError | None]:
+        """Read the next bytes, as they came from the socket.
+
+        Returns the frames that are complete, and what was wrong with the bytes behind them, if anything
+        was; after that, the reader is not to be used again.
+        """
+        if self._buffer:
+            self._buffer += chunk
+            if len(self._buffer) < self._needed:
+                return [], None
+            chunk = bytes(self._buffer)
+            self._buffer.clear()
+        frames: list[Frame] = []
+        try:
+            end = self._parse(chunk, frames)
+        except RemoteProtocolError as error:
+            return frames, error
+        if end < len(chunk):
+            self._buffer += memoryview(chunk)[end:]
+        return frames, None
+
+    def _parse(self, chunk: bytes, frames: list[Frame]) -> int:
+        """Append the complete frames of `chunk`; returns where the first incomplete one starts."""
+        start = 0
+        available = len(chunk)
+        data_items: list[tuple[int, bytes, int, int, bytes]] = []
+        persistent = 0
+        unpack_data = _DATA_HEAD.unpack_from
+        data_head_size = _DATA_HEAD.size
+        data_type = int(FrameType.DATA)
+        while True:
+            if available - start < _HEAD.size:
+                self._needed = _SIZE_SIZE
+                if available - start >= _SIZE_SIZE:
+                    self._check_size(int.from_bytes(chunk[start : start + _SIZE_SIZE]))
+                    self._needed = _HEAD.size
+                return start
+            size, frame_type = _HEAD.unpack_from(chunk, start)
+            if not 0 < size <= self._limit:
+                self._check_size(size)
+            end = start + _SIZE_SIZE + size
+            if end > available:
+                self._needed = end - start
+                return start
+            if frame_type == data_type and end - start >= data_head_size:
+                _, _, seq, uuid, ttl, flags = unpack_data(chunk, start)
+                if not data_items or flags & FLAG_PERSISTENT != persistent:
+                    data_items = []
+                    persistent = flags & FLAG_PERSISTENT
+                    frames.append(Data(Stream.DURABLE if persistent else Stream.VOLATILE, data_items))
+                data_items.append((seq, uuid, ttl, flags, chunk[start + data_head_size : end]))
+            else:
+                data_items = []
+                self._parse_other(frame_type, chunk, start + _HEAD.size, end, frames)
+            start = end
+
+    def _check_size(self, size: int) -> None:
+        if size == 0:
+            raise RemoteProtocolError("empty packet")
+        if size > self._limit:
+            raise RemoteProtocolError(f"packet of {size} bytes announced, {self._limit} are allowed")
+
+    def _parse_other(self, frame_type: int, chunk: bytes, start: int, end: int, frames: list[Frame]) -> None:
+        """Append the frame of one packet that is not DATA."""
+        if frame_type == FrameType.MESSAGE:
+            if end - start < _MESSAGE.size:
+                raise RemoteProtocolError(f"MESSAGE of {end - start} bytes")
+            item = (*_MESSAGE.unpack_from(chunk, start), chunk[start + _MESSAGE.size : end])
+            if frames and isinstance(frames[-1], Messages):
+                frames[-1].items.append(item)
+            else:
+                frames.append(Messages([item]))
+            return
+        parser = _PARSERS.get(frame_type)
+        if parser is None:
+            return  # as snakeMQ does, so that the protocol can grow
+        try:
+            frame = parser(chunk[start:end])
+        except struct.error:
+            raise RemoteProtocolError(f"{FrameType(frame_type).name} of {end - start} bytes") from None
+        frames.append(frame)
+        if frame_type == FrameType.IDENT:
+            self._limit = self._max_frame_bytes
+
+
+def _parse_ident(payload: bytes) -> Ident:
+    if not 1 <= len(payload) <= MAX_IDENT_BYTES:
+        raise RemoteProtocolError(f"ident of {len(payload)} bytes, 1 to {MAX_IDENT_BYTES} are allowed")
+    try:
+        return Ident(payload.decode())
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError(f"ident is not UTF-8: {error.reason}") from None
+
+
+def _parse_hello(payload: bytes) -> Hello:
+    # A later version may append fields.
+    frame = Hello(*_HELLO.unpack(payload[: _HELLO.size]))
+    if frame.version < 1:
+        raise RemoteProtocolError(f"HELLO of extension version {frame.version}")
+    if frame.max_frame_bytes < _DATA_OVERHEAD or frame.window_bytes == 0:
+        raise RemoteProtocolError("HELLO leaves no room for messages")
+    return frame
+
+
+def _parse_stream(number: int) -> Stream:
+    try:
+        return Stream(number)
+    except ValueError:
+        raise RemoteProtocolError(f"unknown stream {number}") from None
+
+
+def _parse_begin(payload: bytes) -> Begin:
+    stream, epoch, first_seq, sent_below = _BEGIN.unpack(payload)
+    if sent_below < first_seq:
+        raise RemoteProtocolError(f"BEGIN with sent_below {sent_below} under first seq {first_seq}")
+    return Begin(_parse_stream(stream), epoch, first_seq, sent_below)
+
+
+def _parse_ack(payload: bytes) -> Ack:
+    stream, epoch, next_seq, received_seq = _ACK.unpack(payload)
+    if received_seq < next_seq:
+        raise RemoteProtocolError(f"ACK of more than has arrived: {next_seq} of {received_seq}")
+    return Ack(_parse_stream(stream), epoch, next_seq, received_seq)
+
+
+def _parse_skip(payload: bytes) -> Skip:
+    stream, next_seq = _SKIP.unpack(payload)
+    return Skip(_parse_stream(stream), next_seq)
+
+
+def printable(text: str) -> str:
+    """The text without what would end a line, or steer a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _parse_refuse(payload: bytes) -> Refuse:
+    (code,) = _REFUSE.unpack(payload[: _REFUSE.size])
+    text = payload[_REFUSE.size :][:_MAX_REFUSE_TEXT_BYTES].decode(errors="replace")
+    # It goes to a log: what a stranger sends must not end lines or steer a terminal there.
+    return Refuse(code, printable(text))
+
+
+def _parse_version(payload: bytes) -> Version:
+    return Version(*_VERSION.unpack(payload))
+
+
+def _parse_data(payload: bytes) -> Data:
+    # Reader parses what is long enough.
+    raise RemoteProtocolError(f"DATA of {len(payload)} bytes")
+
+
+_PING_FRAME = Ping()
+_PONG_FRAME = Pong()
+_PARSERS: dict[int, Callable[[bytes], Frame]] = {
+    FrameType.VERSION: _parse_version,
+    FrameType.INCOMPATIBLE: lambda payload: Incompatible(),
+    FrameType.IDENT: _parse_ident,
+    FrameType.PING: lambda payload: _PING_FRAME,
+    FrameType.PONG: lambda payload: _PONG_FRAME,
+    FrameType.HELLO: _parse_hello,
+    FrameType.BEGIN: _parse_begin,
+    FrameType.DATA: _parse_data,
+    FrameType.ACK: _parse_ack,
+    FrameType.SKIP: _parse_skip,
+    FrameType.REFUSE: _parse_refuse,
+}
