@@ -1,0 +1,639 @@
+"""Queue storage in one SQLite file.
+
+The schema is made, and brought up to date, through sqlite-utils; `SqliteQueueStorage.database` is its `Database`, for
+those who want to look in. The hot path runs prepared statements on the same connection. There is one connection and
+one lock, and nothing else is acquired while the lock is held: so threads can't deadlock over it, and SQLite never sees
+two of them at once.
+
+Tables: `stream` (a row a receiver: epoch, counter, totals), `message`, `position` (a row a sender) and `meta`. Rows
+carry a CRC-32 of their content, since SQLite itself does not notice a flipped bit in a value.
+
+The owner holds a lock on FILE-lock beside the file, which ends with the process, however it ends. SQLite's own locks
+would shut out readers too.
+"""
+
+import os
+import secrets
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from struct import Struct
+from typing import Any, Literal, Self
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from zlib import crc32
+
+from sqlite_utils import Database
+
+from netcomm.errors import ConfigurationError, StorageCorrupt, StorageError, StorageLocked, StorageUnavailable
+from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream
+
+Durability = Literal["power", "process"]
+
+_APPLICATION_ID = 0x6E636F6D  # "ncom"
+_BUSY_S = 5.0
+_SYNCHRONOUS: dict[str, str] = {"power": "FULL", "process": "NORMAL"}
+
+_INSERT = """
+    INSERT INTO message (stream, seq, size, uuid, queued_at, ttl, expires_at, data, checksum)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_COLUMNS = "seq, uuid, data, queued_at, ttl, checksum"
+_READ = f"SELECT {_COLUMNS} FROM message WHERE stream = ? AND seq >= ? ORDER BY seq LIMIT ?"
+_READ_EXPIRED = f"""
+    SELECT {_COLUMNS} FROM message WHERE stream = ? AND expires_at <= ? AND seq >= ? ORDER BY seq LIMIT ?
+"""
+_LOAD_STREAMS = "SELECT id, ident, epoch, next_seq, sent_below, count, size, checksum FROM stream"
+_UPDATE_STREAM = """
+    UPDATE stream SET epoch = ?, next_seq = ?, sent_below = ?, count = ?, size = ?, checksum = ? WHERE id = ?
+"""
+_STORE_POSITION = """
+    INSERT INTO position (ident, epoch, next_seq, checksum) VALUES (?, ?, ?, ?)
+    ON CONFLICT (ident) DO UPDATE
+    SET epoch = excluded.epoch, next_seq = excluded.next_seq, checksum = excluded.checksum
+"""
+
+_MESSAGE_KEY = Struct(">qqd?d")
+_STREAM_VALUES = Struct(">qqqqq")
+_POSITION_VALUES = Struct(">qq")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A row of `stream`."""
+
+    id: int
+    ident: str
+    epoch: int
+    next_seq: int
+    sent_below: int
+    count: int
+    size: int
+
+    def checksum(self) -> int:
+        values = (self.epoch, self.next_seq, self.sent_below, self.count, self.size)
+        return crc32(self.ident.encode(), crc32(_STREAM_VALUES.pack(*values)))
+
+
+class SqliteQueueStorage(QueueStorage):
+    """A queue storage in one SQLite file, in WAL mode."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, durability: Durability = "power", read_only: bool = False
+    ) -> None:
+        """Open the file, and make it where it does not exist.
+
+        durability: "power": what was stored survives a power cut; "process": it survives the death of the process,
+            but a power cut may take the last moments.
+        read_only: open it for a look, also while it has an owner.
+
+        Raises StorageLocked where another owner has it, in this process or another; StorageCorrupt where its content
+        is damaged; StorageError; ConfigurationError.
+        """
+        if durability not in _SYNCHRONOUS:
+            raise ConfigurationError(f"durability must be 'power' or 'process', not {durability!r}")
+        self._path = Path(path)
+        self._read_only = read_only
+        self._lock = threading.Lock()
+        self._closed = False
+        self._owner = None if read_only else _OwnerLock(self._path)
+        try:
+            with self._errors():
+                self._check_file()
+                self._db = self._connect()
+            try:
+                with self._errors():
+                    self._open(durability)
+            except BaseException:
+                self._db.close()
+                raise
+        except BaseException:
+            if self._owner is not None:
+                self._owner.release()
+            raise
+
+    @classmethod
+    def from_url(cls, url: str, read_only: bool = False) -> Self:
+        """Open `sqlite:///relative/path` or `sqlite:////absolute/path`, percent-encoded; `?durability=process`."""
+        parts = urlsplit(url)
+        path = unquote(parts.path)[1:]
+        if parts.netloc or not path:
+            raise ConfigurationError(
+                f"an SQLite URL is sqlite:///relative/path or sqlite:////absolute/path, not {url!r}"
+            )
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        durability: Any = options.pop("durability", "power")
+        if options:
+            raise ConfigurationError(f"unknown options in {url!r}: {', '.join(options)}; there is 'durability'")
+        return cls(path, durability=durability, read_only=read_only)
+
+    @property
+    def database(self) -> Database:
+        """The file as a sqlite-utils `Database`, on the storage's own connection; look, and don't write."""
+        return Database(self._db)
+
+    @property
+    def store_id(self) -> bytes:
+        return self._store_id
+
+    @property
+    def incarnation(self) -> int:
+        return self._incarnation
+
+    # -- Messages ---------------------------------------------------------------------------------------------
+
+    def append(self, batch: Sequence[Append]) -> None:
+        changed: dict[str, _Stream] = {}
+        with self._transaction(then=lambda: self._streams.update(changed)) as db:
+            for append in batch:
+                known = changed.get(append.ident) or self._streams.get(append.ident)
+                stream = self._add_stream(db, append) if known is None else known
+                db.executemany(_INSERT, [_row(stream.id, message) for message in append.messages])
+                changed[append.ident] = self._update_stream(
+                    db,
+                    replace(
+                        stream,
+                        next_seq=max([stream.next_seq, *(message.seq + 1 for message in append.messages)]),
+                        count=stream.count + len(append.messages),
+                        size=stream.size + sum([len(message.data) for message in append.messages]),
+                    ),
+                )
+
+    def read(self, ident: str, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
+        with self._reading() as db:
+            stream = self._stream(db, ident)
+            if stream is None:
+                return []
+            found = []
+            for row in db.execute(_READ, (stream.id, from_seq, max_count)):
+                message = self._message(stream.id, row)
+                found.append(message)
+                max_bytes -= len(message.data)
+                if max_bytes <= 0:
+                    break
+            return found
+
+    def delete_below(self, ident: str, seq: int) -> None:
+        self._delete(ident, "seq < ?", [seq])
+
+    def delete(self, ident: str, seqs: Sequence[int]) -> None:
+        self._delete(ident, "seq = ?", seqs)
+
+    def _delete(self, ident: str, which: str, seqs: Sequence[int]) -> None:
+        changed: dict[str, _Stream] = {}
+        with self._transaction(then=lambda: self._streams.update(changed)) as db:
+            stream = self._streams.get(ident)
+            if stream is None:
+                return
+            keys = [(stream.id, seq) for seq in seqs]
+            for key in keys:
+                count, size = db.execute(
+                    f"SELECT count(*), coalesce(sum(size), 0) FROM message WHERE stream = ? AND {which}", key
+                ).fetchone()
+                stream = replace(stream, count=stream.count - count, size=stream.size - size)
+            db.executemany(f"DELETE FROM message WHERE stream = ? AND {which}", keys)
+            changed[ident] = self._update_stream(db, stream)
+
+    def expired(
+        self, ident: str, from_seq: int, now: float, max_count: int
+    ) -> tuple[list[StoredMessage], float | None]:
+        with self._reading() as db:
+            stream = self._stream(db, ident)
+            if stream is None:
+                return [], None
+            rows = db.execute(_READ_EXPIRED, (stream.id, now, from_seq, max_count))
+            found = [self._message(stream.id, row) for row in rows]
+            (next_expiry,) = db.execute(
+                "SELECT min(expires_at) FROM message WHERE stream = ? AND expires_at > ? AND seq >= ?",
+                (stream.id, now, from_seq),
+            ).fetchone()
+            return found, next_expiry
+
+    # -- Streams and positions --------------------------------------------------------------------------------
+
+    def streams(self) -> list[StoredStream]:
+        with self._reading() as db:
+            return [self._summary(db, stream) for stream in self._load_streams(db).values()]
+
+    @staticmethod
+    def _summary(db: sqlite3.Connection, stream: _Stream) -> StoredStream:
+        (next_expiry,) = db.execute(
+            "SELECT min(expires_at) FROM message WHERE stream = ? AND expires_at IS NOT NULL", (stream.id,)
+        ).fetchone()
+        (oldest_at,), (newest_at,) = (
+            db.execute(
+                f"SELECT queued_at FROM message WHERE stream = ? ORDER BY seq {order} LIMIT 1", (stream.id,)
+            ).fetchone()
+            or (None,)
+            for order in ("ASC", "DESC")
+        )
+        return StoredStream(
+            stream.ident,
+            stream.epoch,
+            stream.next_seq,
+            stream.sent_below,
+            stream.count,
+            stream.size,
+            oldest_at,
+            next_expiry,
+            newest_at,
+        )
+
+    def mark_sent(self, ident: str, below: int) -> None:
+        self._change_stream(ident, lambda stream: replace(stream, sent_below=below))
+
+    def renew(self, ident: str, epoch: int) -> None:
+        self._change_stream(ident, lambda stream: replace(stream, epoch=epoch, sent_below=stream.next_seq))
+
+    def _change_stream(self, ident: str, change: Callable[[_Stream], _Stream]) -> None:
+        changed: dict[str, _Stream] = {}
+        with self._transaction(then=lambda: self._streams.update(changed)) as db:
+            stream = self._streams.get(ident)
+            if stream is not None:
+                changed[ident] = self._update_stream(db, change(stream))
+
+    def positions(self) -> dict[str, Position]:
+        with self._reading() as db:
+            found = {}
+            for ident, epoch, next_seq, checksum in db.execute("SELECT ident, epoch, next_seq, checksum FROM position"):
+                if not _is_intact(checksum, _position_checksum, ident, epoch, next_seq):
+                    raise self._corrupt(f"the position of {ident!r} is not what was stored")
+                found[ident] = Position(_unsigned(epoch), _unsigned(next_seq))
+            return found
+
+    def store_positions(self, positions: Mapping[str, Position]) -> None:
+        rows = []
+        for ident, position in positions.items():
+            epoch, next_seq = _signed(position.epoch), _signed(position.next_seq)
+            rows.append((ident, epoch, next_seq, _position_checksum(ident, epoch, next_seq)))
+        with self._transaction() as db:
+            db.executemany(_STORE_POSITION, rows)
+
+    # -- Life -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._db.close()
+            except sqlite3.Error as error:
+                raise self._mapped(error) from error
+            finally:
+                if self._owner is not None:
+                    self._owner.release()
+
+    def abandon(self) -> None:
+        self._closed = True
+        self._lock = threading.Lock()  # a thread that does not exist here may hold the old one
+        if self._owner is not None:
+            self._owner.release()
+        # Kept, and not even closed: closing would end the parent's locks on the file, and perhaps write to it.
+        _abandoned.append(self._db)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {str(self._path)!r}>"
+
+    def _check_file(self) -> None:
+        """Refuse what SQLite would take for a new file, and is not one."""
+        if self._path.exists():
+            if not self._path.is_file():
+                raise StorageError(f"{self._path} is not a file")
+            is_empty = self._path.stat().st_size == 0 and not Path(f"{self._path}-wal").exists()
+            if is_empty and (self._owner is None or self._owner.has_been_filled):
+                raise self._corrupt("it is empty")
+        elif self._read_only:
+            raise StorageError(f"there is no queue storage at {self._path}")
+
+    def _connect(self) -> sqlite3.Connection:
+        mode = "ro" if self._read_only else "rwc"
+        return sqlite3.connect(
+            f"file:{quote(str(self._path))}?mode={mode}",
+            uri=True,
+            timeout=_BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _open(self, durability: Durability) -> None:
+        db = self._db
+        db.execute("PRAGMA cell_size_check = ON")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        is_new = not self._read_only and (version, application, tables) == (0, 0, 0)
+        if not is_new and application != _APPLICATION_ID:
+            raise self._corrupt("it is not a netcomm queue storage")
+        if not 0 <= version <= len(_MIGRATIONS):
+            raise StorageError(
+                f"{self._path} has schema version {version}, and this netcomm knows {len(_MIGRATIONS)}: it needs the"
+                " newer netcomm that made it"
+            )
+        if not self._read_only:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+            self._migrate(version)
+        elif version < len(_MIGRATIONS):
+            raise StorageError(f"{self._path} has an older schema; opened once as its owner, it is brought up to date")
+        self._load_identity()
+        with self._reading():
+            self._streams = self._load_streams(db)
+        if self._owner is not None:
+            self._owner.note_filled()
+
+    def _migrate(self, version: int) -> None:
+        if version == len(_MIGRATIONS):
+            return
+        with self._transaction() as db:
+            for step in _MIGRATIONS[version:]:
+                step(Database(db))
+            db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+            db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+
+    def _load_identity(self) -> None:
+        meta = dict(self._db.execute("SELECT key, value FROM meta"))
+        store_id, incarnation = meta.get("store_id"), meta.get("incarnation")
+        if not _is_intact(meta.get("checksum"), _meta_checksum, store_id, incarnation):
+            raise self._corrupt("its identity is not what was stored")
+        assert isinstance(store_id, bytes)
+        assert isinstance(incarnation, int)
+        if not self._read_only:
+            incarnation += 1
+            changed = {"incarnation": incarnation, "checksum": _meta_checksum(store_id, incarnation)}
+            with self._transaction() as db:
+                db.executemany(
+                    "UPDATE meta SET value = ? WHERE key = ?", [(value, key) for key, value in changed.items()]
+                )
+        self._store_id = store_id
+        self._incarnation = incarnation
+
+    def _load_streams(self, db: sqlite3.Connection) -> dict[str, _Stream]:
+        streams = {}
+        found = {
+            stream: (count, size)
+            for stream, count, size in db.execute("SELECT stream, count(*), sum(size) FROM message GROUP BY stream")
+        }
+        for row in db.execute(_LOAD_STREAMS):
+            stream = self._checked_stream(row)
+            if found.pop(stream.id, (0, 0)) != (stream.count, stream.size):
+                raise self._corrupt(f"messages of the stream to {stream.ident!r} are missing")
+            streams[stream.ident] = stream
+        if found:
+            raise self._corrupt("it has messages of streams that it does not have")
+        return streams
+
+    # -- Inside -----------------------------------------------------------------------------------------------
+
+    def _stream(self, db: sqlite3.Connection, ident: str) -> _Stream | None:
+        # The owner knows what is in the file; a reader looks each time.
+        if not self._read_only:
+            return self._streams.get(ident)
+        row = db.execute(f"{_LOAD_STREAMS} WHERE ident = ?", (ident,)).fetchone()
+        return None if row is None else self._checked_stream(row)
+
+    def _checked_stream(self, row: tuple[Any, ...]) -> _Stream:
+        *values, checksum = row
+        stream = _Stream(*values)
+        if not _is_intact(checksum, stream.checksum):
+            raise self._corrupt(f"the stream to {stream.ident!r} is not what was stored")
+        return stream
+
+    @staticmethod
+    def _add_stream(db: sqlite3.Connection, append: Append) -> _Stream:
+        new = _Stream(0, append.ident, append.epoch, 0, 0, 0, 0)
+        cursor = db.execute(
+            "INSERT INTO stream (ident, epoch, next_seq, sent_below, count, size, checksum)"
+            " VALUES (?, ?, 0, 0, 0, 0, ?)",
+            (new.ident, new.epoch, new.checksum()),
+        )
+        assert cursor.lastrowid is not None
+        return replace(new, id=cursor.lastrowid)
+
+    @staticmethod
+    def _update_stream(db: sqlite3.Connection, stream: _Stream) -> _Stream:
+        values = (stream.epoch, stream.next_seq, stream.sent_below, stream.count, stream.size, stream.checksum())
+        db.execute(_UPDATE_STREAM, (*values, stream.id))
+        return stream
+
+    def _message(self, stream: int, row: tuple[int, bytes, bytes, float, float | None, int]) -> StoredMessage:
+        *values, checksum = row
+        message = StoredMessage(*values)  # type: ignore[arg-type]
+        if not _is_intact(checksum, _message_checksum, stream, message):
+            raise self._corrupt(f"message {row[0]!r} is not what was stored")
+        return message
+
+    @contextmanager
+    def _transaction(self, then: Callable[[], None] | None = None) -> Iterator[sqlite3.Connection]:
+        """One transaction under the lock: committed as a whole, or undone.
+
+        then: called under the lock after the commit: what is kept in memory of the file changes when the file has.
+        """
+        if self._read_only:
+            raise StorageError(f"{self._path} was opened for reading only")
+        with self._reading() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # SQLite ends it by itself after some errors
+                    db.execute("ROLLBACK")
+                raise
+            if then is not None:
+                then()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._errors():
+            if self._closed:
+                raise StorageError(f"{self._path} has been closed")
+            if not self._read_only:
+                yield self._db
+                return
+            # The owner goes on meanwhile: several statements see one state only within a transaction.
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._mapped(error) from error
+        except UnicodeDecodeError as error:
+            raise self._corrupt(str(error)) from error
+        except OSError as error:
+            raise StorageError(f"{self._path} can't be used: {error.strerror or error}") from error
+
+    def _corrupt(self, what: str) -> StorageCorrupt:
+        return StorageCorrupt(
+            f"{self._path} is damaged: {what}. What can be read is salvaged by `sqlite3 FILE .recover`; to start with"
+            " an empty queue, move the file away, together with FILE-wal and FILE-shm"
+        )
+
+    def _mapped(self, error: sqlite3.Error) -> StorageError:
+        """The error to raise for one of SQLite's."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        kept = "what was accepted before is kept"
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return StorageUnavailable(f"{self._path} is locked by another program for over {_BUSY_S:g} s; {kept}")
+        if code == sqlite3.SQLITE_FULL:
+            return StorageUnavailable(f"no space left for {self._path}: free some; {kept}")
+        if code == sqlite3.SQLITE_IOERR:
+            return StorageUnavailable(f"the disk fails at {self._path}: {error}; {kept}")
+        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+            return StorageError(f"{self._path} or its folder can't be written: change its permissions; {kept}")
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return StorageError(f"{self._path} can't be opened: does its folder exist, and may it be used? ({error})")
+        # Our statements are right for our schema: where SQLite can't run them, the schema is not ours any more.
+        return self._corrupt(str(error))
+
+
+def _row(stream: int, message: StoredMessage) -> tuple[Any, ...]:
+    return (
+        stream,
+        message.seq,
+        len(message.data),
+        message.uuid,
+        message.queued_at,
+        message.ttl,
+        message.expires_at,
+        message.data,
+        _message_checksum(stream, message),
+    )
+
+
+def _message_checksum(stream: int, message: StoredMessage) -> int:
+    ttl = message.ttl
+    key = _MESSAGE_KEY.pack(stream, message.seq, message.queued_at, ttl is None, ttl or 0.0)
+    return crc32(message.data, crc32(message.uuid, crc32(key)))
+
+
+def _position_checksum(ident: str, epoch: int, next_seq: int) -> int:
+    return crc32(ident.encode(), crc32(_POSITION_VALUES.pack(epoch, next_seq)))
+
+
+def _meta_checksum(store_id: bytes, incarnation: int) -> int:
+    return crc32(store_id, crc32(incarnation.to_bytes(8)))
+
+
+def _is_intact(stored: Any, checksum: Callable[..., int], *values: Any) -> bool:
+    """Whether values from the file have the checksum that is stored with them."""
+    try:
+        return bool(stored == checksum(*values))
+    except Exception:  # damage has made them values of another type
+        return False
+
+
+def _signed(number: int) -> int:
+    """SQLite's integers have a sign, the protocol's don't."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _unsigned(number: int) -> int:
+    return number % 2**64
+
+
+# -- Schema ---------------------------------------------------------------------------------------------------
+
+
+def _create(db: Database) -> None:
+    store_id = secrets.token_bytes(16)
+    db.table("meta").create({"key": str, "value": bytes}, pk="key")
+    meta: dict[str, Any] = {"store_id": store_id, "incarnation": 0, "checksum": _meta_checksum(store_id, 0)}
+    db.table("meta").insert_all([{"key": key, "value": value} for key, value in meta.items()])
+    db.table("stream").create(
+        {
+            "id": int,
+            "ident": str,
+            "epoch": int,
+            "next_seq": int,
+            "sent_below": int,
+            "count": int,
+            "size": int,
+            "checksum": int,
+        },
+        pk="id",
+    )
+    db.table("stream").create_index(["ident"], unique=True)
+    db.table("message").create(
+        {
+            "stream": int,
+            "seq": int,
+            "size": int,
+            "uuid": bytes,
+            "queued_at": float,
+            "ttl": float,
+            "data": bytes,
+            "checksum": int,
+        }
+    )
+    # With the size in it, counting a backlog does not touch the messages.
+    db.table("message").create_index(["stream", "seq", "size"])
+    db.table("position").create({"ident": str, "epoch": int, "next_seq": int, "checksum": int}, pk="ident")
+
+
+def _add_expiry(db: Database) -> None:
+    """Let expired messages be found without reading all: version 1 had to."""
+    db.execute("ALTER TABLE message ADD COLUMN expires_at REAL")
+    db.execute("UPDATE message SET expires_at = queued_at + ttl WHERE ttl IS NOT NULL")
+    db.execute("CREATE INDEX message_by_expiry ON message (stream, expires_at) WHERE expires_at IS NOT NULL")
+
+
+# Each brings the schema from one version to the next.
+_MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create, _add_expiry)
+
+
+# -- Ownership ------------------------------------------------------------------------------------------------
+
+_abandoned: list[sqlite3.Connection] = []
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock_file(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock_file(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class _OwnerLock:
+    """Held by one owner of a file at a time; the operating system releases it when the process dies.
+
+    It notes, too, that the file has had content. An empty file without that note is one whose maker died at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # Through links: they name the same file, so they must share the lock.
+            self._file = open(f"{os.path.realpath(path)}-lock", "a+b")  # noqa: SIM115 - held until release
+        except OSError as error:
+            raise StorageError(f"{path} can't be opened: {error}") from error
+        try:
+            _lock_file(self._file.fileno())
+        except OSError:
+            self._file.close()
+            raise StorageLocked(f"{path} is open already, in this process or another") from None
+
+    @property
+    def has_been_filled(self) -> bool:
+        return os.fstat(self._file.fileno()).st_size > 0
+
+    def note_filled(self) -> None:
+        if not self.has_been_filled:
+            self._file.write(b"netcomm\n")
+            self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
