@@ -1,0 +1,13 @@
+"""The memory storage keeps the contract, but for what needs a place."""
+
+from typing import Any
+
+from netcomm.storage import MemoryQueueStorage, QueueStorage
+from netcomm.testing import QueueStorageContract
+
+
+class TestMemory(QueueStorageContract):
+    has_place = False
+
+    def open_storage(self, place: Any, read_only: bool = False) -> QueueStorage:
+        return MemoryQueueStorage.from_url("memory:", read_only)

@@ -1,0 +1,420 @@
+"""What the unit tests share: packets made by hand, deliveries, and hosts joined by byte queues and a fake clock."""
+
+import random
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+
+from netcomm import messaging
+from netcomm.message import Delivery, Limits
+from netcomm.messaging import Messaging
+from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
+
+# The frame types, written out here so that a changed number in netcomm.wire is noticed.
+VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
+HELLO, BEGIN, DATA, ACK, SKIP, REFUSE = range(0x80, 0x86)
+
+UUID = bytes(range(16))
+INFINITE = 0xFFFFFFFF
+# What names the volatile stream of a net's first host to the first peer that it gets to know.
+FIRST_EPOCH = 1 << 32
+# What a message takes on the wire beside its data: size, type, seq, uuid, ttl and flags.
+OVERHEAD = 4 + 1 + 8 + 16 + 4 + 4
+
+
+def packet(frame_type: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">IB", 1 + len(payload), frame_type) + payload
+
+
+def packets(data: bytes) -> list[tuple[int, bytes]]:
+    """The (type, payload) pairs of whole packets."""
+    found = []
+    while data:
+        (size,) = struct.unpack_from(">I", data)
+        assert len(data) >= 4 + size, "an incomplete packet"
+        found.append((data[4], data[5 : 4 + size]))
+        data = data[4 + size :]
+    return found
+
+
+def version(number: int = 1) -> bytes:
+    return packet(VERSION, struct.pack(">I", number))
+
+
+def ident(name: str) -> bytes:
+    return packet(IDENT, name.encode())
+
+
+def hello(
+    boot: bytes = b"B" * 16, connector: int = 0, max_frame_bytes: int = 1 << 26, window_bytes: int = 1 << 23
+) -> bytes:
+    return packet(HELLO, struct.pack(">H16s16sIII", 1, b"P" * 16, boot, connector, max_frame_bytes, window_bytes))
+
+
+def begin(epoch: int = 7, first: int = 0, sent_below: int = 0, stream: int = 0) -> bytes:
+    return packet(BEGIN, struct.pack(">BQQQ", stream, epoch, first, sent_below))
+
+
+def data(seq: int, payload: bytes = b"", flags: int = 0, ttl: int = INFINITE) -> bytes:
+    return packet(DATA, struct.pack(">Q16sII", seq, UUID, ttl, flags) + payload)
+
+
+def ack(next_seq: int, stream: int = 0, *, epoch: int = FIRST_EPOCH, received: int | None = None) -> bytes:
+    """An ACK; everything that has arrived is handed over, where `received` says nothing else."""
+    return packet(ACK, struct.pack(">BQQQ", stream, epoch, next_seq, next_seq if received is None else received))
+
+
+def skip(next_seq: int, stream: int = 0) -> bytes:
+    return packet(SKIP, struct.pack(">BQ", stream, next_seq))
+
+
+def refuse(code: int, text: str) -> bytes:
+    return packet(REFUSE, struct.pack(">H", code) + text.encode())
+
+
+def message(payload: bytes = b"", ttl: int = INFINITE, flags: int = 0) -> bytes:
+    return packet(MESSAGE, struct.pack(">16sII", UUID, ttl, flags) + payload)
+
+
+def legacy_handshake(name: str) -> bytes:
+    return version() + ident(name)
+
+
+def netcomm_handshake(name: str, **fields: int | bytes) -> bytes:
+    return version() + hello(**fields) + ident(name)  # type: ignore[arg-type]
+
+
+def not_waited_for(delivery: Delivery, timeout: float | None) -> bool:
+    raise AssertionError("no unit test of the core waits")
+
+
+def make_delivery(
+    to: str = "b", payload: bytes = b"", ttl: float | None = None, now: float = 0.0, persistent: bool = False
+) -> Delivery:
+    return Delivery(
+        to,
+        UUID,
+        payload,
+        OVERHEAD + len(payload),
+        None if ttl is None else now + ttl,
+        persistent,
+        not_waited_for,
+    )
+
+
+@dataclass(eq=False)
+class End:
+    """One host's end of a connection.
+
+    out: what the host has said and the other side has not got.
+    closing: the host has closed it; the rest of `out` still goes out.
+    gone: the host knows nothing of it any more.
+    """
+
+    host: "Host"
+    number: int
+    out: bytearray = field(default_factory=bytearray)
+    paused: bool = False
+    closing: bool = False
+    gone: bool = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Let bytes come in, unless the host has closed the connection."""
+        if not self.gone:
+            self.host.messaging.data_received(self.number, chunk, self.host.net.now)
+
+    def lose(self, reason: str = "cut") -> None:
+        """Let the host notice that the connection is gone."""
+        if not self.gone:
+            self.gone = True
+            self.out.clear()
+            del self.host.ends[self.number]
+            self.host.messaging.connection_lost(self.number, reason, self.host.net.now)
+
+
+class Host:
+    """A `Messaging`, with as much of a peer around it as it takes to act on its events."""
+
+    def __init__(
+        self, net: "Net", name: str, limits: Limits, boot: int, storage: MemoryQueueStorage | None = None
+    ) -> None:
+        self.net = net
+        self.name = name
+        self.limits = limits
+        self.boot = boot
+        self.ends: dict[int, End] = {}
+        self.events: list[messaging.Event] = []  # all but Close and PauseReading
+        self.received: list[tuple[str, bytes, bool]] = []  # what callbacks got: ident, data, redelivered
+        self.holding = False  # the callbacks take for ever
+        self.queue: deque[messaging.Received] = deque()  # of the dispatcher
+        self.done = 0  # how many items of its first element are handed over
+        self.messaging = Messaging(
+            name,
+            limits,
+            peer_id=name.encode().ljust(16, b"p"),
+            boot_id=boot.to_bytes(16),
+            first_epoch=boot * FIRST_EPOCH,
+            wait=not_waited_for,
+            stores_positions=storage is not None,
+        )
+        self.storage = storage
+        self.storing = True  # the storage answers at once
+        self.requests: deque[messaging.StorageRequest] = deque()  # what it has not answered
+        if storage is not None:
+            self.messaging.restore(storage.streams(), storage.positions(), net.now, net.wall_now)
+
+    def open(self, connector: int = 0) -> End:
+        end = End(self, self.net.new_number())
+        self.ends[end.number] = end
+        self.messaging.connection_opened(end.number, f"place-{end.number}", connector, self.net.now)
+        return end
+
+    def send(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
+        delivery = make_delivery(to, payload, ttl, self.net.now)
+        self.messaging.send(delivery, self.net.now)
+        return delivery
+
+    def send_persistent(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
+        delivery = self.number(to, payload, ttl)
+        self.store(delivery, ttl)
+        return delivery
+
+    def number(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
+        """The first half of sending persistently."""
+        delivery = make_delivery(to, payload, ttl, self.net.now, persistent=True)
+        self._epoch = self.messaging.number(delivery)
+        return delivery
+
+    def store(self, delivery: Delivery, ttl: float | None = None) -> None:
+        """The second half."""
+        assert self.storage is not None
+        assert delivery.data is not None
+        message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, self.net.wall_now, ttl)
+        self.storage.append([Append(delivery.ident, self._epoch, [message])])
+        self.messaging.send(delivery, self.net.now)
+
+    def answer(self, count: int = 1 << 30) -> bool:
+        """Let the storage carry out, and answer, its next requests; returns whether there were any."""
+        done = False
+        while self.requests and count > 0:
+            self._carry_out(self.requests.popleft())
+            count -= 1
+            done = True
+        return done
+
+    def _carry_out(self, request: messaging.StorageRequest) -> None:
+        storage, core, net = self.storage, self.messaging, self.net
+        assert storage is not None
+        match request:
+            case messaging.Load(ident, from_seq, max_count, max_bytes):
+                core.loaded(ident, storage.read(ident, from_seq, max_count, max_bytes), net.now, net.wall_now)
+            case messaging.FindExpired(ident, from_seq):
+                found, next_expiry = storage.expired(ident, from_seq, net.wall_now, 1000)
+                core.expired_found(ident, found, next_expiry, net.now, net.wall_now)
+            case messaging.Mark(ident, below):
+                storage.mark_sent(ident, below)
+                core.marked(ident, below)
+            case messaging.Renew(ident, epoch):
+                storage.renew(ident, epoch)
+                core.renewed(ident, epoch)
+            case messaging.StorePosition(ident, position):
+                storage.store_positions({ident: position})
+                core.position_stored(ident, position)
+            case messaging.DeleteBelow(ident, seq):
+                storage.delete_below(ident, seq)
+            case messaging.Delete(ident, seqs):
+                storage.delete(ident, seqs)
+
+    def act(self) -> bool:
+        """Write what can be written, act on what has happened; returns whether anything was."""
+        moved = self.pump(self.messaging.take_writable())
+        for event in self.messaging.next_events():
+            moved = True
+            match event:
+                case messaging.Close(number, farewell):
+                    end = self.ends.pop(number)
+                    end.out += b"".join(farewell)
+                    end.closing = end.gone = True
+                case messaging.PauseReading(number, paused):
+                    if number in self.ends:
+                        self.ends[number].paused = paused
+                case _:
+                    self.events.append(event)
+                    if isinstance(event, messaging.StorageRequest):
+                        self.requests.append(event)
+                    if isinstance(event, messaging.Received):
+                        self.queue.append(event)
+        if self.storing and self.answer():
+            moved = True
+        if self.queue and not self.holding:
+            moved = True
+            self.hand_over()
+        return moved
+
+    def pump(self, numbers: list[int]) -> bool:
+        moved = False
+        for number in numbers:
+            end = self.ends.get(number)
+            while end is not None and len(end.out) < self.net.high:
+                buffers = self.messaging.output(number, self.net.budget, self.net.now)
+                if not buffers:
+                    break
+                moved = True
+                end.out += b"".join(buffers)
+        return moved
+
+    def hand_over(self, count: int = 1 << 30) -> None:
+        """Let the callbacks of the next `count` messages return."""
+        while self.queue and count > 0:
+            first = self.queue[0]
+            stop = min(len(first.items), self.done + count)
+            for seq, _, _, _, payload in first.items[self.done : stop]:
+                redelivered = first.stream is not None and seq < first.redelivered_below
+                self.received.append((first.ident, payload, redelivered))
+            self.messaging.hand_over(first, self.done, stop, self.net.now)
+            count -= stop - self.done
+            self.done = stop
+            if stop == len(first.items):
+                self.queue.popleft()
+                self.done = 0
+
+    def happened(self, kind: type) -> list[messaging.Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def payloads(self) -> list[bytes]:
+        return [payload for _, payload, _ in self.received]
+
+
+class Wire:
+    """Two ends, and the bytes on their way."""
+
+    def __init__(self, one: End, other: End) -> None:
+        self.one = one
+        self.other = other
+        self.silent = False  # nothing arrives, and nobody notices
+
+    def step(self) -> bool:
+        moved = self.move(self.one, self.other)
+        return self.move(self.other, self.one) or moved
+
+    def move(self, source: End, target: End) -> bool:
+        """Let a chunk of what one end has said arrive at the other; returns whether anything happened."""
+        if self.silent:
+            return False
+        if source.out:
+            if target.paused and not target.gone:
+                return False
+            size = source.host.net.chunk_size()
+            chunk = bytes(source.out[:size])
+            del source.out[:size]
+            target.feed(chunk)
+            if not source.gone:
+                source.host.pump([source.number])
+            return True
+        if source.closing and not target.gone:
+            target.lose("closed by the other side")
+            return True
+        return False
+
+    def cut(self) -> None:
+        """Lose the bytes on their way, and let both ends notice."""
+        self.silent = True
+        self.one.lose()
+        self.other.lose()
+
+
+class Net:
+    """Hosts, wires, and the time."""
+
+    def __init__(self, seed: int | None = None, max_chunk: int = 1 << 20) -> None:
+        self.now = 1000.0
+        self.wall_offset = 1.7e9
+        self.random = random.Random(seed)
+        self.max_chunk = max_chunk
+        self.high = 64 * 1024
+        self.budget = 16 * 1024
+        self.hosts: list[Host] = []
+        self.wires: list[Wire] = []
+        self._last_number = 0
+        self._last_boot = 0
+
+    def new_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+    def chunk_size(self) -> int:
+        return self.random.randint(1, self.max_chunk)
+
+    @property
+    def wall_now(self) -> float:
+        return self.now + self.wall_offset
+
+    def host(self, name: str, limits: Limits | None = None, storage: MemoryQueueStorage | None = None) -> Host:
+        self._last_boot += 1
+        host = Host(self, name, limits if limits is not None else Limits(), self._last_boot, storage)
+        self.hosts.append(host)
+        return host
+
+    def restart(self, host: Host) -> Host:
+        """Let a host's process die, and start it again: only its storage is left, and its connections are cut."""
+        self.hosts.remove(host)
+        for wire in self.wires:
+            for end, far in ((wire.one, wire.other), (wire.other, wire.one)):
+                if end.host is host:
+                    wire.silent = True
+                    end.gone = True
+                    far.lose("reset")
+        return self.host(host.name, host.limits, host.storage)
+
+    def connect(self, one: Host, other: Host, connector: int = 1) -> Wire:
+        wire = Wire(one.open(connector), other.open())
+        self.wires.append(wire)
+        return wire
+
+    def raw(self, host: Host, connector: int = 0) -> End:
+        """A connection whose other side is played by the test, which feeds it packets."""
+        return host.open(connector)
+
+    def exchange(self, end: End, *chunks: bytes) -> list[tuple[int, bytes]]:
+        """Feed chunks to a raw connection; returns the packets that came back."""
+        for chunk in chunks:
+            end.feed(chunk)
+        answer = b""
+        self.settle()
+        while end.out:
+            answer += bytes(end.out)
+            end.out.clear()
+            end.host.pump([end.number])
+            self.settle()
+        return packets(answer)
+
+    def step(self) -> bool:
+        """Let every host act and every wire move a chunk; returns whether anything happened."""
+        moved = False
+        for host in self.hosts:
+            moved = host.act() or moved
+        for wire in self.wires:
+            moved = wire.step() or moved
+        return moved
+
+    def settle(self) -> None:
+        """Go on until nothing happens any more."""
+        for _ in range(100_000):
+            if not self.step():
+                return
+        raise AssertionError("it never ends")
+
+    def advance(self, seconds: float) -> None:
+        """Let the time pass, and everything happen that falls due meanwhile."""
+        until = self.now + seconds
+        for _ in range(100_000):
+            self.settle()
+            due = [when for host in self.hosts if (when := host.messaging.deadline()) is not None]
+            when = min(due, default=until)
+            self.now = max(self.now, min(when, until))
+            if when > until or not due:
+                return
+            for host in self.hosts:
+                if (its := host.messaging.deadline()) is not None and its <= self.now:
+                    host.messaging.tick(self.now)
+        raise AssertionError("time does not get on")

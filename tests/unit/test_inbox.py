@@ -1,0 +1,481 @@
+"""`netcomm.inbox`: what counts as new, what is acknowledged, and what may have been handed over before."""
+
+import random
+
+import pytest
+
+from netcomm.errors import RemoteProtocolError
+from netcomm.inbox import DataItem, Inbox
+from netcomm.message import Stream
+from netcomm.storage import Position
+from netcomm.wire import Ack, Begin
+from tests.unit.helpers import INFINITE, UUID
+
+VOLATILE = Stream.VOLATILE
+DURABLE = Stream.DURABLE
+
+
+def items(*seqs: int) -> list[DataItem]:
+    return [(seq, UUID, INFINITE, 0, b"") for seq in seqs]
+
+
+def begun(first: int = 0, sent_below: int = 0, epoch: int = 7) -> Inbox:
+    inbox = Inbox(False)
+    inbox.begin(Begin(VOLATILE, epoch, first, sent_below))
+    return inbox
+
+
+def told(inbox: Inbox) -> list[tuple[int, int]]:
+    """What is to be told of the one stream: what is handed over, and what has arrived."""
+    acks = inbox.due_acks()
+    assert {(ack.stream, ack.epoch) for ack in acks} <= {(VOLATILE, 7)}
+    return [(ack.next_seq, ack.received_seq) for ack in acks]
+
+
+def accept(inbox: Inbox, *seqs: int, stream: Stream = VOLATILE) -> list[int]:
+    """The seqs that are new among these."""
+    return [item[0] for item in inbox.accept(stream, items(*seqs))[1]]
+
+
+def test_a_begin_is_answered_by_an_acknowledgement_of_the_first_seq() -> None:
+    inbox = begun(first=5)
+    assert told(inbox) == [(5, 5)]
+    assert inbox.due_acks() == []
+
+
+def test_messages_are_taken_in_order() -> None:
+    inbox = begun()
+    assert accept(inbox, 0, 1, 2) == [0, 1, 2]
+    assert accept(inbox, 3) == [3]
+    assert accept(inbox) == []
+
+
+def test_taking_is_not_acknowledging() -> None:
+    inbox = begun()
+    inbox.due_acks()
+    accept(inbox, 0, 1, 2)
+    assert inbox.due_acks() == []
+    inbox.hand_over(VOLATILE, 7, 2)
+    assert told(inbox) == [(2, 3)]
+    assert inbox.due_acks() == []
+    inbox.hand_over(VOLATILE, 7, 3)
+    assert told(inbox) == [(3, 3)]
+
+
+@pytest.mark.parametrize("seqs", [(0, 1), (1,), (0, 0), (1, 2), (0, 1, 2, 3)])
+def test_duplicates_are_dropped_and_what_is_new_among_them_is_taken(seqs: tuple[int, ...]) -> None:
+    inbox = begun()
+    accept(inbox, 0, 1)
+    assert accept(inbox, *seqs) == [seq for seq in seqs if seq > 1]
+    assert accept(inbox, 2, *range(3, 6)) == [seq for seq in (2, 3, 4, 5) if seq not in seqs]
+
+
+def test_a_duplicate_within_one_chunk_is_dropped() -> None:
+    inbox = begun()
+    assert accept(inbox, 0, 1, 1, 0, 2, 2, 3) == [0, 1, 2, 3]
+    assert accept(inbox, 4) == [4]
+
+
+def test_a_duplicate_is_acknowledged_again() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1)
+    inbox.hand_over(VOLATILE, 7, 2)
+    inbox.due_acks()
+    accept(inbox, 1)
+    assert told(inbox) == [(2, 2)]
+
+
+def test_a_duplicate_of_what_is_still_pending_acknowledges_only_what_was_handed_over() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1, 2)
+    inbox.hand_over(VOLATILE, 7, 1)
+    inbox.due_acks()
+    accept(inbox, 2)
+    assert told(inbox) == [(1, 3)]
+
+
+@pytest.mark.parametrize("seqs", [(1,), (0, 2), (0, 1, 5), (2**64 - 1,), (0, 0, 2)])
+def test_a_gap_is_an_error(seqs: tuple[int, ...]) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"seq {seqs[-1]}"):
+        accept(begun(), *seqs)
+
+
+def test_a_seq_that_none_could_follow_is_an_error() -> None:
+    last = 2**64 - 1
+    assert accept(begun(first=last - 1, sent_below=last), last - 1) == [last - 1]
+    with pytest.raises(RemoteProtocolError, match=f"seq {last}"):
+        accept(begun(first=last, sent_below=last), last)
+
+
+def test_a_gap_behind_a_duplicate_is_an_error() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1)
+    with pytest.raises(RemoteProtocolError):
+        accept(inbox, 0, 3)
+
+
+def test_the_callers_list_is_not_changed() -> None:
+    inbox = begun()
+    accept(inbox, 0)
+    given = items(0, 1, 2)
+    inbox.accept(VOLATILE, given)
+    assert given == items(0, 1, 2)
+
+
+# -- SKIP ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_skipped_is_not_a_gap() -> None:
+    inbox = begun()
+    inbox.skip(VOLATILE, 5)
+    assert accept(inbox, 5, 6) == [5, 6]
+
+
+def test_a_skip_back_changes_nothing() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1, 2)
+    inbox.skip(VOLATILE, 1)
+    assert accept(inbox, 1, 2, 3) == [3]
+
+
+def test_what_was_skipped_counts_as_handed_over_once_all_before_it_is() -> None:
+    inbox = begun()
+    inbox.due_acks()
+    accept(inbox, 0)
+    inbox.skip(VOLATILE, 5)
+    accept(inbox, 5)
+    inbox.hand_over(VOLATILE, 7, 1)
+    assert told(inbox) == [(1, 6)]
+    inbox.hand_over(VOLATILE, 7, 6)
+    assert told(inbox) == [(6, 6)]
+
+
+def test_a_skip_with_nothing_pending_moves_the_position() -> None:
+    inbox = begun()
+    inbox.skip(VOLATILE, 5)
+    inbox.disconnect()
+    inbox.due_acks()
+    inbox.begin(Begin(VOLATILE, 7, 5, 5))
+    assert told(inbox) == [(5, 5)]
+
+
+def test_a_skip_over_what_is_pending_does_not_acknowledge_it() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1)
+    inbox.skip(VOLATILE, 9)
+    inbox.disconnect()
+    inbox.begin(Begin(VOLATILE, 7, 0, 2))
+    assert told(inbox) == [(0, 9)]
+
+
+# -- Streams, epochs, connections ---------------------------------------------------------------------------------
+
+
+def test_a_stream_has_to_begin_before_it_is_used() -> None:
+    inbox = begun()
+    with pytest.raises(RemoteProtocolError, match="DURABLE"):
+        accept(inbox, 0, stream=DURABLE)
+    with pytest.raises(RemoteProtocolError, match="DURABLE"):
+        inbox.skip(DURABLE, 1)
+    with pytest.raises(RemoteProtocolError):
+        accept(Inbox(False), 0)
+
+
+def test_a_stream_has_to_begin_again_on_each_connection() -> None:
+    inbox = begun()
+    accept(inbox, 0)
+    inbox.disconnect()
+    with pytest.raises(RemoteProtocolError):
+        accept(inbox, 1)
+    inbox.begin(Begin(VOLATILE, 7, 0, 1))
+    assert accept(inbox, 0, 1) == [1]
+
+
+def test_a_stream_begins_once_on_a_connection() -> None:
+    inbox = begun()
+    with pytest.raises(RemoteProtocolError, match="second BEGIN"):
+        inbox.begin(Begin(VOLATILE, 7, 0, 0))
+
+
+def test_streams_are_independent() -> None:
+    inbox = begun()
+    inbox.begin(Begin(DURABLE, 99, 50, 50))
+    assert accept(inbox, 0, 1) == [0, 1]
+    assert accept(inbox, 50, stream=DURABLE) == [50]
+    inbox.hand_over(DURABLE, 99, 51)
+    assert sorted(inbox.due_acks(), key=lambda ack: ack.stream) == [Ack(VOLATILE, 7, 0, 2), Ack(DURABLE, 99, 51, 51)]
+
+
+def test_after_a_reconnect_the_position_is_told_and_duplicates_are_recognised() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1, 2, 3)
+    inbox.hand_over(VOLATILE, 7, 2)
+    inbox.disconnect()
+    assert inbox.due_acks() == []  # there is nobody to tell
+    inbox.begin(Begin(VOLATILE, 7, 0, 4))
+    assert told(inbox) == [(2, 4)]
+    assert accept(inbox, 2, 3, 4) == [4]
+
+
+def test_what_is_handed_over_while_disconnected_is_told_at_the_next_begin() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1)
+    inbox.disconnect()
+    inbox.hand_over(VOLATILE, 7, 2)
+    assert inbox.due_acks() == []
+    inbox.begin(Begin(VOLATILE, 7, 0, 2))
+    assert told(inbox) == [(2, 2)]
+
+
+def test_a_new_epoch_starts_afresh() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1, 2)
+    inbox.disconnect()
+    inbox.begin(Begin(VOLATILE, 8, 0, 0))
+    assert inbox.due_acks() == [Ack(VOLATILE, 8, 0, 0)]
+    assert accept(inbox, 0, 1) == [0, 1]
+
+
+def test_the_callbacks_of_an_old_epoch_acknowledge_nothing_of_the_new_one() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1, 2)
+    inbox.disconnect()
+    inbox.begin(Begin(VOLATILE, 8, 0, 0))
+    inbox.due_acks()
+    accept(inbox, 0, 1, 2)
+    inbox.hand_over(VOLATILE, 7, 3)
+    assert inbox.due_acks() == []
+    inbox.hand_over(VOLATILE, 8, 1)
+    assert inbox.due_acks() == [Ack(VOLATILE, 8, 1, 3)]
+
+
+def test_the_position_never_goes_back() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1, 2)
+    inbox.hand_over(VOLATILE, 7, 3)
+    inbox.due_acks()
+    inbox.hand_over(VOLATILE, 7, 2)
+    inbox.hand_over(VOLATILE, 7, 3)
+    assert inbox.due_acks() == []
+
+
+def test_handing_over_a_stream_that_is_not_known_is_passed_over() -> None:
+    inbox = Inbox(False)
+    inbox.hand_over(VOLATILE, 7, 3)
+    assert inbox.due_acks() == []
+
+
+def test_a_new_epoch_may_begin_on_an_open_connection() -> None:
+    # The sender's storage was restored from a backup, and renumbers its messages.
+    inbox = begun()
+    inbox.begin(Begin(DURABLE, 99, 50, 52))
+    accept(inbox, 50, 51, stream=DURABLE)
+    inbox.begin(Begin(DURABLE, 100, 10, 12))
+    inbox.hand_over(DURABLE, 99, 52)  # the callbacks of the old one return late
+    assert Ack(DURABLE, 100, 10, 10) in inbox.due_acks()
+    state, fresh = inbox.accept(DURABLE, items(10, 11))
+    assert (state.epoch, state.redelivered_below) == (100, 12)
+    assert fresh == items(10, 11)
+    assert inbox.due_acks() == []
+    with pytest.raises(RemoteProtocolError, match="second BEGIN"):
+        inbox.begin(Begin(DURABLE, 100, 10, 12))
+
+
+def test_a_sender_that_has_forgotten_more_than_was_taken_moves_the_position() -> None:
+    # It knows, by its own user, that what is below will never come.
+    inbox = begun()
+    accept(inbox, 0, 1)
+    inbox.hand_over(VOLATILE, 7, 1)
+    inbox.disconnect()
+    inbox.begin(Begin(VOLATILE, 7, 9, 9))
+    assert told(inbox) == [(9, 9)]
+    assert accept(inbox, 9) == [9]
+    inbox.hand_over(VOLATILE, 7, 2)
+    assert told(inbox) == []
+
+
+# -- Stored positions ---------------------------------------------------------------------------------------------
+
+
+def test_without_stored_positions_nothing_has_to_be_stored() -> None:
+    inbox = begun()
+    inbox.begin(Begin(DURABLE, 99, 0, 0))
+    accept(inbox, 0, stream=DURABLE)
+    assert inbox.hand_over(DURABLE, 99, 1) is None
+    assert inbox.hand_over(VOLATILE, 7, 1) is None
+
+
+def test_a_durable_position_is_stored_before_it_is_acknowledged() -> None:
+    inbox = Inbox(True)
+    inbox.begin(Begin(DURABLE, 99, 5, 5))
+    assert inbox.due_acks() == [Ack(DURABLE, 99, 5, 5)]
+    accept(inbox, 5, 6, 7, stream=DURABLE)
+    assert inbox.hand_over(DURABLE, 99, 7) == Position(99, 7)
+    assert inbox.due_acks() == []
+    inbox.acknowledge(DURABLE, Position(99, 7))
+    assert inbox.due_acks() == [Ack(DURABLE, 99, 7, 8)]
+    inbox.acknowledge(DURABLE, Position(99, 7))
+    assert inbox.due_acks() == []
+
+
+def test_what_is_handed_over_and_not_stored_is_not_acknowledged_on_the_next_connection_either() -> None:
+    inbox = Inbox(True)
+    inbox.begin(Begin(DURABLE, 99, 0, 0))
+    accept(inbox, 0, 1, stream=DURABLE)
+    inbox.hand_over(DURABLE, 99, 2)
+    inbox.disconnect()
+    inbox.begin(Begin(DURABLE, 99, 0, 2))
+    assert inbox.due_acks() == [Ack(DURABLE, 99, 0, 2)]
+    assert accept(inbox, 1, 2, stream=DURABLE) == [2]
+    inbox.acknowledge(DURABLE, Position(99, 2))
+    assert inbox.due_acks() == [Ack(DURABLE, 99, 2, 3)]
+
+
+def test_transient_messages_are_acknowledged_without_a_storage() -> None:
+    inbox = Inbox(True)
+    inbox.begin(Begin(VOLATILE, 7, 0, 0))
+    inbox.due_acks()
+    accept(inbox, 0)
+    assert inbox.hand_over(VOLATILE, 7, 1) is None
+    assert told(inbox) == [(1, 1)]
+
+
+def test_a_stored_position_of_an_epoch_that_has_ended_acknowledges_nothing() -> None:
+    inbox = Inbox(True)
+    inbox.begin(Begin(DURABLE, 99, 0, 0))
+    accept(inbox, 0, stream=DURABLE)
+    position = inbox.hand_over(DURABLE, 99, 1)
+    assert position == Position(99, 1)
+    inbox.begin(Begin(DURABLE, 100, 0, 1))
+    inbox.due_acks()
+    inbox.acknowledge(DURABLE, position)
+    assert inbox.due_acks() == []
+
+
+def test_a_restored_position_is_the_answer_to_begin() -> None:
+    inbox = Inbox(True, Position(99, 40))
+    assert inbox.durable
+    assert inbox.due_acks() == []  # nobody is connected
+    with pytest.raises(RemoteProtocolError, match="DURABLE"):
+        accept(inbox, 40, stream=DURABLE)
+    inbox.begin(Begin(DURABLE, 99, 30, 45))
+    assert inbox.due_acks() == [Ack(DURABLE, 99, 40, 40)]
+    assert accept(inbox, 40, stream=DURABLE) == [40]
+
+
+def test_behind_a_restored_position_what_may_have_been_sent_is_marked() -> None:
+    # The earlier process may have handed it over, and died before the position was stored.
+    inbox = Inbox(True, Position(99, 40))
+    inbox.begin(Begin(DURABLE, 99, 30, 45))
+    state, _ = inbox.accept(DURABLE, items(40))
+    assert state.redelivered_below == 45
+
+
+def test_only_the_first_begin_after_a_restart_marks() -> None:
+    inbox = Inbox(True, Position(99, 40))
+    inbox.begin(Begin(DURABLE, 99, 40, 42))
+    accept(inbox, *range(40, 50), stream=DURABLE)
+    inbox.disconnect()
+    inbox.begin(Begin(DURABLE, 99, 40, 50))
+    state, _ = inbox.accept(DURABLE, items(50))
+    assert state.redelivered_below == 42
+
+
+def test_a_restored_position_of_another_epoch_is_of_no_use() -> None:
+    inbox = Inbox(True, Position(98, 40))
+    inbox.begin(Begin(DURABLE, 99, 3, 6))
+    assert inbox.due_acks() == [Ack(DURABLE, 99, 3, 3)]
+    state, fresh = inbox.accept(DURABLE, items(3))
+    assert (state.redelivered_below, fresh) == (6, items(3))
+
+
+def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_first_message_there_is() -> None:
+    # What lies between was acknowledged once, and is gone.
+    inbox = Inbox(True, Position(99, 40))
+    inbox.begin(Begin(DURABLE, 99, 60, 65))
+    assert inbox.due_acks() == [Ack(DURABLE, 99, 60, 60)]
+    state, fresh = inbox.accept(DURABLE, items(60, 61))
+    assert fresh == items(60, 61)
+    assert state.redelivered_below == 65
+    assert inbox.hand_over(DURABLE, 99, 61) == Position(99, 61)
+    inbox.acknowledge(DURABLE, Position(99, 61))
+    assert inbox.due_acks() == [Ack(DURABLE, 99, 61, 62)]
+
+
+def test_an_inbox_that_has_no_durable_stream_says_so() -> None:
+    assert not Inbox(True).durable
+    assert not begun().durable
+
+
+# -- redelivered --------------------------------------------------------------------------------------------------
+
+
+def test_what_was_sent_to_an_earlier_process_may_be_redelivered() -> None:
+    state, _ = begun(first=3, sent_below=6).accept(VOLATILE, items(3, 4))
+    assert state.redelivered_below == 6
+
+
+def test_what_one_process_takes_twice_is_not_redelivered() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1)
+    inbox.disconnect()
+    inbox.begin(Begin(VOLATILE, 7, 0, 2))
+    state, _ = inbox.accept(VOLATILE, items(2))
+    assert state.redelivered_below == 0
+
+
+def test_a_new_epoch_has_its_own_mark() -> None:
+    inbox = begun(first=3, sent_below=6)
+    inbox.disconnect()
+    inbox.begin(Begin(VOLATILE, 8, 0, 0))
+    state, _ = inbox.accept(VOLATILE, items(0))
+    assert (state.epoch, state.redelivered_below) == (8, 0)
+
+
+# -- Everything together ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_traffic_is_taken_once_and_in_order(seed: int) -> None:
+    """A sender that repeats, skips, reconnects and restarts, against a model that remembers every seq."""
+    chance = random.Random(seed)
+    inbox = begun()
+    epoch, top = 7, 0  # the sender's: next new seq
+    taken: list[int] = []
+    handed = 0  # of taken
+    skipped: set[int] = set()
+    for _ in range(3000):
+        match chance.randrange(8):
+            case 0 | 1 | 2:
+                first = chance.randint(max(0, top - 5), top)
+                batch = [seq for seq in range(first, top + chance.randint(0, 4)) if seq not in skipped]
+                fresh = accept(inbox, *batch)
+                assert fresh == [seq for seq in batch if seq >= top]
+                taken += fresh
+                top = max(top, *batch, -1) + 1 if fresh else top
+            case 3:
+                count = chance.randint(0, 2)
+                skipped |= set(range(top, top + count))
+                top += count
+                inbox.skip(VOLATILE, top)
+            case 4 | 5:
+                if handed < len(taken):
+                    handed = chance.randint(handed + 1, len(taken))
+                    inbox.hand_over(VOLATILE, epoch, taken[handed - 1] + 1)
+            case 6:
+                inbox.disconnect()
+                assert inbox.due_acks() == []
+                inbox.begin(Begin(VOLATILE, epoch, 0, top))
+                (ack,) = inbox.due_acks()
+                position = ack.next_seq
+                assert (ack.stream, ack.epoch, ack.received_seq) == (VOLATILE, epoch, top)
+                # All below it was handed over or skipped, nothing above it was handed over.
+                assert handed == len([seq for seq in taken if seq < position])
+                assert all(seq < position for seq in taken[:handed])
+            case 7:
+                if chance.random() < 0.1:
+                    epoch += 1
+                    inbox.disconnect()
+                    inbox.begin(Begin(VOLATILE, epoch, 0, 0))
+                    top, taken, handed, skipped = 0, [], 0, set()
+    assert taken == sorted(set(taken))

@@ -1,0 +1,376 @@
+"""`netcomm.keeper`: what is merged, what is tried again, in which order, and how it ends."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from netcomm import keeper as keeper_module
+from netcomm.errors import StorageError, StorageUnavailable
+from netcomm.keeper import Keeper
+from netcomm.messaging import (
+    Delete,
+    DeleteBelow,
+    FindExpired,
+    Load,
+    Mark,
+    Renew,
+    StorageRequest,
+    StorePosition,
+)
+from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
+
+DEADLINE_S = 20.0
+NOW = 5000.0
+
+
+class FailingStorage(MemoryQueueStorage):
+    """A storage that notes its calls, fails as often as it is told to, and can be made to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+        self.failures: dict[str, list[Exception]] = {}
+        self.open = threading.Event()  # while it is not set, calls wait
+        self.open.set()
+        self.entered = threading.Semaphore(0)
+
+    def _note(self, name: str, *args: Any) -> None:
+        self.entered.release()
+        assert self.open.wait(DEADLINE_S)
+        self.calls.append((name, *args))
+        if failures := self.failures.get(name):
+            raise failures.pop(0)
+
+    def names(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+    def read(self, ident: str, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
+        self._note("read", ident, from_seq, max_count, max_bytes)
+        return super().read(ident, from_seq, max_count, max_bytes)
+
+    def expired(
+        self, ident: str, from_seq: int, now: float, max_count: int
+    ) -> tuple[list[StoredMessage], float | None]:
+        self._note("expired", ident, from_seq, now, max_count)
+        return super().expired(ident, from_seq, now, max_count)
+
+    def mark_sent(self, ident: str, below: int) -> None:
+        self._note("mark_sent", ident, below)
+        super().mark_sent(ident, below)
+
+    def renew(self, ident: str, epoch: int) -> None:
+        self._note("renew", ident, epoch)
+        super().renew(ident, epoch)
+
+    def delete(self, ident: str, seqs: Sequence[int]) -> None:
+        self._note("delete", ident, list(seqs))
+        super().delete(ident, seqs)
+
+    def delete_below(self, ident: str, seq: int) -> None:
+        self._note("delete_below", ident, seq)
+        super().delete_below(ident, seq)
+
+    def store_positions(self, positions: Mapping[str, Position]) -> None:
+        self._note("store_positions", dict(positions))
+        super().store_positions(positions)
+
+    def close(self) -> None:
+        self._note("close")
+
+
+class Watched:
+    """A keeper, and what it has answered and reported."""
+
+    def __init__(self) -> None:
+        self.storage = FailingStorage()
+        self.storage.append([Append("b", 99, [message(seq, ttl=seq or None) for seq in range(4)])])
+        self._changed = threading.Condition()
+        self.answers: list[tuple[StorageRequest, Any]] = []
+        self.reports: list[Exception] = []
+        self.threads: set[threading.Thread] = set()
+        self.keeper = Keeper("test-keeper", self.storage, lambda: NOW, self._answer, self._report)
+
+    def _answer(self, request: StorageRequest, result: Any) -> None:
+        with self._changed:
+            self.threads.add(threading.current_thread())
+            self.answers.append((request, result))
+            self._changed.notify_all()
+
+    def _report(self, error: Exception) -> None:
+        with self._changed:
+            self.reports.append(error)
+            self._changed.notify_all()
+
+    def wait(self, true: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(true, DEADLINE_S), (self.answers, self.storage.calls)
+
+    def answered(self, count: int) -> list[tuple[StorageRequest, Any]]:
+        self.wait(lambda: len(self.answers) >= count)
+        return self.answers
+
+    def put_together(self, *requests: StorageRequest) -> None:
+        """Queue requests so that the keeper finds all of them at once."""
+        self.storage.open.clear()
+        self.keeper.put(Mark("b", 0))
+        assert self.storage.entered.acquire(timeout=DEADLINE_S)
+        for request in requests:
+            self.keeper.put(request)
+        self.storage.open.set()
+
+    def end(self) -> None:
+        self.keeper.stop()
+        self.keeper.join(DEADLINE_S)
+        assert self.storage.names()[-1] == "close"
+        assert self.storage.names().count("close") == 1
+
+
+def message(seq: int, ttl: float | None = None) -> StoredMessage:
+    return StoredMessage(seq, bytes(16), b"%d" % seq, NOW - 2, ttl)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "_RETRY_MIN_S", 0.002)
+    monkeypatch.setattr(keeper_module, "_RETRY_MAX_S", 0.02)
+    monkeypatch.setattr(keeper_module, "_DELETE_DELAY_S", 0.01)
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    made = Watched()
+    made.keeper.start()
+    yield made
+    made.storage.open.set()
+    made.keeper.stop()
+    made.keeper.join(DEADLINE_S)
+
+
+# -- Carrying out -------------------------------------------------------------------------------------------------
+
+
+def test_each_request_is_carried_out_and_answered_with_its_result(watched: Watched) -> None:
+    storage = watched.storage
+    requests: list[StorageRequest] = [
+        Load("b", 1, 2, 1000),
+        FindExpired("b", 1),
+        Mark("b", 50),
+        Renew("b", 7),
+        Delete("b", [3]),
+        StorePosition("c", Position(5, 6)),
+    ]
+    for count, request in enumerate(requests, 1):
+        watched.keeper.put(request)
+        watched.answered(count)
+    assert watched.answers == [
+        (requests[0], [message(1, 1), message(2, 2)]),
+        (requests[1], ([message(1, 1), message(2, 2)], NOW + 1)),
+        *((request, None) for request in requests[2:]),
+    ]
+    (stream,) = storage.streams()
+    assert (stream.sent_below, stream.epoch, stream.count) == (stream.next_seq, 7, 3)  # renewing comes last
+    assert storage.positions() == {"c": Position(5, 6)}
+    assert storage.calls[1] == ("expired", "b", 1, NOW, 1000)
+    assert {thread.name for thread in watched.threads} == {"test-keeper"}
+    assert watched.reports == []
+
+
+def test_nothing_is_carried_out_before_it_is_started() -> None:
+    made = Watched()
+    made.keeper.put(Mark("b", 1))
+    assert made.storage.calls == []
+    made.keeper.start()
+    made.answered(1)
+    made.end()
+
+
+def test_where_as_many_have_expired_as_were_asked_for_it_is_looked_again_at_once(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "_FIND_COUNT", 2)
+    watched.keeper.put(FindExpired("b", 0))
+    ((_, (found, next_expiry)),) = watched.answered(1)
+    assert len(found) == 2
+    assert next_expiry == NOW
+
+
+def test_requests_of_one_kind_keep_their_order(watched: Watched) -> None:
+    requests: list[StorageRequest] = [Mark("b", seq) for seq in range(1, 50)]
+    for request in requests:
+        watched.keeper.put(request)
+    assert [request for request, _ in watched.answered(len(requests))] == requests
+
+
+def test_positions_go_before_what_else_there_is(watched: Watched) -> None:
+    watched.put_together(Load("b", 0, 1, 1), StorePosition("c", Position(1, 2)), Mark("b", 3))
+    watched.answered(4)
+    assert watched.storage.names() == ["mark_sent", "store_positions", "read", "mark_sent"]
+
+
+# -- Merging ------------------------------------------------------------------------------------------------------
+
+
+def test_positions_of_one_sender_are_merged_to_the_last_and_those_of_all_stored_at_once(watched: Watched) -> None:
+    watched.put_together(
+        *(StorePosition("c", Position(1, seq)) for seq in range(100)),
+        StorePosition("d", Position(2, 7)),
+        StorePosition("c", Position(1, 100)),
+    )
+    answers = watched.answered(3)
+    assert watched.storage.calls[1:] == [("store_positions", {"c": Position(1, 100), "d": Position(2, 7)})]
+    assert [request for request, _ in answers[1:]] == [
+        StorePosition("c", Position(1, 100)),
+        StorePosition("d", Position(2, 7)),
+    ]
+
+
+def test_a_position_that_comes_while_the_one_before_is_stored_is_stored_too(watched: Watched) -> None:
+    watched.storage.open.clear()
+    watched.keeper.put(StorePosition("c", Position(1, 1)))
+    assert watched.storage.entered.acquire(timeout=DEADLINE_S)
+    watched.keeper.put(StorePosition("c", Position(1, 2)))
+    watched.storage.open.set()
+    assert [request.position.next_seq for request, _ in watched.answered(2)] == [1, 2]  # type: ignore[union-attr]
+    assert watched.storage.positions() == {"c": Position(1, 2)}
+
+
+def test_deletions_of_what_has_arrived_are_merged_and_never_go_back(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "_DELETE_DELAY_S", 3600)
+    for seq in (1, 3, 2):
+        watched.keeper.put(DeleteBelow("b", seq))
+    watched.keeper.put(DeleteBelow("c", 9))
+    watched.keeper.put(Mark("b", 1))
+    watched.answered(1)
+    assert watched.storage.names() == ["mark_sent"]  # that is all for now
+    watched.end()
+    assert watched.storage.calls[1:3] == [("delete_below", "b", 3), ("delete_below", "c", 9)]
+    assert watched.storage.streams()[0].count == 1
+    assert len(watched.answers) == 1  # nobody waits for it
+
+
+def test_what_has_arrived_is_deleted_a_little_later_by_itself(watched: Watched) -> None:
+    watched.keeper.put(DeleteBelow("b", 2))
+    assert watched.storage.entered.acquire(timeout=DEADLINE_S)
+    watched.end()
+    assert watched.storage.names() == ["delete_below", "close"]
+
+
+# -- Failing ------------------------------------------------------------------------------------------------------
+
+REQUESTS: dict[str, StorageRequest] = {
+    "read": Load("b", 0, 1, 1),
+    "expired": FindExpired("b", 0),
+    "mark_sent": Mark("b", 5),
+    "renew": Renew("b", 5),
+    "delete": Delete("b", [1]),
+    "store_positions": StorePosition("c", Position(1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("kind", [StorageUnavailable, StorageError, RuntimeError])
+def test_what_fails_is_tried_again_until_it_succeeds_and_reported_once(
+    watched: Watched, name: str, kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [kind(str(number)) for number in range(5)]
+    watched.storage.failures[name] = list(errors)
+    watched.keeper.put(REQUESTS[name])
+    ((request, _),) = watched.answered(1)
+    assert request == REQUESTS[name]
+    assert watched.storage.names() == [name] * 6
+    assert watched.reports == errors[:1]
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+
+
+def test_deleting_what_has_arrived_is_tried_again_too(watched: Watched) -> None:
+    watched.storage.failures["delete_below"] = [StorageUnavailable("x")] * 3
+    watched.keeper.put(DeleteBelow("b", 2))
+    for _ in range(4):
+        assert watched.storage.entered.acquire(timeout=DEADLINE_S)
+    watched.end()
+    assert watched.storage.names() == ["delete_below"] * 4 + ["close"]
+    assert watched.storage.streams()[0].count == 2
+    assert len(watched.reports) == 1
+
+
+def test_what_succeeds_is_not_held_up_by_what_fails(watched: Watched) -> None:
+    watched.storage.failures["read"] = [StorageError("x")] * 3
+    watched.put_together(Load("b", 0, 1, 1), Mark("b", 5), Delete("b", [0]))
+    answers = watched.answered(4)
+    assert [type(request) for request, _ in answers] == [Mark, Mark, Delete, Load]
+    assert watched.storage.names().count("mark_sent") == 2
+    assert watched.storage.names().count("delete") == 1
+
+
+def test_a_position_that_could_not_be_stored_is_replaced_by_a_later_one(watched: Watched) -> None:
+    watched.storage.failures["store_positions"] = [StorageUnavailable("x")] * 2
+    watched.storage.open.clear()
+    watched.keeper.put(StorePosition("c", Position(1, 1)))
+    assert watched.storage.entered.acquire(timeout=DEADLINE_S)
+    watched.keeper.put(StorePosition("c", Position(1, 2)))
+    watched.storage.open.set()
+    assert watched.answered(1) == [(StorePosition("c", Position(1, 2)), None)]
+
+
+def test_after_a_success_a_failure_is_news_again(watched: Watched) -> None:
+    watched.storage.failures["mark_sent"] = [StorageError("first")] * 2
+    watched.keeper.put(Mark("b", 1))
+    watched.answered(1)
+    # The success is noted behind the answer, but before the next request is looked at by itself.
+    watched.keeper.put(Load("b", 0, 1, 1))
+    watched.answered(2)
+    watched.storage.failures["renew"] = [StorageError("second")] * 2
+    watched.keeper.put(Renew("b", 1))
+    watched.answered(3)
+    assert [str(error) for error in watched.reports] == ["first", "second"]
+
+
+# -- Ending -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_put_before_the_end_is_done_before_the_storage_is_closed() -> None:
+    made = Watched()
+    made.keeper.start()
+    made.storage.open.clear()
+    made.keeper.put(Mark("b", 1))
+    made.keeper.put(StorePosition("c", Position(1, 2)))
+    made.keeper.put(DeleteBelow("b", 3))
+    made.keeper.put(Delete("b", [3]))
+    made.keeper.stop()
+    made.storage.open.set()
+    made.keeper.join(DEADLINE_S)
+    assert sorted(made.storage.names()[:-1]) == ["delete", "delete_below", "mark_sent", "store_positions"]
+    assert made.storage.names()[-1] == "close"
+    assert made.storage.streams()[0].count == 0
+
+
+def test_a_storage_that_goes_on_failing_does_not_keep_it_from_ending() -> None:
+    made = Watched()
+    for name in REQUESTS:
+        made.storage.failures[name] = [StorageUnavailable("x")] * 1000
+    made.keeper.start()
+    for request in REQUESTS.values():
+        made.keeper.put(request)
+    made.wait(lambda: bool(made.reports))
+    made.end()
+    assert made.answers == []
+
+
+def test_a_storage_that_can_not_be_closed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    made = Watched()
+    made.storage.failures["close"] = [StorageError("as the test wants")]
+    made.keeper.start()
+    made.end()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert "as the test wants" in caplog.text
+
+
+def test_one_that_was_never_started_closes_its_storage_all_the_same() -> None:
+    made = Watched()
+    made.end()
+    assert made.storage.names() == ["close"]

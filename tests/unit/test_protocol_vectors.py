@@ -1,0 +1,189 @@
+"""The test vectors of docs/protocol.md, checked against netcomm both ways."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netcomm import wire
+from netcomm.message import Delivery, Limits, Stream
+from netcomm.messaging import Messaging, Received
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+IDENT = wire.ident("x")
+
+
+def block(name: str) -> str:
+    (found,) = re.findall(rf"^```{name}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def vectors(name: str) -> list[tuple[str, bytes]]:
+    """A line that is not indented, and the hex of the indented ones that follow."""
+    found = re.findall(r"^(\S.*)\n((?:[ ]+.*\n)+)", block(name), re.MULTILINE)
+    return [(head, bytes.fromhex("".join(body.split()))) for head, body in found]
+
+
+def fields(head: str) -> tuple[str, dict[str, Any]]:
+    name, *words = re.findall(r'\S+="[^"]*"|\S+', head)
+    found: dict[str, Any] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if value.startswith('"'):
+            text = value[1:-1]
+            found[key] = text.encode() if key == "data" else text
+        elif key in ("uuid", "peer_id", "boot_id"):
+            found[key] = bytes.fromhex(value)
+        elif key == "stream":
+            found[key] = Stream(int(value))
+        else:
+            found[key] = int(value, 0)
+    return name, found
+
+
+def frame_of(head: str) -> wire.Frame | None:
+    if head.startswith("("):
+        return None
+    name, values = fields(head)
+    if name == "MESSAGE":
+        return wire.Messages([(values["uuid"], values["ttl"], values["flags"], values["data"])])
+    if name == "DATA":
+        stream = Stream(values["flags"] & 1)
+        return wire.Data(stream, [(values["seq"], values["uuid"], values["ttl"], values["flags"], values["data"])])
+    kind: type[wire.Frame] = getattr(wire, name.capitalize())
+    return kind(**values)
+
+
+def delivery_of(uuid: bytes, ttl: int, flags: int, data: bytes, seq: int = 0) -> Delivery:
+    expires_at = None if ttl == wire.INFINITE_TTL else float(ttl)
+    delivery = Delivery("x", uuid, data, wire.packet_size(len(data)), expires_at, bool(flags), lambda *_: False)
+    delivery.seq = seq
+    return delivery
+
+
+def packet_of(frame: wire.Frame | None) -> bytes:
+    match frame:
+        case wire.Version(number):
+            return wire.version(number)
+        case wire.Incompatible():
+            return wire.INCOMPATIBLE
+        case wire.Ident(ident):
+            return wire.ident(ident)
+        case wire.Messages([(uuid, ttl, flags, data)]):
+            return b"".join(wire.messages([delivery_of(uuid, ttl, flags, data)], 0.0))
+        case wire.Ping():
+            return wire.PING
+        case wire.Pong():
+            return wire.PONG
+        case wire.Hello():
+            return wire.hello(frame)
+        case wire.Begin():
+            return wire.begin(frame)
+        case wire.Data(_, [(seq, uuid, ttl, flags, data)]):
+            return b"".join(wire.data([delivery_of(uuid, ttl, flags, data, seq)], seq, 0.0))
+        case wire.Ack():
+            return wire.ack(frame)
+        case wire.Skip(stream, next_seq):
+            return wire.skip(stream, next_seq)
+        case wire.Refuse(code, text):
+            return wire.refuse(wire.RefuseCode(code), text)
+    raise AssertionError(frame)
+
+
+def _never(delivery: Delivery, timeout: float | None) -> bool:
+    raise AssertionError("nobody waits here")
+
+
+def read(packet: bytes, *, identified: bool) -> tuple[list[wire.Frame], Exception | None]:
+    reader = wire.Reader(Limits())
+    if identified:
+        reader.feed(IDENT)
+    return reader.feed(packet)
+
+
+@pytest.mark.parametrize(("head", "packet"), vectors("vectors"))
+def test_a_vector_is_read_as_its_frame_and_written_as_its_packet(head: str, packet: bytes) -> None:
+    frame = frame_of(head)
+    assert read(packet, identified=True) == ([frame], None)
+    assert packet_of(frame) == packet
+
+
+@pytest.mark.parametrize(("head", "packet"), vectors("vectors-read-only"))
+def test_a_read_only_vector_is_read_as_its_frame(head: str, packet: bytes) -> None:
+    frame = frame_of(head)
+    assert read(packet, identified=True) == ([] if frame is None else [frame], None)
+
+
+def test_every_frame_type_has_a_vector() -> None:
+    assert {fields(head)[0] for head, _ in vectors("vectors")} == {frame_type.name for frame_type in wire.FrameType}
+
+
+@pytest.mark.parametrize("identified", [False, True])
+@pytest.mark.parametrize(("head", "packet"), vectors("vectors-close"))
+def test_a_closing_vector_is_an_error_before_and_after_ident(head: str, packet: bytes, identified: bool) -> None:
+    frames, error = read(packet, identified=identified)
+    assert frames == []
+    assert error is not None
+
+
+@pytest.mark.parametrize(("head", "packet"), vectors("vectors-close-before-ident"))
+def test_an_early_closing_vector_is_an_error_only_before_ident(head: str, packet: bytes) -> None:
+    assert read(packet, identified=False)[1] is not None
+    assert read(packet, identified=True) == ([], None)
+
+
+def test_the_conversation_is_what_two_peers_say() -> None:
+    limits = Limits()
+    peers = {
+        "bob": Messaging("bob", limits, peer_id=b"\x0b" * 16, boot_id=b"\xb0" * 16, first_epoch=7, wait=_never),
+        "niess": Messaging("niess", limits, peer_id=b"\x0e" * 16, boot_id=b"\xe0" * 16, first_epoch=9, wait=_never),
+    }
+    peers["bob"].connection_opened(1, "niess's place", 1, 0.0)
+    peers["niess"].connection_opened(1, "bob's place", 0, 0.0)
+    message = delivery_of(bytes(range(16)), wire.INFINITE_TTL, 0, b"hello")
+    message.ident = "niess"
+    peers["bob"].send(message, 0.0)
+
+    portions: list[tuple[str, bytes]] = []
+    for line in block("conversation").splitlines():
+        speaker, _, packet = line.partition(":")
+        if portions and portions[-1][0] == speaker:
+            speaker, said = portions.pop()
+        else:
+            said = b""
+        portions.append((speaker, said + bytes.fromhex(packet)))
+
+    for speaker, portion in portions:
+        said = b""
+        while buffers := peers[speaker].output(1, 1 << 20, 0.0):
+            said += b"".join(buffers)
+        assert said.hex() == portion.hex()
+        (hearer,) = peers.keys() - {speaker}
+        peers[hearer].data_received(1, portion, 0.0)
+        for event in peers[hearer].next_events():
+            if isinstance(event, Received):
+                peers[hearer].hand_over(event, 0, len(event.items), 0.0)
+
+    assert message.state.value == "delivered"
+    assert [peer.output(1, 1 << 20, 0.0) for peer in peers.values()] == [[], []]
+
+
+def test_requirements_are_numbered_in_order() -> None:
+    numbers = [int(number) for number in re.findall(r"\*\*\[P-(\d\d)\]\*\*", PAGE.partition("\n## Packets")[2])]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.mark.parametrize("name", ["vectors-close", "vectors-close-before-ident"])
+def test_a_closing_vector_names_its_requirement(name: str) -> None:
+    for head, _ in vectors(name):
+        requirement = re.match(r"\[P-\d\d\] ", head)
+        assert requirement is not None, head
+        assert f"**{requirement[0].strip()}**" in PAGE
+
+
+def test_every_must_is_numbered() -> None:
+    """A MUST stands in a paragraph or list item that has a number; the introduction only explains the word."""
+    body = PAGE.partition("\n## Words")[2]
+    for part in re.split(r"\n\n|\n- ", re.sub(r"^```.*?^```$", "", body, flags=re.MULTILINE | re.DOTALL)):
+        assert "MUST" not in part or "**[P-" in part, part

@@ -1,0 +1,421 @@
+"""`netcomm.session`: one connection: what may come when, who lives, and what a legacy peer's answers mean."""
+
+import random
+
+import pytest
+
+from netcomm import wire
+from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemoteProtocolError
+from netcomm.message import Limits, Stream
+from netcomm.session import Identified, Session
+from tests.unit import helpers
+from tests.unit.helpers import packets
+
+
+# The acknowledgement that `helpers.ack(seq)` is, and the one that a legacy peer gives by its pong.
+def ack(seq: int, epoch: int = helpers.FIRST_EPOCH) -> wire.Ack:
+    return wire.Ack(Stream.VOLATILE, epoch, seq, seq)
+
+
+OWN_HELLO = wire.Hello(1, b"P" * 16, b"O" * 16, 2, 1 << 26, 1 << 23)
+LIMITS = Limits()
+
+
+def new_session(limits: Limits = LIMITS, now: float = 0.0) -> Session:
+    return Session("a", OWN_HELLO, limits, now)
+
+
+def feed(session: Session, *chunks: bytes, now: float = 0.0) -> list[object]:
+    """What comes out of a session after these chunks."""
+    events: list[object] = []
+    for chunk in chunks:
+        session.receive_data(chunk, now)
+        while (event := session.next_event()) is not None:
+            events.append(event)
+    return events
+
+
+def said(session: Session) -> list[tuple[int, bytes]]:
+    return packets(b"".join(session.take_output()))
+
+
+def admitted(legacy: bool = False, established: bool = True, limits: Limits = LIMITS) -> Session:
+    session = new_session(limits)
+    handshake = helpers.legacy_handshake("b") if legacy else helpers.netcomm_handshake("b")
+    assert feed(session, handshake) == [Identified("b")]
+    session.admit()
+    session.established = established
+    session.take_output()
+    return session
+
+
+def in_state(name: str) -> Session:
+    match name:
+        case "AWAIT_VERSION":
+            return new_session()
+        case "AWAIT_IDENT":
+            session = new_session()
+            feed(session, helpers.version())
+            return session
+        case "AWAIT_IDENT after HELLO":
+            session = new_session()
+            feed(session, helpers.version() + helpers.hello())
+            return session
+        case "LEGACY":
+            return admitted(legacy=True)
+    return admitted()
+
+
+FRAMES = {
+    "VERSION": helpers.version(),
+    "INCOMPATIBLE": helpers.packet(helpers.INCOMPATIBLE),
+    "IDENT": helpers.ident("b"),
+    "MESSAGE": helpers.message(b"m"),
+    "PING": helpers.packet(helpers.PING),
+    "PONG": helpers.packet(helpers.PONG),
+    "HELLO": helpers.hello(),
+    "BEGIN": helpers.begin(),
+    "DATA": helpers.data(0, b"d"),
+    "ACK": helpers.ack(0),
+    "SKIP": helpers.skip(0),
+    "REFUSE": helpers.refuse(1, "go away"),
+}
+
+ALLOWED = {
+    "AWAIT_VERSION": {"VERSION", "INCOMPATIBLE", "REFUSE"},
+    "AWAIT_IDENT": {"HELLO", "IDENT", "INCOMPATIBLE", "REFUSE"},
+    "AWAIT_IDENT after HELLO": {"IDENT", "INCOMPATIBLE", "REFUSE"},
+    "LEGACY": {"MESSAGE", "PING", "PONG", "INCOMPATIBLE"},
+    "EXTENDED": {"BEGIN", "DATA", "ACK", "SKIP", "PING", "PONG", "REFUSE"},
+}
+
+
+# -- The handshake ------------------------------------------------------------------------------------------------
+
+
+def test_version_hello_and_ident_are_said_at_once_in_this_order() -> None:
+    session = new_session()
+    assert b"".join(session.take_output()) == helpers.version() + wire.hello(OWN_HELLO) + helpers.ident("a")
+    assert session.take_output() == []
+
+
+@pytest.mark.parametrize("state", ALLOWED)
+@pytest.mark.parametrize("frame", FRAMES)
+def test_each_state_allows_its_frames_and_no_others(state: str, frame: str) -> None:
+    session = in_state(state)
+    if frame not in ALLOWED[state]:
+        with pytest.raises(RemoteProtocolError):
+            feed(session, FRAMES[frame])
+    elif frame in ("INCOMPATIBLE", "REFUSE"):
+        with pytest.raises(ConnectionRefusedByPeer):
+            feed(session, FRAMES[frame])
+    else:
+        feed(session, FRAMES[frame])
+
+
+@pytest.mark.parametrize("state", ALLOWED)
+def test_unknown_frames_are_passed_over_in_every_state(state: str) -> None:
+    session = in_state(state)
+    assert feed(session, helpers.packet(0x8F, b"new") + helpers.packet(0x77)) == []
+
+
+def test_a_legacy_peer_is_known_by_the_hello_that_is_missing() -> None:
+    session = new_session()
+    assert not session.legacy
+    assert feed(session, helpers.version(), helpers.ident("b")) == [Identified("b")]
+    assert session.remote is None
+    assert session.remote_ident == "b"
+    session.admit()
+    assert session.legacy
+    assert not session.extended
+
+
+def test_a_netcomm_peer_is_known_by_its_hello() -> None:
+    session = new_session()
+    hello = helpers.hello(b"X" * 16, connector=3, max_frame_bytes=1000, window_bytes=500)
+    assert feed(session, helpers.version() + hello + helpers.ident("b")) == [Identified("b")]
+    assert session.remote == wire.Hello(1, b"P" * 16, b"X" * 16, 3, 1000, 500)
+    assert not session.extended
+    session.admit()
+    assert session.extended
+    assert not session.legacy
+
+
+def test_the_handshake_may_come_byte_by_byte() -> None:
+    chunks = [bytes([byte]) for byte in helpers.netcomm_handshake("b")]
+    assert feed(new_session(), *chunks) == [Identified("b")]
+
+
+def test_nothing_comes_out_between_identification_and_admission() -> None:
+    session = new_session()
+    behind = helpers.begin() + helpers.data(0, b"d") + helpers.packet(helpers.PING) + helpers.ack(0)
+    assert feed(session, helpers.netcomm_handshake("b") + behind) == [Identified("b")]
+    session.take_output()
+    assert feed(session, helpers.data(1, b"e")) == []
+    assert said(session) == []
+    session.admit()
+    kinds = [type(event) for event in feed(session, b"")]
+    assert kinds == [wire.Begin, wire.Data, wire.Ack, wire.Data]
+    assert said(session) == [(helpers.PONG, b"")]
+
+
+def test_what_is_wrong_behind_the_identification_is_told_after_admission() -> None:
+    session = new_session()
+    assert feed(session, helpers.netcomm_handshake("b") + bytes(4)) == [Identified("b")]
+    session.admit()
+    with pytest.raises(RemoteProtocolError, match="empty"):
+        session.next_event()
+
+
+def test_frames_before_an_error_come_out_before_it() -> None:
+    session = admitted()
+    session.receive_data(helpers.data(0, b"d") + helpers.ack(3) + bytes(4), 0)
+    assert isinstance(session.next_event(), wire.Data)
+    assert session.next_event() == ack(3)
+    for _ in range(2):
+        with pytest.raises(RemoteProtocolError):
+            session.next_event()
+
+
+def test_bytes_behind_an_error_are_not_read() -> None:
+    session = admitted()
+    session.receive_data(bytes(4), 0)
+    session.receive_data(helpers.data(0, b"d"), 0)
+    with pytest.raises(RemoteProtocolError):
+        session.next_event()
+
+
+@pytest.mark.parametrize("prepare", ["new", "admitted"])
+def test_only_an_identified_session_can_be_admitted(prepare: str) -> None:
+    session = new_session() if prepare == "new" else admitted()
+    with pytest.raises(LocalProtocolError):
+        session.admit()
+
+
+@pytest.mark.parametrize("number", [0, 2, 0xFFFFFFFF])
+def test_to_another_version_incompatible_goes_out(number: int) -> None:
+    session = new_session()
+    session.take_output()
+    with pytest.raises(RemoteProtocolError, match=str(number)):
+        feed(session, helpers.version(number))
+    assert said(session) == [(helpers.INCOMPATIBLE, b"")]
+
+
+def test_a_message_before_the_identification_names_the_frame() -> None:
+    session = new_session()
+    with pytest.raises(RemoteProtocolError, match="MESSAGE"):
+        feed(session, helpers.version() + helpers.message(b"m"))
+
+
+# -- Refusing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["AWAIT_VERSION", "AWAIT_IDENT", "EXTENDED"])
+def test_a_refusal_carries_its_code_and_text(state: str) -> None:
+    with pytest.raises(ConnectionRefusedByPeer, match="go away") as caught:
+        feed(in_state(state), FRAMES["REFUSE"])
+    assert caught.value.code == wire.RefuseCode.DUPLICATE_IDENT
+
+
+def test_a_refusal_of_an_unknown_code_is_one() -> None:
+    with pytest.raises(ConnectionRefusedByPeer) as caught:
+        feed(in_state("EXTENDED"), helpers.refuse(999, "later"))
+    assert caught.value.code == 999
+
+
+@pytest.mark.parametrize("state", ["AWAIT_VERSION", "AWAIT_IDENT", "LEGACY"])
+def test_incompatible_refuses(state: str) -> None:
+    with pytest.raises(ConnectionRefusedByPeer) as caught:
+        feed(in_state(state), FRAMES["INCOMPATIBLE"])
+    assert caught.value.code == wire.RefuseCode.INCOMPATIBLE
+
+
+def test_only_a_netcomm_peer_is_told_why() -> None:
+    for state, told in (
+        ("AWAIT_VERSION", []),
+        ("AWAIT_IDENT", []),
+        ("LEGACY", []),
+        ("AWAIT_IDENT after HELLO", [(helpers.REFUSE, b"\0\1why")]),
+        ("EXTENDED", [(helpers.REFUSE, b"\0\1why")]),
+    ):
+        session = in_state(state)
+        session.take_output()
+        session.refuse(wire.RefuseCode.DUPLICATE_IDENT, "why")
+        assert said(session) == told, state
+
+
+# -- What is said -------------------------------------------------------------------------------------------------
+
+
+def test_begin_and_ack_go_out_as_packets_in_order() -> None:
+    session = admitted()
+    session.begin(wire.Begin(Stream.VOLATILE, 7, 1, 2))
+    session.acknowledge(wire.Ack(Stream.VOLATILE, 7, 9, 12))
+    assert b"".join(session.take_output()) == helpers.begin(7, 1, 2) + helpers.ack(9, epoch=7, received=12)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_each_ping_is_answered_by_one_pong(legacy: bool) -> None:
+    session = admitted(legacy)
+    assert feed(session, helpers.packet(helpers.PING) * 3) == []
+    assert said(session) == [(helpers.PONG, b"")] * 3
+
+
+# -- Legacy acknowledgement ---------------------------------------------------------------------------------------
+
+PONG = helpers.packet(helpers.PONG)
+
+
+def test_a_pong_acknowledges_what_was_before_its_ping() -> None:
+    session = admitted(legacy=True)
+    assert session.barrier(ack(3)) == helpers.packet(helpers.PING)
+    assert session.take_output() == []  # the caller puts it behind its messages
+    session.barrier(ack(5))
+    assert feed(session, PONG) == [ack(3)]
+    assert feed(session, PONG) == [ack(5)]
+
+
+def test_an_unexpected_pong_acknowledges_nothing() -> None:
+    for legacy in (True, False):
+        session = admitted(legacy)
+        assert feed(session, PONG * 3) == []
+        session.barrier(ack(3))
+        assert feed(session, PONG) == [ack(3)]
+        assert feed(session, PONG * 3) == []
+
+
+def test_the_pong_of_a_probe_acknowledges_nothing() -> None:
+    session = admitted(legacy=True)
+    session.barrier(ack(3))
+    session.probe(0)
+    session.barrier(ack(4))
+    assert feed(session, PONG) == [ack(3)]
+    assert feed(session, PONG) == []
+    assert feed(session, PONG) == [ack(4)]
+
+
+def test_pongs_are_counted_right_in_any_order_of_probes_and_barriers() -> None:
+    chance = random.Random(3)
+    session = admitted(legacy=True)
+    outstanding: list[wire.Ack | None] = []
+    for seq in range(2000):
+        match chance.randrange(4):
+            case 0:
+                session.barrier(ack(seq))
+                outstanding.append(ack(seq))
+            case 1:
+                session.probe(seq)
+                outstanding.append(None)
+            case _:
+                count = chance.randint(1, 3)
+                expected = [answer for answer in outstanding[:count] if answer is not None]
+                del outstanding[:count]
+                assert feed(session, PONG * count) == expected
+
+
+# -- Time ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["AWAIT_VERSION", "AWAIT_IDENT", "IDENTIFIED", "admitted"])
+def test_a_handshake_has_10_s_in_all(state: str) -> None:
+    session = new_session(now=100)
+    assert session.deadline() == 110
+    if state != "AWAIT_VERSION":
+        feed(session, helpers.version(), now=105)
+    if state in ("IDENTIFIED", "admitted"):
+        feed(session, helpers.hello() + helpers.ident("b"), now=109)
+    if state == "admitted":
+        session.admit()
+    # Dripping bytes wins no time.
+    assert session.deadline() == 110
+    assert session.check(109.9) is None
+    assert "10 s" in str(session.check(110))
+
+
+def test_an_idle_connection_is_pinged_after_15_s_and_closed_10_s_later() -> None:
+    session = admitted()
+    assert session.deadline() == 15
+    assert session.check(14.9) is None
+    assert said(session) == []
+    assert session.check(15) is None
+    assert said(session) == [(helpers.PING, b"")]
+    assert session.deadline() == 25
+    assert session.check(24.9) is None
+    assert said(session) == []
+    assert "10 s" in str(session.check(25))
+
+
+def test_any_bytes_count_as_a_sign_of_life() -> None:
+    session = admitted()
+    session.check(15)
+    feed(session, helpers.data(0, b"long")[:7], now=24)
+    assert session.deadline() == 24 + 15
+    assert session.check(25) is None
+
+
+def test_a_connection_lives_as_long_as_its_pings_are_answered() -> None:
+    session = admitted()
+    pings = 0
+    now = 0.0
+    while now < 3600:
+        now = session.deadline()
+        assert session.check(now) is None
+        for kind, _ in said(session):
+            assert kind == helpers.PING
+            pings += 1
+            now += 9.9
+            assert feed(session, PONG, now=now) == []
+    assert 3600 / 25 - 1 < pings < 3600 / 24.8 + 1
+
+
+def test_the_times_are_those_of_the_limits() -> None:
+    limits = Limits(handshake_s=3, keepalive_idle_s=7, keepalive_wait_s=2)
+    assert new_session(limits, now=1).deadline() == 4
+    session = admitted(limits=limits)
+    assert session.deadline() == 7
+    session.check(7)
+    assert session.deadline() == 9
+
+
+def test_a_probe_is_answered_within_the_wait_or_the_connection_is_closed() -> None:
+    session = admitted()
+    session.probe(3)
+    assert said(session) == [(helpers.PING, b"")]
+    assert session.deadline() == 13
+    session.probe(8)  # wins no time
+    assert session.deadline() == 13
+    assert session.check(13) is not None
+    session.receive_data(PONG, 12)
+    assert session.deadline() == 27
+
+
+def test_a_session_tells_whether_a_sign_of_life_is_owed() -> None:
+    session = admitted()
+    assert not session.ping_outstanding
+    session.check(15)
+    assert session.ping_outstanding
+    session.receive_data(PONG, 16)
+    assert not session.ping_outstanding
+    session.probe(17)
+    assert session.ping_outstanding
+
+
+def test_silence_that_is_excused_counts_from_then_on() -> None:
+    # Nothing was read meanwhile.
+    session = admitted()
+    session.check(15)
+    session.excuse(24)
+    assert not session.ping_outstanding
+    assert session.deadline() == 24 + 15
+    assert session.check(25) is None
+    assert session.check(39) is None
+    assert session.deadline() == 39 + 10
+
+
+def test_the_moment_in_which_a_legacy_peer_may_refuse_is_a_deadline_of_its_own() -> None:
+    session = admitted(legacy=True, established=False)
+    assert session.deadline() == 10
+    session.wait_for_refusal(3)
+    assert session.deadline() == 3 + 0.1
+    session.established = True
+    assert session.deadline() == 15

@@ -1,0 +1,494 @@
+"""`netcomm.wire`: every frame in bytes, and what a reader does with bytes that it can't trust."""
+
+import random
+import tracemalloc
+
+import pytest
+
+from netcomm import wire
+from netcomm.errors import RemoteProtocolError
+from netcomm.message import FLAG_PERSISTENT, Limits, Stream
+from tests.unit import helpers
+from tests.unit.helpers import UUID, make_delivery, packet, packets
+
+UUID_HEX = "000102030405060708090a0b0c0d0e0f"
+PEER = bytes.fromhex("a0" * 16)
+BOOT = bytes.fromhex("b1" * 16)
+
+# Written by hand from the table of the protocol: size, type, payload.
+VECTORS: list[tuple[str, wire.Frame]] = [
+    ("00000005 00 00000001", wire.Version(1)),
+    ("00000001 01", wire.Incompatible()),
+    ("00000005 02 c5be 696b", wire.Ident("žik")),
+    (f"0000001b 03 {UUID_HEX} 0000003c 00000001 6869", wire.Messages([(UUID, 60, 1, b"hi")])),
+    ("00000001 04", wire.Ping()),
+    ("00000001 05", wire.Pong()),
+    (
+        f"0000002f 80 0001 {'a0' * 16} {'b1' * 16} 00000003 04000000 00800000",
+        wire.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20),
+    ),
+    (
+        "0000001a 81 00 0102030405060708 0000000000000005 0000000000000009",
+        wire.Begin(Stream.VOLATILE, 0x0102030405060708, 5, 9),
+    ),
+    (
+        f"00000023 82 000000000000002a {UUID_HEX} ffffffff 00000000 6869",
+        wire.Data(Stream.VOLATILE, [(42, UUID, 0xFFFFFFFF, 0, b"hi")]),
+    ),
+    (
+        "0000001a 83 01 0102030405060708 0000000000000007 0000000000000009",
+        wire.Ack(Stream.DURABLE, 0x0102030405060708, 7, 9),
+    ),
+    ("0000000a 84 00 ffffffffffffffff", wire.Skip(Stream.VOLATILE, 2**64 - 1)),
+    ("00000007 85 0001 6475706c", wire.Refuse(1, "dupl")),
+]
+
+
+def vector(kind: type) -> bytes:
+    return next(bytes.fromhex(text) for text, frame in VECTORS if type(frame) is kind)
+
+
+def open_reader(limits: Limits | None = None) -> wire.Reader:
+    """A reader that has read an IDENT, so that the large limit holds."""
+    reader = wire.Reader(limits if limits is not None else Limits())
+    reader.feed(helpers.ident("b"))
+    return reader
+
+
+def flat(frames: list[wire.Frame]) -> list[object]:
+    """Frames with each message by itself: how many of them share one depends on the chunks."""
+    found: list[object] = []
+    for frame in frames:
+        if isinstance(frame, wire.Data | wire.Messages):
+            stream = frame.stream if isinstance(frame, wire.Data) else None
+            found += [(type(frame), stream, item) for item in frame.items]
+        else:
+            found.append(frame)
+    return found
+
+
+def read(chunks: list[bytes]) -> tuple[list[object], str | None]:
+    reader = wire.Reader(Limits())
+    frames: list[wire.Frame] = []
+    for chunk in chunks:
+        more, error = reader.feed(chunk)
+        frames += more
+        if error is not None:
+            return flat(frames), str(error)
+    return flat(frames), None
+
+
+# -- Encoding -----------------------------------------------------------------------------------------------------
+
+
+def test_every_frame_type_has_a_vector() -> None:
+    assert {bytes.fromhex(text)[4] for text, _ in VECTORS} == {int(number) for number in wire.FrameType}
+    assert sorted(wire.FrameType) == [0, 1, 2, 3, 4, 5, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85]
+
+
+def test_frames_encode_to_the_documented_bytes() -> None:
+    assert wire.version() == vector(wire.Version)
+    assert vector(wire.Incompatible) == wire.INCOMPATIBLE
+    assert wire.ident("žik") == vector(wire.Ident)
+    assert vector(wire.Ping) == wire.PING
+    assert vector(wire.Pong) == wire.PONG
+    assert wire.hello(wire.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20)) == vector(wire.Hello)
+    assert wire.begin(wire.Begin(Stream.VOLATILE, 0x0102030405060708, 5, 9)) == vector(wire.Begin)
+    assert wire.ack(wire.Ack(Stream.DURABLE, 0x0102030405060708, 7, 9)) == vector(wire.Ack)
+    assert wire.skip(Stream.VOLATILE, 2**64 - 1) == vector(wire.Skip)
+    assert wire.refuse(wire.RefuseCode.DUPLICATE_IDENT, "dupl") == vector(wire.Refuse)
+
+
+def test_a_message_encodes_to_the_documented_bytes() -> None:
+    delivery = make_delivery(payload=b"hi", ttl=60, now=500, persistent=True)
+    assert b"".join(wire.messages([delivery], 500)) == vector(wire.Messages)
+
+
+def test_data_encodes_to_the_documented_bytes() -> None:
+    delivery = make_delivery(payload=b"hi")
+    delivery.seq = 42
+    assert b"".join(wire.data([delivery], 42, 0)) == vector(wire.Data)
+    assert wire.packet_size(2) == len(vector(wire.Data))
+
+
+def test_persistent_data_has_the_flag_and_the_ttl_that_is_left() -> None:
+    delivery = make_delivery(payload=b"hi", ttl=60, now=500, persistent=True)
+    delivery.seq = 1
+    assert b"".join(wire.data([delivery], 1, 510)) == bytes.fromhex(
+        f"00000023 82 0000000000000001 {UUID_HEX} 00000032 00000001 6869"
+    )
+
+
+def test_a_skip_goes_before_each_gap() -> None:
+    batch = [make_delivery(payload=b"x") for _ in range(4)]
+    for delivery, seq in zip(batch, (3, 4, 7, 8), strict=True):
+        delivery.seq = seq
+    said = packets(b"".join(wire.data(batch, 0, 0)))
+    assert [kind for kind, _ in said] == [0x84, 0x82, 0x82, 0x84, 0x82, 0x82]
+    assert said[0][1] == bytes.fromhex("00 0000000000000003")
+    assert said[3][1] == bytes.fromhex("00 0000000000000007")
+    assert [int.from_bytes(payload[:8]) for kind, payload in said if kind == 0x82] == [3, 4, 7, 8]
+
+
+def test_no_skip_goes_before_what_is_expected() -> None:
+    delivery = make_delivery()
+    delivery.seq = 5
+    assert [kind for kind, _ in packets(b"".join(wire.data([delivery], 5, 0)))] == [0x82]
+
+
+def test_the_durable_stream_is_skipped_by_its_own_number() -> None:
+    delivery = make_delivery(persistent=True)
+    delivery.seq = 5
+    assert packets(b"".join(wire.data([delivery], 0, 0)))[0] == (0x84, bytes.fromhex("01 0000000000000005"))
+
+
+@pytest.mark.parametrize(
+    ("ttl", "later", "told"),
+    [
+        (None, 99, 0xFFFFFFFF),
+        (10, 0, 10),
+        (10, 0.5, 10),  # rounded up: what is on its way has not expired
+        (10, 9.5, 1),
+        (10, 10, 0),
+        (10, 11, 0),
+        (0, 0, 0),
+        (0xFFFFFFFF - 1, 0, 0xFFFFFFFE),
+        (1e12, 0, 0xFFFFFFFE),  # never to be mistaken for no limit
+    ],
+)
+def test_the_ttl_that_is_left_goes_out(ttl: float | None, later: float, told: int) -> None:
+    delivery = make_delivery(ttl=ttl, now=100)
+    delivery.seq = 0
+    assert packets(b"".join(wire.data([delivery], 0, 100 + later)))[0][1][24:28] == told.to_bytes(4)
+    assert packets(b"".join(wire.messages([delivery], 100 + later)))[0][1][16:20] == told.to_bytes(4)
+
+
+def test_payloads_are_handed_on_and_not_copied() -> None:
+    payload = b"x" * 100
+    delivery = make_delivery(payload=payload)
+    delivery.seq = 0
+    assert any(buffer is payload for buffer in wire.data([delivery], 0, 0))
+    assert any(buffer is payload for buffer in wire.messages([delivery], 0))
+
+
+def test_a_refusal_is_cut_at_1_kib_and_between_characters() -> None:
+    ((_, payload),) = packets(wire.refuse(wire.RefuseCode.PROTOCOL_ERROR, "x" + "ž" * 1000))
+    assert payload[:2] == b"\0\3"
+    assert payload[2:].decode() == "x" + "ž" * 511
+
+
+def test_max_data_size_is_what_just_fits() -> None:
+    size = wire.max_data_size(1000)
+    assert wire.packet_size(size) == 4 + 1000
+    reader = open_reader(Limits(max_frame_bytes=1000))
+    assert flat(reader.feed(helpers.data(0, b"x" * size))[0])
+    assert reader.feed(helpers.data(1, b"x" * (size + 1)))[1] is not None
+
+
+# -- Decoding -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "frame"), VECTORS, ids=[type(frame).__name__ for _, frame in VECTORS])
+def test_frames_decode_from_the_documented_bytes(text: str, frame: wire.Frame) -> None:
+    assert wire.Reader(Limits()).feed(bytes.fromhex(text)) == ([frame], None)
+
+
+CONVERSATION = (
+    helpers.version()
+    + helpers.hello()
+    + helpers.ident("žik")
+    + packet(0x7F, b"to be passed over")
+    + b"".join(bytes.fromhex(text) for text, frame in VECTORS if not isinstance(frame, wire.Ident))
+    + helpers.data(43, b"")
+    + helpers.data(0, b"durable", flags=FLAG_PERSISTENT)
+    + helpers.data(44, b"volatile")
+    + helpers.message(b"")
+    + helpers.message(b"another")
+    + packet(0xFF)
+    + helpers.message(b"third")
+)
+BROKEN = [
+    CONVERSATION,
+    helpers.version() + helpers.message(b"m") + packet(helpers.ACK, b"short") + helpers.version(),
+    helpers.ident("b") + helpers.data(0, b"d") + bytes(4) + helpers.data(1, b"e"),
+    helpers.version() + b"\xff\xff\xff\xff\x03rest",
+    helpers.ident("b") + helpers.data(1, b"e") + packet(helpers.IDENT, b"\xff"),
+]
+
+
+@pytest.mark.parametrize("stream", BROKEN, ids=["good", "short ack", "empty packet", "huge", "bad ident"])
+def test_splitting_the_bytes_anywhere_changes_nothing(stream: bytes) -> None:
+    whole = read([stream])
+    assert len(whole[0]) > 0
+    for cut in range(len(stream) + 1):
+        assert read([stream[:cut], stream[cut:]]) == whole, cut
+    assert read([stream[index : index + 1] for index in range(len(stream))]) == whole
+
+
+def test_random_chunks_change_nothing() -> None:
+    whole = read([CONVERSATION * 20])
+    chance = random.Random(5)
+    for _ in range(50):
+        rest, chunks = CONVERSATION * 20, []
+        while rest:
+            size = chance.choice((1, 3, 4, 5, 6, 37, 100, 5000))
+            chunks.append(rest[:size])
+            rest = rest[size:]
+        assert read(chunks) == whole
+
+
+def test_the_conversation_is_read_to_its_end() -> None:
+    frames, error = read([CONVERSATION])
+    assert error is None
+    assert frames[-1] == (wire.Messages, None, (UUID, 0xFFFFFFFF, 0, b"third"))
+    assert len(frames) == 3 + (len(VECTORS) - 1) + 3 + 3
+
+
+def test_consecutive_messages_of_one_stream_come_together_and_in_order() -> None:
+    chunk = (
+        helpers.data(1, b"a") + helpers.data(2, b"b") + helpers.data(0, b"c", FLAG_PERSISTENT) + helpers.data(3, b"d")
+    )
+    frames, _ = open_reader().feed(chunk)
+    assert [(frame.stream, [item[0] for item in frame.items]) for frame in frames if isinstance(frame, wire.Data)] == [
+        (Stream.VOLATILE, [1, 2]),
+        (Stream.DURABLE, [0]),
+        (Stream.VOLATILE, [3]),
+    ]
+
+
+def test_messages_keep_their_place_among_other_frames() -> None:
+    frames, _ = open_reader().feed(
+        helpers.data(0, b"a") + helpers.skip(5) + helpers.data(5, b"b") + wire.PING + helpers.message() + wire.PING
+    )
+    assert [type(frame) for frame in frames] == [
+        wire.Data,
+        wire.Skip,
+        wire.Data,
+        wire.Ping,
+        wire.Messages,
+        wire.Ping,
+    ]
+
+
+# What payload lengths a frame may have; `None` stands for no upper bound but the limit.
+LENGTHS: dict[int, tuple[int, int | None]] = {
+    helpers.VERSION: (4, 4),
+    helpers.INCOMPATIBLE: (0, None),
+    helpers.IDENT: (1, 255),
+    helpers.MESSAGE: (24, None),
+    helpers.PING: (0, None),
+    helpers.PONG: (0, None),
+    helpers.HELLO: (46, None),  # a later version may append fields
+    helpers.BEGIN: (25, 25),
+    helpers.DATA: (32, None),
+    helpers.ACK: (25, 25),
+    helpers.SKIP: (9, 9),
+    helpers.REFUSE: (2, None),
+}
+
+
+@pytest.mark.parametrize("frame_type", LENGTHS)
+def test_every_payload_length_is_taken_or_refused_as_specified(frame_type: int) -> None:
+    shortest, longest = LENGTHS[frame_type]
+    body = next(bytes.fromhex(text)[5:] for text, _ in VECTORS if bytes.fromhex(text)[4] == frame_type)
+    # Padded with ASCII, so that an ident stays UTF-8; its own vector begins with a character of two bytes.
+    body = (body if frame_type != helpers.IDENT else b"") + b"x" * 300
+    for length in range(len(body) + 1):
+        chunk = packet(frame_type, body[:length])
+        frames, error = wire.Reader(Limits()).feed(chunk)
+        if length < shortest or (longest is not None and length > longest):
+            assert isinstance(error, RemoteProtocolError), length
+            assert frames == []
+        else:
+            assert error is None, length
+            assert len(frames) == 1
+
+
+def test_the_error_comes_after_the_frames_before_it() -> None:
+    frames, error = open_reader().feed(helpers.data(0, b"a") + wire.PING + packet(helpers.ACK, b"x") + wire.PING)
+    assert [type(frame) for frame in frames] == [wire.Data, wire.Ping]
+    assert isinstance(error, RemoteProtocolError)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+def test_a_bad_size_is_an_error_as_soon_as_it_is_there(size: int, cut: int) -> None:
+    for reader in (wire.Reader(Limits()), open_reader()):
+        assert reader.feed(size.to_bytes(4)[:cut]) == ([], None)
+        assert isinstance(reader.feed(size.to_bytes(4)[cut:])[1], RemoteProtocolError)
+
+
+def test_an_empty_packet_is_an_error_behind_others() -> None:
+    frames, error = open_reader().feed(wire.PING + bytes(4) + wire.PING)
+    assert frames == [wire.Ping()]
+    assert "empty" in str(error)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x80000000, 64 * 1024 * 1024 + 1])
+def test_an_enormous_size_is_an_error_at_once_and_allocates_nothing(size: int) -> None:
+    for reader in (wire.Reader(Limits()), open_reader()):
+        header = size.to_bytes(4)
+        tracemalloc.start()
+        _, error = reader.feed(header)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert isinstance(error, RemoteProtocolError)
+        assert peak < 16 * 1024
+
+
+def test_4_kib_are_allowed_before_the_identification() -> None:
+    reader = wire.Reader(Limits())
+    assert len(packet(0x70, bytes(4095))) == 4 + 4096
+    assert reader.feed(packet(0x70, bytes(4095))) == ([], None)
+    assert isinstance(reader.feed((4097).to_bytes(4))[1], RemoteProtocolError)
+
+
+def test_64_mib_are_allowed_after_the_identification() -> None:
+    limit = 64 * 1024 * 1024
+    assert open_reader().feed(limit.to_bytes(4) + b"\x70") == ([], None)
+    assert isinstance(open_reader().feed((limit + 1).to_bytes(4) + b"\x70")[1], RemoteProtocolError)
+
+
+def test_the_large_limit_holds_from_the_byte_after_the_identification() -> None:
+    large = helpers.data(0, bytes(10_000))
+    frames, error = wire.Reader(Limits()).feed(helpers.ident("b") + large)
+    assert error is None
+    assert [type(frame) for frame in frames] == [wire.Ident, wire.Data]
+    _, error = wire.Reader(Limits()).feed(helpers.hello() + large)
+    assert isinstance(error, RemoteProtocolError)
+
+
+def test_an_ident_that_is_wrong_does_not_open_the_large_limit() -> None:
+    _, error = wire.Reader(Limits()).feed(packet(helpers.IDENT, b"\xff") + helpers.data(0, bytes(10_000)))
+    assert "UTF-8" in str(error)
+
+
+def test_limits_are_those_that_were_given() -> None:
+    limits = Limits(max_frame_bytes=200, max_handshake_frame_bytes=100)
+    reader = wire.Reader(limits)
+    assert reader.feed(packet(0x70, bytes(99)))[1] is None
+    reader.feed(helpers.ident("b"))
+    assert reader.feed(packet(0x70, bytes(199)))[1] is None
+    assert reader.feed(packet(0x70, bytes(200)))[1] is not None
+
+
+def test_unknown_types_are_passed_over() -> None:
+    known = set(LENGTHS)
+    reader = open_reader()
+    for frame_type in set(range(256)) - known:
+        assert reader.feed(packet(frame_type) + packet(frame_type, b"whatever")) == ([], None)
+    assert reader.feed(wire.PING) == ([wire.Ping()], None)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\xc5", b"\xed\xa0\x80", b"a\x80b"])
+def test_an_ident_that_is_not_utf_8_is_an_error(name: bytes) -> None:
+    frames, error = wire.Reader(Limits()).feed(packet(helpers.IDENT, name))
+    assert frames == []
+    assert isinstance(error, RemoteProtocolError)
+
+
+def test_an_ident_is_measured_in_bytes() -> None:
+    assert wire.Reader(Limits()).feed(helpers.ident("ž" * 127 + "x"))[1] is None
+    assert wire.Reader(Limits()).feed(helpers.ident("ž" * 128))[1] is not None
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        packet(helpers.HELLO, bytes(2) + bytes.fromhex("a0" * 32) + bytes.fromhex("00000000 04000000 00800000")),
+        helpers.hello(window_bytes=0),
+        helpers.hello(max_frame_bytes=0),
+        helpers.hello(max_frame_bytes=32),
+        helpers.begin(first=5, sent_below=4),
+        helpers.begin(stream=2),
+        helpers.ack(0, stream=2),
+        helpers.ack(5, received=4),
+        helpers.skip(0, stream=255),
+    ],
+    ids=[
+        "version 0",
+        "no window",
+        "no frame",
+        "no room",
+        "sent < first",
+        "begin",
+        "ack",
+        "received < handed over",
+        "skip",
+    ],
+)
+def test_impossible_values_are_errors(frame: bytes) -> None:
+    assert isinstance(open_reader().feed(frame)[1], RemoteProtocolError)
+
+
+def test_a_later_hello_is_read_as_far_as_it_is_known() -> None:
+    later = packet(helpers.HELLO, (2).to_bytes(2) + helpers.hello()[7:] + b"more")
+    ((frame,), error) = wire.Reader(Limits()).feed(later)
+    assert error is None
+    assert isinstance(frame, wire.Hello)
+    assert frame.version == 2
+    assert frame.window_bytes == 1 << 23
+
+
+def test_a_refusal_can_not_steer_a_terminal_or_end_a_line() -> None:
+    ((frame,), _) = open_reader().feed(helpers.refuse(9, "a\nb\r\x1b[31mc\u2028d\x00é"))
+    assert frame == wire.Refuse(9, "a?b??[31mc?d?é")
+
+
+def test_a_refusal_of_bad_utf_8_or_of_great_length_is_read() -> None:
+    ((frame,), _) = open_reader().feed(packet(helpers.REFUSE, b"\0\1\xff\xfe"))
+    assert isinstance(frame, wire.Refuse)
+    ((frame,), _) = open_reader().feed(packet(helpers.REFUSE, b"\0\1" + b"x" * 5000))
+    assert isinstance(frame, wire.Refuse)
+    assert len(frame.text) == 1024
+
+
+# -- Cost ---------------------------------------------------------------------------------------------------------
+
+
+def test_memory_grows_with_what_arrived_and_not_with_what_was_announced() -> None:
+    reader = open_reader()
+    head = (64 * 1024 * 1024).to_bytes(4) + b"\x82"
+    chunk = bytes(1000)
+    tracemalloc.start()
+    reader.feed(head)
+    for _ in range(100):
+        assert reader.feed(chunk) == ([], None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 100_000 < peak < 3 * 100_000
+
+
+def test_what_was_read_is_not_held() -> None:
+    reader = open_reader()
+    tracemalloc.start()
+    for seq in range(20):
+        reader.feed(helpers.data(seq, bytes(100_000)) + b"\0")
+        reader.feed(b"\0\0\x01\x70")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 150_000
+
+
+class CountingReader(wire.Reader):
+    """A reader that counts the bytes it has looked at."""
+
+    looked_at = 0
+
+    def _parse(self, chunk: bytes, frames: list[wire.Frame]) -> int:
+        self.looked_at += len(chunk)
+        return super()._parse(chunk, frames)
+
+
+@pytest.mark.parametrize("piece", [1, 100, 4096])
+def test_dripped_bytes_are_looked_at_a_bounded_number_of_times(piece: int) -> None:
+    reader = CountingReader(Limits())
+    stream = helpers.ident("b")
+    for size in (20_000, 0, 5, 70_000):
+        stream += helpers.data(0, bytes(size))
+    frames: list[wire.Frame] = []
+    for start in range(0, len(stream), piece):
+        frames += reader.feed(stream[start : start + piece])[0]
+    assert len(flat(frames)) == 5
+    # Looking at the buffer again with each piece would make it hundreds of times the length.
+    assert reader.looked_at < 2 * len(stream) + 10 * piece
