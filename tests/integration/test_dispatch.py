@@ -1,0 +1,424 @@
+"""Callbacks that raise, dawdle, change the lists, block, and use the peer: the link goes on."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from netcomm import (
+    ConfigurationError,
+    DeliveryState,
+    LifecycleError,
+    Limits,
+    Message,
+)
+from tests.integration.helpers import (
+    DEADLINE_S,
+    FAST,
+    Recorder,
+    SnakemqConnector,
+    SnakemqListener,
+    in_thread,
+    record,
+    threads_of,
+    wait_until,
+)
+
+
+class Pair:
+    """A listener "niess" and a connector "bob"; callbacks may be added before it is entered."""
+
+    def __init__(self, **options: object) -> None:
+        self.niess = SnakemqListener("niess", "127.0.0.1", 0, **options)
+        self.bob = SnakemqConnector("bob", *self.niess.address, **options)
+
+    def __enter__(self) -> "Pair":
+        self.niess.start()
+        self.bob.start()
+        assert self.bob.wait_connected("niess", DEADLINE_S)
+        assert self.niess.wait_connected("bob", DEADLINE_S)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.bob.terminate(1)
+        self.niess.terminate(1)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with Pair() as made:
+        yield made
+
+
+def test_callbacks_of_any_kind_never_stop_the_link(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    count = 100_000
+    caplog.set_level(logging.CRITICAL, "netcomm")  # a thousand tracebacks say no more than the errors do
+    niess, bob = pair.niess, pair.bob
+    gone = [record(niess.on_disconnect), record(bob.on_disconnect)]
+    numbers = iter(range(count))
+    seen = []
+    changed = []
+
+    def raise_often(ident: str, data: bytes) -> None:
+        if next(numbers) % 100 == 0:
+            raise ValueError(data)
+
+    def dawdle(ident: str, data: bytes) -> None:
+        seen.append(data)
+        if len(seen) % 10_000 == 0:
+            time.sleep(0.02)
+
+    def come_and_go(ident: str, data: bytes) -> None:
+        changed.append(data)
+        niess.on_recv.remove(come_and_go)
+        niess.on_recv.add(come_and_go)
+
+    errors = []
+    niess.on_error.add(errors.append)
+    niess.on_recv.add(come_and_go)
+    niess.on_recv.add(raise_often)
+    niess.on_recv.add(dawdle)
+    messages = [b"%d" % number for number in range(count)]
+    deliveries = bob.send_many("niess", messages)
+    assert bob.flush(2 * DEADLINE_S)
+    assert {delivery.state for delivery in deliveries} == {DeliveryState.DELIVERED}
+    assert seen == messages
+    assert changed == messages
+    assert [error.args for error in errors] == [(data,) for data in messages[::100]]
+    assert [recorder.calls for recorder in gone] == [[], []]
+
+
+def test_an_exception_is_logged_with_its_traceback_and_reported(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    errors = record(pair.niess.on_error)
+    received = Recorder()
+
+    def fail(ident: str, data: bytes) -> None:
+        raise RuntimeError("as the test wants")
+
+    pair.niess.on_recv.add(fail)
+    pair.niess.on_recv.add(received)
+    assert pair.bob.send("niess", b"x" * 100).wait(DEADLINE_S)
+    assert received.calls == [("bob", b"x" * 100)]
+    assert [str(error) for error in errors.wait(1)] == ["as the test wants"]
+    (logged,) = [entry for entry in caplog.records if entry.levelno == logging.ERROR]
+    assert "on_recv" in logged.getMessage()
+    assert logged.exc_info
+    assert "xxxx" not in caplog.text  # payloads are never logged
+
+
+@pytest.mark.parametrize("name", ["on_connect", "on_message", "on_recv", "on_disconnect", "on_drop", "on_error"])
+def test_no_exception_in_any_callback_ends_the_dispatcher(name: str) -> None:
+    made = Pair(limits=FAST)
+    bob = made.bob
+    raised = Recorder()
+
+    def fail(*args: object) -> None:
+        raised(args)
+        raise SystemExit(1)
+
+    getattr(bob, name).add(fail)
+    with made:
+        made.niess.send("bob", b"x")
+        bob.send("nobody", b"x", ttl=0)
+        if name == "on_disconnect":
+            made.niess.terminate(1)
+        if name == "on_error":
+            bob.on_recv.add(lambda ident, data: 1 / 0)
+            made.niess.send("bob", b"x")
+        raised.wait(1)
+        # The dispatcher is alive: it goes on with what comes after.
+        dropped = record(bob.on_drop)
+        bob.send("nobody", b"y", ttl=0)
+        dropped.wait(1)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), GeneratorExit()])
+def test_what_is_no_exception_is_caught_too(pair: Pair, error: BaseException) -> None:
+    errors = record(pair.niess.on_error)
+
+    @pair.niess.on_recv.add
+    def fail(ident: str, data: bytes) -> None:
+        raise error
+
+    assert pair.bob.send("niess", b"1").wait(DEADLINE_S)
+    assert pair.bob.send("niess", b"2").wait(DEADLINE_S)
+    assert errors.wait(2) == [error, error]
+    assert threads_of(pair.niess) == ["netcomm-niess", "netcomm-niess-dispatcher"]
+
+
+# What a callback may do
+
+
+def test_a_callback_may_send_and_wait_for_the_delivery(pair: Pair) -> None:
+    outcome = Recorder()
+    echoed = record(pair.bob.on_recv)
+
+    @pair.niess.on_recv.add
+    def answer(ident: str, data: bytes) -> None:
+        outcome(pair.niess.send(ident, data.upper()).wait(DEADLINE_S))
+
+    for number in range(3):
+        assert pair.bob.send("niess", b"hello %d" % number).wait(DEADLINE_S)
+    assert outcome.calls == [True] * 3
+    assert echoed.calls == [("niess", b"HELLO %d" % number) for number in range(3)]
+
+
+def test_a_callback_may_flush(pair: Pair) -> None:
+    outcome = Recorder()
+
+    @pair.niess.on_recv.add
+    def answer(ident: str, data: bytes) -> None:
+        deliveries = pair.niess.send_many(ident, [data] * 100)
+        outcome((pair.niess.flush(DEADLINE_S), all(delivery.done for delivery in deliveries)))
+
+    assert pair.bob.send("niess", b"x").wait(DEADLINE_S)
+    assert outcome.calls == [(True, True)]
+
+
+def test_a_callback_may_wait_for_a_connection_look_and_add_places(pair: Pair) -> None:
+    outcome = Recorder()
+
+    @pair.niess.on_recv.add
+    def look(ident: str, data: bytes) -> None:
+        outcome(pair.niess.add_listener("127.0.0.1", 0))
+        outcome(pair.niess.wait_connected("karl", DEADLINE_S))
+        outcome(pair.niess.peers)
+        outcome(pair.niess.stats().connected)
+
+    delivery = pair.bob.send("niess", b"x")
+    (place,) = outcome.wait(1)
+    with SnakemqConnector("karl", *place):
+        assert outcome.wait(4)[1:] == [True, ["bob", "karl"], ["bob", "karl"]]
+        assert delivery.wait(DEADLINE_S)
+
+
+def test_a_callback_may_terminate_its_peer(pair: Pair) -> None:
+    outcome = Recorder()
+
+    @pair.niess.on_recv.add
+    def end(ident: str, data: bytes) -> None:
+        pair.niess.terminate(2)
+        outcome(pair.niess.is_alive())
+        with pytest.raises(LifecycleError):
+            pair.niess.send("bob", b"x")
+        outcome("done")
+
+    assert pair.bob.send("niess", b"x").wait(DEADLINE_S)
+    assert outcome.wait(2) == [False, "done"]
+    wait_until(lambda: not threads_of(pair.niess), "the end of the dispatcher")
+
+
+def test_peers_whose_callbacks_answer_each_other_do_not_deadlock(pair: Pair) -> None:
+    rounds = 500
+    done = threading.Event()
+
+    @pair.niess.on_recv.add
+    def pong(ident: str, data: bytes) -> None:
+        pair.niess.send(ident, data)
+
+    @pair.bob.on_recv.add
+    def ping(ident: str, data: bytes) -> None:
+        if int(data) == rounds:
+            done.set()
+        else:
+            pair.bob.send(ident, b"%d" % (int(data) + 1))
+
+    pair.bob.send("niess", b"0")
+    assert done.wait(DEADLINE_S)
+
+
+def test_a_blocked_callback_blocks_neither_sending_nor_stats(pair: Pair) -> None:
+    release = threading.Event()
+    entered = threading.Event()
+
+    @pair.niess.on_recv.add
+    def block(ident: str, data: bytes) -> None:
+        entered.set()
+        release.wait(DEADLINE_S)
+
+    pair.bob.send("niess", b"x")
+    assert entered.wait(DEADLINE_S)
+    assert pair.niess.send("bob", b"y").wait(DEADLINE_S)
+    assert pair.niess.stats().peers["bob"].received == 1
+    assert pair.niess.peers == ["bob"]
+    release.set()
+
+
+# Data
+
+
+def test_with_an_encoding_text_goes_in_and_comes_out() -> None:
+    with Pair(encoding="utf-8") as pair:
+        received = record(pair.niess.on_recv)
+        messages = record(pair.niess.on_message)
+        texts = ["", "plain", "žluťoučký kůň", "\N{SNAKE}"]
+        assert all(delivery.wait(DEADLINE_S) for delivery in pair.bob.send_many("niess", [*texts, b"bytes"]))
+        assert received.calls == [("bob", text) for text in [*texts, "bytes"]]
+        assert [message.data for _, message in messages.calls] == [text.encode() for text in [*texts, "bytes"]]
+        with pytest.raises(ConfigurationError):
+            pair.bob.send("niess", "\udc80")
+
+
+def test_without_an_encoding_text_is_refused(pair: Pair) -> None:
+    for data in ("text", 1, None, ["list"]):
+        with pytest.raises(ConfigurationError):
+            pair.bob.send("niess", data)
+        with pytest.raises(ConfigurationError):
+            pair.bob.send_many("niess", [data])
+
+
+def test_bytes_that_can_not_be_decoded_are_reported_and_the_link_goes_on() -> None:
+    with Pair(encoding="utf-8") as pair:
+        received = record(pair.niess.on_recv)
+        messages = record(pair.niess.on_message)
+        errors = record(pair.niess.on_error)
+        gone = record(pair.niess.on_disconnect)
+        deliveries = pair.bob.send_many("niess", ["before", b"\xff\xfe", "after"])
+        assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
+        assert received.calls == [("bob", "before"), ("bob", "after")]
+        assert [type(error) for error in errors.wait(1)] == [UnicodeDecodeError]
+        assert [message.data for _, message in messages.calls] == [b"before", b"\xff\xfe", b"after"]
+        assert gone.calls == []
+
+
+def test_on_message_tells_what_is_known_of_a_message(pair: Pair) -> None:
+    messages = record(pair.niess.on_message)
+    deliveries = [pair.bob.send("niess", b"x"), pair.bob.send("niess", bytearray(b"y"), ttl=60)]
+    assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
+    (_, first), (_, second) = messages.calls
+    assert first == Message(b"x", deliveries[0].uuid, None, 0, False)
+    assert (second.data, second.uuid, second.redelivered) == (b"y", deliveries[1].uuid, False)
+    assert 1 <= second.ttl <= 60
+
+
+# Acknowledging in parts
+
+
+def test_earlier_messages_are_acknowledged_while_a_later_callback_blocks(pair: Pair) -> None:
+    release = threading.Event()
+
+    @pair.niess.on_recv.add
+    def block_on_the_last(ident: str, data: bytes) -> None:
+        if data == b"9":
+            release.wait(2 * DEADLINE_S)
+
+    deliveries = pair.bob.send_many("niess", [b"%d" % number for number in range(10)])
+    assert [delivery.wait(DEADLINE_S) for delivery in deliveries[:9]] == [True] * 9
+    assert not deliveries[9].done
+    release.set()
+    assert deliveries[9].wait(DEADLINE_S)
+
+
+def test_earlier_messages_of_a_batch_that_had_to_wait_are_acknowledged_while_a_later_callback_blocks() -> None:
+    # The batch arrives while another callback is at work, so the time to acknowledge it is over when its turn comes.
+    made = Pair()
+    release = threading.Event()
+    go = threading.Event()
+
+    @made.niess.on_connect.add
+    def take_time(ident: str) -> None:
+        go.wait(DEADLINE_S)
+        time.sleep(0.1)  # a slow callback: several times the delay of acknowledgements
+
+    @made.niess.on_recv.add
+    def block_on_the_last(ident: str, data: bytes) -> None:
+        if data == b"9":
+            release.wait(2 * DEADLINE_S)
+
+    with made as pair:
+        deliveries = pair.bob.send_many("niess", [b"%d" % number for number in range(10)])
+        wait_until(lambda: pair.niess.stats().peers["bob"].received == 10)
+        go.set()
+        try:
+            # In time: not only when a ping, much later, happens to wake the loop.
+            assert deliveries[8].wait(2)
+        finally:
+            release.set()
+        assert deliveries[9].wait(DEADLINE_S)
+
+
+def test_every_message_behind_a_slow_one_is_acknowledged_before_the_batch_ends(pair: Pair) -> None:
+    steps = [threading.Event() for _ in range(5)]
+
+    @pair.niess.on_recv.add
+    def step(ident: str, data: bytes) -> None:
+        steps[int(data)].wait(2 * DEADLINE_S)
+
+    deliveries = pair.bob.send_many("niess", [b"%d" % number for number in range(5)])
+    for number, delivery in enumerate(deliveries):
+        assert not delivery.done
+        steps[number].set()
+        assert delivery.wait(DEADLINE_S)
+
+
+# Order
+
+
+def test_connecting_comes_before_messages_and_disconnecting_after_them() -> None:
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        told = Recorder()
+        niess.on_connect.add(lambda ident: told(("connect", ident)))
+        niess.on_recv.add(lambda ident, data: told((data.decode(), ident)))
+        niess.on_disconnect.add(lambda ident: told(("disconnect", ident)))
+        for _ in range(5):
+            with SnakemqConnector("bob", *niess.address) as bob:
+                bob.send_many("niess", [b"1", b"2"])
+        one = [("connect", "bob"), ("1", "bob"), ("2", "bob"), ("disconnect", "bob")]
+        assert told.wait(20) == one * 5
+
+
+def test_the_connecting_side_is_told_in_the_same_order() -> None:
+    limits = Limits(reconnect_min_s=0.02, reconnect_max_s=0.05)
+    told = Recorder()
+    with contextlib.ExitStack() as stack:
+        niess = stack.enter_context(SnakemqListener("niess", "127.0.0.1", 0))
+        bob = SnakemqConnector("bob", *niess.address, limits=limits)
+        bob.on_connect.add(lambda ident: told("connect"))
+        bob.on_recv.add(lambda ident, data: told(data.decode()))
+        bob.on_disconnect.add(lambda ident: told("disconnect"))
+        bob.on_error.add(lambda error: told("error"))
+        stack.enter_context(bob)
+        assert niess.wait_connected("bob", DEADLINE_S)
+        assert niess.send("bob", b"first").wait(DEADLINE_S)
+        niess.terminate()
+        assert told.wait(4) == ["connect", "first", "disconnect", "error"]
+        with SnakemqListener("niess", *niess.address) as again:
+            assert again.wait_connected("bob", DEADLINE_S)
+            assert again.send("bob", b"second").wait(DEADLINE_S)
+        assert told.wait(7)[4:7] == ["connect", "second", "disconnect"]
+
+
+def test_a_callback_may_send_on_connect_and_the_other_side_gets_it_first() -> None:
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        received = record(niess.on_recv)
+        bob = SnakemqConnector("bob", *niess.address)
+        bob.on_connect.add(lambda ident: bob.send(ident, b"hello"))
+        with bob:
+            assert received.wait(1) == [("bob", b"hello")]
+
+
+def test_callbacks_may_be_added_and_removed_while_messages_come(pair: Pair) -> None:
+    stop = threading.Event()
+    always = record(pair.niess.on_recv)
+
+    def change() -> int:
+        rounds = 0
+        while not stop.is_set():
+            extra = pair.niess.on_recv.add(lambda ident, data: None)
+            pair.niess.on_recv.remove(extra)
+            rounds += 1
+        return rounds
+
+    changing = [in_thread(change) for _ in range(2)]
+    try:
+        pair.bob.send_many("niess", [b"x"] * 5000)
+        assert pair.bob.flush(DEADLINE_S)
+    finally:
+        stop.set()
+    assert all(result() > 0 for result in changing)
+    assert len(always) == 5000
+    assert always in pair.niess.on_recv
+    assert len(pair.niess.on_recv) == 2  # and the one that every listener of these tests has

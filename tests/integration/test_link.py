@@ -1,0 +1,179 @@
+"""The loop itself: threads, idleness, timers, bursts, large messages, and descriptors that run out."""
+
+import contextlib
+import hashlib
+import os
+import random
+import socket
+import threading
+import time
+
+import pytest
+
+from netcomm import DeliveryState, Limits, Peer
+from tests.integration.helpers import (
+    DEADLINE_S,
+    Program,
+    SnakemqConnector,
+    SnakemqListener,
+    in_thread,
+    record,
+    status,
+    threads_of,
+    wait_until,
+)
+
+IDLE_PAIR = """
+import sys
+from tests.integration.helpers import SnakemqConnector, SnakemqListener
+with SnakemqListener("niess", "127.0.0.1", 0) as niess, SnakemqConnector("bob", *niess.address) as bob:
+    assert bob.wait_connected("niess", 20) and niess.wait_connected("bob", 20)
+    assert bob.send("niess", b"x").wait(20) and niess.send("bob", b"x").wait(20)
+    print("connected")
+    sys.stdin.readline()
+"""
+
+
+def _switches(pid: int) -> int:
+    """How often the threads of a process have gone to sleep, or were sent to."""
+    total = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        for name in ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"):
+            total += status(f"{pid}/task/{thread}", name)
+    return total
+
+
+def test_an_idle_pair_does_nothing() -> None:
+    with Program(IDLE_PAIR) as program:
+        assert program.line() == "connected"
+        # What the last acknowledgements set off is over once nothing has happened for a while.
+        before = _switches(program.pid)
+        until = time.monotonic() + DEADLINE_S
+        while True:
+            time.sleep(0.2)
+            now = _switches(program.pid)
+            if now == before:
+                break
+            assert time.monotonic() < until, "it does not come to rest"
+            before = now
+        time.sleep(2)  # this is what is measured
+        assert _switches(program.pid) - before <= 4
+        program.tell("end")
+        assert program.wait() == 0
+
+
+def test_a_peer_has_two_threads_however_many_connections() -> None:
+    with contextlib.ExitStack() as stack:
+        niess = stack.enter_context(SnakemqListener("niess", "127.0.0.1", 0))
+        connectors = [SnakemqConnector(f"bob-{number}", *niess.address) for number in range(5)]
+        for connector in connectors:
+            stack.enter_context(connector)
+        for connector in connectors:
+            assert niess.wait_connected(connector.local_ident, DEADLINE_S)
+            assert connector.wait_connected("niess", DEADLINE_S)
+        for peer in (niess, *connectors):
+            assert threads_of(peer) == [peer.name, f"{peer.name}-dispatcher"]
+
+
+def test_a_message_expires_on_time_though_nothing_else_happens() -> None:
+    with Peer("a") as peer:
+        dropped = record(peer.on_drop)
+        delivery = peer.send("nobody", b"x", ttl=0.2)
+        assert delivery.wait(2) is False
+        assert delivery.state is DeliveryState.EXPIRED
+        assert dropped.wait(1, 1) == [("nobody", delivery)]
+
+
+def test_messages_of_send_many_expire_on_time_though_nothing_else_happens() -> None:
+    with Peer("a") as peer:
+        dropped = record(peer.on_drop)
+        deliveries = peer.send_many("nobody", [b"x", b"y"], ttl=0.2)
+        assert dropped.wait(2, 2) == [("nobody", delivery) for delivery in deliveries]
+
+
+def test_an_earlier_expiry_overtakes_a_later_one() -> None:
+    with Peer("a") as peer:
+        late = peer.send("nobody", b"late", ttl=60)
+        soon = peer.send("nobody", b"soon", ttl=0.2)
+        assert soon.wait(2) is False
+        assert soon.state is DeliveryState.EXPIRED
+        assert not late.done
+        peer.terminate(0)
+
+
+def test_a_wrong_ident_is_named_on_time_though_nothing_else_happens(caplog: pytest.LogCaptureFixture) -> None:
+    limits = Limits(diagnose_after_s=0.2)
+    with (
+        SnakemqListener("niess", "127.0.0.1", 0) as niess,
+        SnakemqConnector("bob", *niess.address, limits=limits) as bob,
+    ):
+        assert bob.wait_connected("niess", DEADLINE_S)
+        bob.send("neiss", b"x")
+        wait_until(lambda: "'neiss', which is not connected" in caplog.text, "the warning", 2)
+        assert "'niess'" in caplog.text
+        bob.terminate(0)
+
+
+def test_large_messages_arrive_whole_in_both_directions() -> None:
+    chance = random.Random(1)
+    payloads = [chance.randbytes(size) for size in (0, 1, 16 * 1024 - 1, 16 * 1024, 300_000, 20_000_000, 5)]
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess, SnakemqConnector("bob", *niess.address) as bob:
+        ways = ((niess, "bob", record(bob.on_recv)), (bob, "niess", record(niess.on_recv)))
+        assert bob.wait_connected("niess", DEADLINE_S)
+        assert niess.wait_connected("bob", DEADLINE_S)
+        sending = [in_thread(lambda way=way: way[0].send_many(way[1], payloads)) for way in ways]
+        deliveries = [delivery for result in sending for delivery in result()]
+        assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
+        for _, _, received in ways:
+            assert [_digest(data) for _, data in received.calls] == [_digest(data) for data in payloads]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_what_each_of_many_threads_sends_keeps_its_order() -> None:
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess, SnakemqConnector("bob", *niess.address) as bob:
+        received = record(niess.on_recv)
+        together = threading.Barrier(4)
+
+        def send(sender: int) -> None:
+            together.wait(DEADLINE_S)
+            for number in range(1000):
+                bob.send("niess", b"%d %d" % (sender, number))
+
+        for result in [in_thread(lambda sender=sender: send(sender)) for sender in range(4)]:
+            result()
+        assert bob.flush(DEADLINE_S)
+        for sender in range(4):
+            mine = [data for _, data in received.calls if data.startswith(b"%d " % sender)]
+            assert mine == [b"%d %d" % (sender, number) for number in range(1000)]
+
+
+SHORT_OF_DESCRIPTORS = """
+import logging, resource, sys
+logging.basicConfig(level="WARNING")
+from tests.integration.helpers import SnakemqListener
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
+with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+    print(niess.address[1])
+    sys.stdin.readline()
+"""
+
+
+def test_a_listener_that_runs_out_of_descriptors_serves_those_it_has_and_recovers() -> None:
+    with Program(SHORT_OF_DESCRIPTORS) as program:
+        port = int(program.line())
+        with SnakemqConnector("bob", "127.0.0.1", port) as bob:
+            assert bob.wait_connected("niess", DEADLINE_S)
+            with contextlib.ExitStack() as stack:
+                for _ in range(40):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", port), DEADLINE_S))
+                wait_until(lambda: "can't accept" in program.errors, "the report")
+                assert bob.send("niess", b"still served").wait(DEADLINE_S)
+            with SnakemqConnector("late", "127.0.0.1", port) as late:
+                assert late.wait_connected("niess", DEADLINE_S)
+                assert late.send("niess", b"served too").wait(DEADLINE_S)
+            assert bob.stats().peers["niess"].reconnects == 0
+        program.tell("end")
+        assert program.wait() == 0
