@@ -1,0 +1,468 @@
+"""One process of a netcomm peer: what `Peer`, `Keeper` and `Dispatcher` do around a real `Messaging`, as events.
+
+Each event stands for what one thread does while it holds the mutex, or for one call of the storage; chance says how
+the threads take turns. A *trap* kills the process at a named point in the midst of it.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from netcomm import messaging
+from netcomm.errors import RemoteProtocolError, StorageCorrupt, StorageError
+from netcomm.message import Delivery, Limits
+from netcomm.messaging import Messaging
+from netcomm.storage import Append, Position, StoredMessage
+from netcomm.wire import Data, Frame, Messages, Reader, packet_size
+from tests.simulation.oracle import Sent, is_data
+from tests.simulation.world import READ_BYTES, Died, End, Violation
+
+FIND_COUNT = 3
+TRAPS = (
+    "numbered",
+    "appended",
+    "loaded",
+    "marked",
+    "renewed",
+    "position",
+    "deleted",
+    "callback",
+    "written",
+    "received",
+)
+_STORAGE_REQUESTS = (
+    messaging.Load,
+    messaging.FindExpired,
+    messaging.Mark,
+    messaging.Renew,
+    messaging.StorePosition,
+    messaging.DeleteBelow,
+    messaging.Delete,
+)
+
+
+class Process:
+    """It lives from `__init__` to `die`; the node starts the next one."""
+
+    legacy = False
+
+    def __init__(self, node: Any, incarnation: int) -> None:
+        self.node = node
+        self.world = node.world
+        self.oracle = node.oracle
+        self.rng = node.world.rng
+        self.incarnation = incarnation
+        self.alive = True
+        self.ending = False
+        self.trap: str | None = None
+        self.storage = node.storage
+        self.ends: dict[int, End] = {}
+        self._clock_offset = self.rng.uniform(0, 1000)
+        self._numbers = 0
+        self._tick_at: float | None = None
+        self._events: deque[messaging.Event] = deque()
+        self._dispatching = False
+        self._uncommitted: list[tuple[int, Sent, Delivery]] = []
+        self._committing = False
+        self._requests: list[messaging.StorageRequest] = []
+        self._keeper_waits = False
+        self._keeper_stops = False
+        self.messaging = Messaging(
+            node.ident,
+            node.limits,
+            peer_id=self.storage.store_id if self.storage is not None else self.rng.randbytes(16),
+            boot_id=self.rng.randbytes(16),
+            first_epoch=self.rng.getrandbits(63),
+            wait=_no_wait,
+            stores_positions=self.storage is not None,
+        )
+        if self.storage is not None:
+            streams = self.storage.streams()
+            for stream in streams:
+                if stream.sent_below > stream.next_seq:
+                    self.storage.mark_sent(stream.ident, stream.next_seq)
+            newest_at = max((stream.newest_at or 0.0 for stream in streams), default=0.0)
+            self._clock_ahead = max(1e9 + self.world.now + node.wall_offset, newest_at) - self.now
+            self.messaging.restore(streams, self.storage.positions(), self.now, self.wall)
+            self._keeper = self._keep()
+            self._resume_keeper()
+        self._settle()
+
+    @property
+    def now(self) -> float:
+        return self.world.now + self._clock_offset
+
+    @property
+    def wall(self) -> float:
+        """As `Peer` has it: a jump of the system's clock is seen by the next process."""
+        return self.now + self._clock_ahead
+
+    def _pass(self, point: str) -> None:
+        if self.trap == point:
+            self.trap = None
+            self.world.trace(f"{self.node.name}: trap {point!r}")
+            self.node.kill()
+            raise Died
+
+    def _after(self, delay: float, action: Any, *args: Any) -> None:
+        self.world.after(delay, self, action, *args)
+
+    # -- The network ------------------------------------------------------------------------------------------
+
+    def opened(self, end: End) -> None:
+        self._numbers += 1
+        end.number = self._numbers
+        self.ends[end.number] = end
+        self.world.trace(f"{self.node.name}: connection {end.number} opened (connector {end.connector})")
+        self.messaging.connection_opened(end.number, "there", end.connector, self.now)
+        self._settle()
+
+    def received(self, end: End, chunk: bytes) -> None:
+        self.messaging.data_received(end.number, chunk, self.now)
+        self._pass("received")
+        self._settle()
+        connection = self.messaging._connections.get(end.number)
+        if connection is not None and connection.peer is not None:
+            pending = connection.peer.inbox.pending_bytes
+            limits = self.node.limits
+            if pending > limits.window_bytes + READ_BYTES + 2 * packet_size(limits.max_frame_bytes):
+                raise Violation(f"{self.node.name} holds {pending} bytes that were not handed over")
+
+    def lost(self, end: End, reason: str) -> None:
+        self.world.trace(f"{self.node.name}: connection {end.number} lost: {reason}")
+        del self.ends[end.number]
+        self.messaging.connection_lost(end.number, reason, self.now)
+        self._settle()
+        self.node.reconnect(self, end)
+
+    def writable(self, end: End) -> None:
+        self._pump(end.number)
+        self._settle()
+
+    def _pump(self, number: int) -> None:
+        end = self.ends.get(number)
+        while end is not None and end.room:
+            buffers = self.messaging.output(number, self.node.budget, self.now)
+            if not buffers:
+                return
+            for buffer in buffers:
+                if (uuid := is_data(buffer)) is not None:
+                    self.oracle.written(uuid, self)
+            packets = b"".join(buffers)
+            end.outgoing.write(packets)
+            if self.world.lines is not None:
+                for frame in Reader(Limits()).feed(packets)[0]:
+                    self.world.trace(f"{self.node.name}: on connection {number} {_short(frame)}")
+            self.oracle.check_window(self.messaging._connections.get(number), self)
+            self._pass("written")
+
+    def _settle(self) -> None:
+        """As `Peer._settle`: write what can be written, and act on what has happened."""
+        for number in self.messaging.take_writable():
+            self._pump(number)
+        for event in self.messaging.next_events():
+            match event:
+                case messaging.Settled():
+                    self.oracle.look(self)
+                case messaging.Close(number, farewell):
+                    end = self.ends.pop(number, None)
+                    if end is not None:
+                        self.world.trace(f"{self.node.name}: closes connection {number}")
+                        end.close(b"".join(farewell))
+                        self.node.reconnect(self, end)
+                case messaging.PauseReading(number, paused):
+                    if number in self.ends:
+                        self.ends[number].pause(paused)
+                case event if isinstance(event, _STORAGE_REQUESTS):
+                    self.world.trace(f"{self.node.name}: asks for {event}")
+                    self._requests.append(event)
+                    if self._keeper_waits:
+                        self._keeper_waits = False
+                        self._after(self._keeper_delay(), self._resume_keeper)
+                case messaging.Dropped(deliveries):
+                    for delivery in deliveries:
+                        self.oracle.dropped(delivery, self)
+                case _:
+                    if isinstance(event, messaging.Failed):
+                        self.world.trace(f"{self.node.name}: {event.error!r}")
+                        broken = isinstance(event.error, RemoteProtocolError) and "protocol error" in str(event.error)
+                        if broken or isinstance(event.error, StorageCorrupt):
+                            raise Violation(f"{self.node.name} reports: {event.error}")
+                    self._events.append(event)
+                    if not self._dispatching:
+                        self._dispatching = True
+                        self._after(self._callback_delay(), self._dispatch)
+        deadline = self.messaging.deadline()
+        if deadline is not None and (self._tick_at is None or deadline < self._tick_at):
+            self._tick_at = deadline
+            self._after(max(0.0, deadline - self.now) + 1e-6, self._tick, deadline)
+
+    def _tick(self, due: float) -> None:
+        if self._tick_at == due:
+            self._tick_at = None
+            self.messaging.tick(self.now)
+            self._settle()
+
+    # -- Callers ----------------------------------------------------------------------------------------------
+
+    def send(self, messages: list[Sent], release: float) -> None:
+        """Send messages to one receiver; `release` is how likely the user is to keep no Delivery."""
+        numbered = False
+        for message in messages:
+            expires_at = None if message.ttl is None else self.now + message.ttl
+            size = packet_size(len(message.data))
+            message.sender = self
+            delivery = Delivery(
+                message.receiver, message.uuid, message.data, size, expires_at, message.persistent, _no_wait
+            )
+            if self.rng.random() >= release:
+                message.delivery = delivery
+            if message.persistent:
+                epoch = self.messaging.number(delivery)
+                self._uncommitted.append((epoch, message, delivery))
+                numbered = True
+            elif self.messaging.has_room(message.receiver, size):
+                self.oracle.accepted(message, self)
+                self.messaging.send(delivery, self.now)
+        if numbered:
+            self._pass("numbered")
+            if not self._committing:
+                self._committing = True
+                self._after(0.02 * self.rng.random(), self._commit)
+        if len(numbered * messages) < len(messages):
+            self._settle()
+
+    def _commit(self) -> None:
+        batch, self._uncommitted = self._uncommitted, []
+        streams: dict[tuple[str, int], list[StoredMessage]] = {}
+        for epoch, message, delivery in batch:
+            stored = StoredMessage(delivery.seq, message.uuid, message.data, self.wall, message.ttl)
+            streams.setdefault((message.receiver, epoch), []).append(stored)
+        error = None
+        try:
+            self.storage.append([Append(ident, epoch, stored) for (ident, epoch), stored in streams.items()])
+        except StorageError as failure:
+            error = failure
+        self._pass("appended")
+        self._after(0.01 * self.rng.random(), self._committed, batch, error)
+
+    def _committed(self, batch: list[tuple[int, Sent, Delivery]], error: StorageError | None) -> None:
+        for _, message, delivery in batch:
+            if error is None:
+                self.oracle.accepted(message, self)
+                self.messaging.send(delivery, self.now)
+            else:
+                message.delivery = None
+        if error is not None:
+            self.messaging.not_stored([delivery for _, _, delivery in batch])
+        del batch
+        self._settle()
+        self._committing = bool(self._uncommitted)
+        if self._committing:
+            self._after(0.02 * self.rng.random(), self._commit)
+
+    # -- The dispatcher ---------------------------------------------------------------------------------------
+
+    def _callback_delay(self) -> float:
+        slow = self.world.now < self.node.dawdle_until
+        return float(self.rng.choice((0.1, 0.5, 2.0)) if slow else 0.004) * self.rng.random()
+
+    def _dispatch(self, batch: messaging.Received | None = None, told: int = 0) -> None:
+        """Run the callbacks of the next event, or some of them, and tell messaging now and then."""
+        if batch is None:
+            if not self._events:
+                self._dispatching = False
+                return
+            event = self._events.popleft()
+            if isinstance(event, messaging.Received):
+                batch = event
+        if batch is not None:
+            left = len(batch.items) - told
+            returned = told + (left if self.rng.random() < 0.6 else self.rng.randint(1, left))
+            for item in batch.items[told:returned]:
+                self.oracle.handed_over(self, batch.ident, item, item[0] < batch.redelivered_below, batch.stream)
+                self._pass("callback")
+            self._after(0.005 * self.rng.random(), self._told, batch, told, returned)
+        else:
+            self._after(self._callback_delay(), self._dispatch)
+
+    def _told(self, batch: messaging.Received, told: int, returned: int) -> None:
+        self.messaging.hand_over(batch, told, returned, self.now)
+        self._settle()
+        if returned < len(batch.items):
+            self._after(self._callback_delay(), self._dispatch, batch, returned)
+        else:
+            self._after(self._callback_delay(), self._dispatch)
+
+    # -- The keeper -------------------------------------------------------------------------------------------
+
+    def _keeper_delay(self) -> float:
+        slow = self.world.now < self.node.keeper_slow_until
+        return float(1.0 if slow else 0.01) * self.rng.random()
+
+    def _resume_keeper(self) -> None:
+        delay = next(self._keeper, None)
+        if delay is None:
+            self._keeper_waits = True
+        else:
+            self._after(delay, self._resume_keeper)
+
+    def _keep(self) -> Iterator[float | None]:
+        """The thread of `Keeper`: it yields how long it takes to go on, or None where it waits for a request."""
+        storage = self.storage
+        todo: list[messaging.StorageRequest] = []
+        positions: dict[str, Position] = {}
+        deletes: dict[str, int] = {}
+        while True:
+            self.keeper_idle = not (self._requests or todo or positions or deletes)
+            if self.keeper_idle:
+                yield None
+                self.keeper_idle = False
+            requests, self._requests = self._requests, []
+            for request in requests:
+                match request:
+                    case messaging.StorePosition(ident, position):
+                        positions[ident] = position
+                    case messaging.DeleteBelow(ident, seq):
+                        deletes[ident] = max(seq, deletes.get(ident, 0))
+                    case _:
+                        todo.append(request)
+            if positions:
+                try:
+                    storage.store_positions(positions)
+                except StorageError:
+                    pass
+                else:
+                    self._pass("position")
+                    for ident, position in positions.items():
+                        yield self._keeper_delay()
+                        self.world.trace(f"{self.node.name}: storage has {ident} at {position}")
+                        self.messaging.position_stored(ident, position)
+                        self._settle()
+                    positions.clear()
+            working, todo = todo, []
+            for request in working:
+                yield self._keeper_delay()
+                try:
+                    result = self._carry_out(request)
+                except StorageError:
+                    todo.append(request)
+                else:
+                    yield self._keeper_delay()
+                    self._answer(request, result)
+                    self._settle()
+            if deletes and self.rng.random() < 0.3:
+                for ident, seq in list(deletes.items()):
+                    try:
+                        storage.delete_below(ident, seq)
+                    except StorageError:
+                        pass
+                    else:
+                        del deletes[ident]
+                        self._pass("deleted")
+            yield 0.1 * self.rng.random()
+
+    def _carry_out(self, request: messaging.StorageRequest) -> Any:
+        storage = self.storage
+        match request:
+            case messaging.Load(ident, from_seq, max_count, max_bytes):
+                result = storage.read(ident, from_seq, max_count, max_bytes)
+                self._pass("loaded")
+                return result
+            case messaging.FindExpired(ident, from_seq):
+                now = self.wall
+                found, next_expiry = storage.expired(ident, from_seq, now, FIND_COUNT)
+                return found, now if len(found) == FIND_COUNT else next_expiry
+            case messaging.Mark(ident, below):
+                storage.mark_sent(ident, below)
+                self._pass("marked")
+            case messaging.Renew(ident, epoch):
+                storage.renew(ident, epoch)
+                self._pass("renewed")
+            case messaging.Delete(ident, seqs):
+                storage.delete(ident, seqs)
+                self._pass("deleted")
+        return None
+
+    def _answer(self, request: messaging.StorageRequest, result: Any) -> None:
+        if self.world.lines is not None:
+            self.world.trace(f"{self.node.name}: storage answers {request} {_seqs(result)}")
+        match request:
+            case messaging.Load(ident):
+                self.messaging.loaded(ident, result, self.now, self.wall)
+            case messaging.FindExpired(ident):
+                found, next_expiry = result
+                self.messaging.expired_found(ident, found, next_expiry, self.now, self.wall)
+            case messaging.Mark(ident, below):
+                self.messaging.marked(ident, below)
+            case messaging.Renew(ident, epoch):
+                self.messaging.renewed(ident, epoch)
+
+    # -- Ends -------------------------------------------------------------------------------------------------
+
+    def terminate(self) -> None:
+        """End, without much patience: as `Peer.terminate` with a short timeout."""
+        if not self.ending:
+            self.ending = True
+            self.messaging.stop_receiving()
+            self._settle()
+            self._after(0.3 * self.rng.random(), self._terminate)
+
+    def _terminate(self) -> None:
+        self.messaging.close_all("terminated", self.now)
+        self._settle()
+        self.messaging.discard_all()
+        self._settle()
+        self.node.kill(gently=True)
+
+    def abandon_connection(self, end: End) -> None:
+        """Give a connection up, without the other side hearing of it."""
+        end.outgoing.dead = True
+        end.closed = True
+        self.lost(end, "given up")
+
+    def die(self, gently: bool) -> None:
+        self.alive = False
+        for event in self.messaging.next_events():
+            if isinstance(event, messaging.Dropped):
+                self.oracle.dropped_untold(event.deliveries)
+        self.oracle.process_ended(self)
+        silent = not gently and self.rng.random() < 0.3
+        for end in self.ends.values():
+            end.closed = True
+            buffer = end.outgoing.buffer
+            if not gently and self.rng.random() < 0.5:
+                del buffer[self.rng.randint(0, len(buffer)) :]
+            if silent:
+                end.outgoing.dead = True
+            else:
+                end.outgoing.end()
+        if self.storage is not None:
+            self.storage.crash()
+
+    def quiet(self) -> bool:
+        """Whether nothing is left to be done."""
+        if self._events or self._dispatching or self._committing or self._requests:
+            return False
+        if self.storage is not None and not self.keeper_idle:
+            return False
+        return self.messaging.idle and self.messaging.all_handed_over
+
+
+def _short(frame: Frame) -> str:
+    match frame:
+        case Data(stream, items):
+            return f"Data({stream.name}: {', '.join(f'{item[0]} is {int.from_bytes(item[1])}' for item in items)})"
+        case Messages(items):
+            return f"Messages({', '.join(str(int.from_bytes(item[0])) for item in items)})"
+        case _:
+            return str(frame)
+
+
+def _seqs(result: Any) -> Any:
+    messages = result[0] if isinstance(result, tuple) else result
+    return messages and [message.seq for message in messages]
+
+
+def _no_wait(delivery: Delivery, timeout: float | None) -> bool:
+    raise AssertionError("nobody waits here")

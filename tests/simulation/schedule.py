@@ -1,0 +1,431 @@
+"""One schedule: a world made by a seed, messages and faults in it, and the oracle's verdict."""
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from netcomm import outbox
+from netcomm.errors import StorageError
+from netcomm.message import Limits
+from tests.simulation.legacy import LegacyProcess
+from tests.simulation.oracle import Oracle, Sent
+from tests.simulation.process import TRAPS, Process
+from tests.simulation.stores import SimulatedStorage
+from tests.simulation.world import Connection, End, Violation, World
+
+MESSAGES = 125
+FAULTS = 28
+_BUSY_S = 12.0
+_HEALING_S = 300.0
+_MAX_STEPS = 60_000
+
+
+class Node:
+    """A place where one process of an ident runs after the other, with a storage or without."""
+
+    def __init__(self, schedule: "Schedule", name: str, ident: str, limits: Limits, storage: bool, legacy: bool):
+        self.name = name
+        self.ident = ident
+        self.limits = limits
+        self.legacy = legacy
+        self.impostor = name != ident
+        self.world = schedule.world
+        self.oracle = schedule.oracle
+        self.world_nodes = schedule.nodes
+        self.storage = SimulatedStorage(self.world.rng) if storage else None
+        self.budget = self.world.rng.choice((100, 500, 3000))
+        self.dials: list[Node] = []
+        self.process: Any = None
+        self.incarnation = 0
+        self.wall_offset = 0.0
+        self.dawdle_until = 0.0
+        self.keeper_slow_until = 0.0
+        self.forgets = False
+        self.had_impostor = False
+        self.clock_jumped = False
+        self.gone = False  # for good
+        self.processes_seen: dict[int, Any] = {}  # so that their ids stay theirs
+        self._backups: list[Any] = []
+        self._rewinds: list[float] = []  # when a backup was restored
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and bool(self.process.alive)
+
+    def went_back_after(self, message: Sent) -> bool:
+        """Whether the storage was restored from a backup since a message was sent."""
+        return self.rewinds_after(message) > 0
+
+    def rewinds_after(self, message: Sent) -> int:
+        return sum(when >= message.sent_at for when in self._rewinds)
+
+    @property
+    def went_back(self) -> bool:
+        return bool(self._rewinds)
+
+    def start(self) -> None:
+        if self.running or self.gone:
+            return
+        if self.storage is not None and self.storage.down:
+            self.world.after(0.5, None, self.start)
+            return
+        self.incarnation += 1
+        self.world.trace(f"{self.name}: starts, incarnation {self.incarnation}")
+        self.process = (LegacyProcess if self.legacy else Process)(self, self.incarnation)
+        for connector, target in enumerate(self.dials, 1):
+            self.dial_later(self.process, connector, target)
+
+    def kill(self, gently: bool = False, down_s: float | None = None) -> None:
+        if not self.running:
+            return
+        self.world.trace(f"{self.name}: dies")
+        self.process.die(gently)
+        rng = self.world.rng
+        self.world.after(rng.choice((0.05, 0.5, 3.0)) * rng.random() if down_s is None else down_s, None, self.start)
+
+    def back_up(self) -> None:
+        assert self.storage is not None
+        self._backups.append(self.storage.backup())
+
+    def restore(self) -> None:
+        if self._backups and self.storage is not None:
+            copy = self.world.rng.choice(self._backups)
+            self.kill()
+            self.storage.restore(copy)
+            self._rewinds.append(self.world.now)
+
+    # Connectors
+
+    def reconnect(self, process: Any, end: End) -> None:
+        if end.connector and process.alive and not process.ending:
+            self.dial_later(process, end.connector, end.target)
+
+    def dial_later(self, process: Any, connector: int, target: "Node") -> None:
+        delay = self.world.rng.choice((0.02, 0.1, 0.3)) * (0.5 + self.world.rng.random())
+        self.world.after(delay, process, self._dial, process, connector, target)
+
+    def _dial(self, process: Any, connector: int, target: "Node") -> None:
+        if process.ending:
+            return
+        parted = self.world.parted(self.name, target.name) > self.world.now
+        if parted or not target.running or target.process.ending:
+            self.dial_later(process, connector, target)
+        else:
+            Connection(self.world, process, connector, target, target.process)
+
+
+class Schedule:
+    """What happens to whom when, made from a seed."""
+
+    def __init__(self, seed: int, tracing: bool = False) -> None:
+        self.seed = seed
+        self.world = World(seed, tracing)
+        self.rng = self.world.rng
+        self.oracle = Oracle(self.world)
+        self.nodes: dict[str, Node] = {}
+        self.faults = 0
+        self._impostors: list[Node] = []
+        self._build()
+
+    def _build(self) -> None:
+        rng = self.rng
+        count = rng.choice((2, 2, 3, 3, 4))
+        forgets = rng.random() < 0.08
+        names = [f"node{number}" for number in range(count)]
+        legacy = rng.random() < 0.35
+        if legacy:
+            names.append("snake")
+        for name in names:
+            limits = Limits(
+                max_frame_bytes=33 + (150 if name == "snake" else rng.choice((150, 300, 300))),
+                window_bytes=rng.choice((150, 400, 1500, 6000)),
+                handshake_s=3.0,
+                keepalive_idle_s=rng.choice((1.0, 3.0)),
+                keepalive_wait_s=1.0,
+                max_idle_peers=1 if forgets else 10,
+                max_queued_messages=rng.choice((5, 1000)),
+            )
+            node = Node(self, name, name, limits, rng.random() < 0.75, name == "snake")
+            node.forgets = forgets
+            if node.legacy:
+                node.storage = None
+            self.nodes[name] = node
+        nodes = list(self.nodes.values())
+        # Each schedule has its own bent: what is rare over all of them is frequent in some.
+        self._weights = [weight * rng.choice((0, 1, 1, 1, 6)) for weight in _FAULTS.values()]
+        self.links: list[tuple[Node, Node]] = []
+        for number, node in enumerate(nodes[1:], 1):
+            others = nodes[:number]
+            for other in {0: others[0], 1: rng.choice(others)}.values() if rng.random() < 0.5 else others[:1]:
+                if (node, other) in self.links:
+                    continue
+                self.links.append((node, other))
+                if rng.random() < 0.5:
+                    node.dials.append(other)
+                    if rng.random() < 0.2:
+                        node.dials.append(other)  # a stand-by
+                    if rng.random() < 0.25:
+                        other.dials.append(node)
+                else:
+                    other.dials.append(node)
+        self.memory = (rng.choice((4, 10, 1000)), rng.choice((500, 5000)), rng.choice((2, 5)), rng.choice((2, 7, 50)))
+
+    # -- Running ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Raises Violation."""
+        world, rng = self.world, self.rng
+        with _small_memory(*self.memory):
+            for node in self.nodes.values():
+                world.after(0.2 * rng.random(), None, node.start)
+            left = MESSAGES
+            while left > 0:
+                size = min(left, rng.choice((1, 1, 2, 5, 12)))
+                world.after(0.8 * _BUSY_S * rng.random(), None, self._send, size)
+                left -= size
+            self.faults = FAULTS + rng.randint(0, 10)
+            for _ in range(self.faults):
+                world.after(_BUSY_S * rng.random(), None, self._fault)
+            world.run(_BUSY_S)
+            self._heal()
+            until = world.now + _HEALING_S
+            while not self._quiet():
+                if world.now >= until or world.steps > _MAX_STEPS:
+                    raise Violation(f"stuck: {self._stuck()}")
+                world.run(world.now + 0.5)
+            self.oracle.at_rest(self.nodes)
+
+    def _send(self, size: int) -> None:
+        rng = self.rng
+        link = rng.choice(self.links)
+        node, other = link if rng.random() < 0.5 else link[::-1]
+        if not node.running or node.process.ending:
+            self.world.after(0.5, None, self._send, size)
+            return
+        persistent = node.storage is not None and rng.random() < 0.6
+        ttl = rng.choice((None, None, None, 0.05, 1.0, 4.0))
+        if not persistent and rng.random() < 0.1:
+            ttl = 0.0
+        room = min(node.limits.max_frame_bytes, 10_000) - 33 - 4
+        messages = [
+            self.oracle.new_message(
+                other.ident, bytes(room if rng.random() < 0.05 else rng.choice((0, 1, 20, 100))), ttl, persistent
+            )
+            for _ in range(size)
+        ]
+        node.process.send(messages, release=rng.choice((0.0, 0.5)))
+
+    def _quiet(self) -> bool:
+        return all(node.running and node.process.quiet() for node in self.nodes.values())
+
+    def _stuck(self) -> str:
+        found = []
+        for node in self.nodes.values():
+            if not node.running:
+                found.append(f"{node.name} does not run")
+            elif not node.process.quiet():
+                if node.legacy:
+                    found.append(f"{node.name} is busy")
+                    continue
+                stats = node.process.messaging.stats()
+                waiting = {ident: (peer.connected, peer.queued) for ident, peer in stats.items() if peer.queued}
+                found.append(f"{node.name} has (connected, queued) {waiting}")
+        return "; ".join(found) or f"{self.world.steps} steps"
+
+    def _heal(self) -> None:
+        world = self.world
+        world.trace("the world is healed")
+        world.partitions.clear()
+        world.dribble_until = 0.0
+        for node in self._impostors:
+            node.gone = True
+            node.kill(gently=True)
+        for node in self.nodes.values():
+            node.dawdle_until = node.keeper_slow_until = 0.0
+            if node.storage is not None:
+                node.storage.down = False
+            if node.running:
+                node.process.trap = None
+            node.start()
+        for connection in world.connections:
+            for end in connection.ends:
+                end.incoming.hole_until = 0.0
+
+    # -- Faults -----------------------------------------------------------------------------------------------
+
+    def _fault(self) -> None:
+        (fault,) = self.rng.choices(list(_FAULTS), self._weights)
+        node = self.rng.choice(list(self.nodes.values()))
+        self.world.trace(f"fault: {fault.__name__.removeprefix('_')} ({node.name})")
+        fault(self, node)
+
+    def _some_connection(self) -> Connection | None:
+        living = [connection for connection in self.world.connections if not connection.over]
+        return self.rng.choice(living) if living else None
+
+    def _cut(self, node: Node) -> None:
+        if (connection := self._some_connection()) is not None:
+            connection.cut()
+
+    def _half_close(self, node: Node) -> None:
+        if (connection := self._some_connection()) is not None:
+            self.rng.choice(connection.ends).incoming.end()
+
+    def _blackhole(self, node: Node) -> None:
+        if (connection := self._some_connection()) is not None:
+            for end in self.rng.choice((connection.ends, connection.ends[:1], connection.ends[1:])):
+                end.incoming.hole_until = self.world.now + self.rng.choice((0.2, 2.0, 8.0))
+
+    def _part(self, node: Node) -> None:
+        link = self.rng.choice(self.links)
+        until = self.world.now + self.rng.choice((0.2, 1.0, 6.0))
+        self.world.partitions[frozenset((link[0].name, link[1].name))] = until
+
+    def _give_up(self, node: Node) -> None:
+        """The owner of a connection leaves it, and dials again before the other side has noticed."""
+        ends = [end for end in node.process.ends.values() if end.connector] if node.running else []
+        if ends:
+            node.process.abandon_connection(self.rng.choice(ends))
+
+    def _dribble(self, node: Node) -> None:
+        self.world.dribble_until = self.world.now + 0.3
+
+    def _kill(self, node: Node) -> None:
+        node.kill()
+
+    def _kill_both(self, node: Node) -> None:
+        for end in self.rng.choice(self.links):
+            end.kill()
+
+    def _trap(self, node: Node) -> None:
+        if node.running:
+            node.process.trap = self.rng.choice(TRAPS)
+
+    def _terminate(self, node: Node) -> None:
+        if node.running:
+            node.process.terminate()
+
+    def _storage_down(self, node: Node) -> None:
+        if node.storage is not None:
+            node.storage.down = True
+            node.storage.lies = self.rng.choice((0.0, 0.5))
+            self.world.after(self.rng.choice((0.1, 0.5, 3.0)), None, self._storage_up, node)
+
+    def _storage_up(self, node: Node) -> None:
+        assert node.storage is not None
+        node.storage.down = False
+
+    def _storage_slow(self, node: Node) -> None:
+        node.keeper_slow_until = self.world.now + self.rng.choice((1.0, 4.0))
+
+    def _back_up(self, node: Node) -> None:
+        if node.storage is not None:
+            node.back_up()
+
+    def _restore(self, node: Node) -> None:
+        node.restore()
+
+    def _clock_jump(self, node: Node) -> None:
+        node.wall_offset += self.rng.choice((-3600.0, -3.0, -0.5, 0.5, 3.0, 3600.0))
+        node.clock_jumped = True
+
+    def _dawdle(self, node: Node) -> None:
+        node.dawdle_until = self.world.now + self.rng.choice((0.5, 3.0))
+
+    def _impostor(self, node: Node) -> None:
+        """Another process says the same ident, by mistake."""
+        victims = [link for link in self.links if not link[0].legacy and not link[1].legacy]
+        if not victims or self._impostors or self.rng.random() < 0.6:
+            return
+        victim, other = self.rng.choice(victims)
+        impostor = Node(self, f"impostor of {victim.name}", victim.ident, victim.limits, False, False)
+        impostor.dials.append(other)
+        victim.had_impostor = True
+        self._impostors.append(impostor)
+        impostor.start()
+        self.world.after(2.0, None, self._unmask, impostor)
+
+    def _unmask(self, impostor: Node) -> None:
+        impostor.gone = True
+        impostor.kill(gently=True)
+
+
+_FAULTS: dict[Callable[[Schedule, Node], None], int] = {
+    Schedule._cut: 8,
+    Schedule._half_close: 2,
+    Schedule._blackhole: 3,
+    Schedule._part: 2,
+    Schedule._give_up: 3,
+    Schedule._dribble: 2,
+    Schedule._kill: 4,
+    Schedule._kill_both: 1,
+    Schedule._trap: 8,
+    Schedule._terminate: 1,
+    Schedule._storage_down: 2,
+    Schedule._storage_slow: 2,
+    Schedule._back_up: 3,
+    Schedule._restore: 3,
+    Schedule._clock_jump: 1,
+    Schedule._dawdle: 3,
+    Schedule._impostor: 1,
+}
+
+
+@contextmanager
+def _small_memory(messages: int, size: int, load: int, mark: int) -> Iterator[None]:
+    """Let so little of a durable stream be in memory that a short schedule fills it."""
+    names = ("_MAX_LOADED", "_MAX_LOADED_BYTES", "_LOAD_COUNT", "_MARK_AHEAD")
+    before = [getattr(outbox, name) for name in names]
+    level = logging.root.manager.disable
+    try:
+        logging.disable(logging.CRITICAL)
+        for name, value in zip(names, (messages, size, load, mark), strict=True):
+            setattr(outbox, name, value)
+        yield
+    finally:
+        logging.disable(level)
+        for name, value in zip(names, before, strict=True):
+            setattr(outbox, name, value)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a schedule: `violation` is None where all was well."""
+
+    seed: int
+    violation: str | None
+    steps: int
+    messages: int
+    faults: int
+    lines: list[str] | None = None
+    trace_hash: str | None = None
+
+
+def run(seed: int, tracing: bool = False) -> Result:
+    """Run one schedule. A defect of netcomm that raises is a violation, too."""
+    schedule = Schedule(seed, tracing)
+    violation = None
+    try:
+        schedule.run()
+    except Violation as error:
+        violation = str(error)
+    except StorageError:
+        raise
+    except Exception as error:
+        violation = f"{type(error).__name__}: {error}"
+        schedule.world.trace(traceback.format_exc())
+    world = schedule.world
+    if tracing:
+        world.trace(violation or "all is well")
+    return Result(
+        seed,
+        violation,
+        world.steps,
+        len(schedule.oracle.messages),
+        schedule.faults,
+        world.lines,
+        world.trace_hash() if tracing else None,
+    )

@@ -1,0 +1,179 @@
+"""The world's own queue storage: in memory, and able to fail, to forget what was not committed, and to go back."""
+
+import random
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, Self
+
+from netcomm.errors import StorageUnavailable
+from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream
+
+
+class SimulatedStorage(QueueStorage):
+    """What is committed, and deletions that are not yet.
+
+    down: whether it can't be reached. Of a batch that fails then, nothing is stored; or, where `lies` says so, all is,
+    and only the answer is lost.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._id = rng.randbytes(16)
+        self._streams: dict[str, StoredStream] = {}
+        self._messages: dict[str, list[StoredMessage]] = {}
+        self._positions: dict[str, Position] = {}
+        self._uncommitted: dict[str, int] = {}
+        self.down = False
+        self.lies = 0.0
+
+    @classmethod
+    def from_url(cls, url: str, read_only: bool = False) -> Self:
+        raise NotImplementedError
+
+    @property
+    def store_id(self) -> bytes:
+        return self._id
+
+    @property
+    def incarnation(self) -> int:
+        return 1
+
+    # -- Faults -----------------------------------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """The process is gone: what it had not committed is lost, or just made it."""
+        if self._rng.random() < 0.3:
+            self._commit()
+        self._uncommitted.clear()
+
+    def backup(self) -> Any:
+        return deepcopy((self._streams, self._messages, self._positions))
+
+    def restore(self, copy: Any) -> None:
+        self._streams, self._messages, self._positions = deepcopy(copy)
+        self._uncommitted.clear()
+
+    @property
+    def left(self) -> int:
+        """How many messages it has, at rest."""
+        self._commit()
+        return sum(map(len, self._messages.values()))
+
+    def _reach(self, write: bool = False) -> bool:
+        """Raise where it is down; returns whether a write takes effect without its caller hearing of it."""
+        if self.down:
+            if write and self._rng.random() < self.lies:
+                return True
+            raise StorageUnavailable("the storage is down")
+        return False
+
+    def _commit(self) -> None:
+        for ident, seq in self._uncommitted.items():
+            messages = self._messages.get(ident, [])
+            del messages[: bisect_left(messages, seq, key=_seq)]
+        self._uncommitted.clear()
+
+    def _written(self, lost: bool) -> None:
+        self._commit()
+        if lost:
+            raise StorageUnavailable("the answer of the storage is lost")
+
+    # -- QueueStorage -----------------------------------------------------------------------------------------
+
+    def append(self, batch: Sequence[Append]) -> None:
+        lost = self._reach(True)
+        for append in batch:
+            ident = append.ident
+            stream = self._streams.get(ident)
+            if stream is None:
+                stream = StoredStream(ident, append.epoch, 0, 0, 0, 0, None, None, None)
+                self._messages[ident] = []
+            last = append.messages[-1].seq
+            assert last >= stream.next_seq, "a seq was used twice"
+            self._streams[ident] = replace(stream, next_seq=last + 1)
+            self._messages[ident] += append.messages
+        self._written(lost)
+
+    def read(self, ident: str, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
+        self._reach()
+        if self._rng.random() < 0.5:
+            self._commit()
+        messages = self._messages.get(ident, [])
+        start = bisect_left(messages, from_seq, key=_seq)
+        found = []
+        for message in messages[start : start + max_count]:
+            found.append(message)
+            max_bytes -= len(message.data)
+            if max_bytes <= 0:
+                break
+        return found
+
+    def delete_below(self, ident: str, seq: int) -> None:
+        self._reach()
+        self._uncommitted[ident] = max(seq, self._uncommitted.get(ident, 0))
+
+    def delete(self, ident: str, seqs: Sequence[int]) -> None:
+        lost = self._reach(True)
+        gone = set(seqs)
+        if ident in self._messages:
+            self._messages[ident] = [message for message in self._messages[ident] if message.seq not in gone]
+        self._written(lost)
+
+    def expired(
+        self, ident: str, from_seq: int, now: float, max_count: int
+    ) -> tuple[list[StoredMessage], float | None]:
+        self._reach()
+        mortal = [
+            (message.expires_at, message)
+            for message in self._messages.get(ident, [])
+            if message.seq >= from_seq and message.expires_at is not None
+        ]
+        over = [message for expires_at, message in mortal if expires_at <= now]
+        return over[:max_count], min((expires_at for expires_at, _ in mortal if expires_at > now), default=None)
+
+    def streams(self) -> list[StoredStream]:
+        self._reach()
+        found = []
+        for ident, stream in self._streams.items():
+            messages = self._messages[ident]
+            expiries = [message.expires_at for message in messages if message.expires_at is not None]
+            found.append(
+                replace(
+                    stream,
+                    count=len(messages),
+                    size=sum(len(message.data) for message in messages),
+                    oldest_at=min((message.queued_at for message in messages), default=None),
+                    newest_at=max((message.queued_at for message in messages), default=None),
+                    next_expiry=min(expiries, default=None),
+                )
+            )
+        return found
+
+    def mark_sent(self, ident: str, below: int) -> None:
+        lost = self._reach(True)
+        self._streams[ident] = replace(self._streams[ident], sent_below=below)
+        self._written(lost)
+
+    def renew(self, ident: str, epoch: int) -> None:
+        lost = self._reach(True)
+        stream = self._streams[ident]
+        self._streams[ident] = replace(stream, epoch=epoch, sent_below=stream.next_seq)
+        self._written(lost)
+
+    def positions(self) -> dict[str, Position]:
+        self._reach()
+        return dict(self._positions)
+
+    def store_positions(self, positions: Mapping[str, Position]) -> None:
+        lost = self._reach(True)
+        self._positions.update(positions)
+        self._written(lost)
+
+    def close(self) -> None:
+        self._commit()
+
+
+def _seq(message: StoredMessage) -> int:
+    return message.seq

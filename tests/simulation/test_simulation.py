@@ -1,0 +1,50 @@
+"""Schedules by seed: what netcomm promises holds in each. See docs/testing.md."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation.__main__ import replay_command
+from tests.simulation.schedule import FAULTS, MESSAGES, run
+
+# In all of CI; the parts bound what one test takes, and tell early which seeds are to blame.
+_SCHEDULES = 5000
+_PARTS = 10
+
+
+@pytest.mark.parametrize("part", range(_PARTS))
+def test_every_promise_holds_in_every_schedule(part: int) -> None:
+    count = int(os.environ.get("NETCOMM_SCHEDULES", _SCHEDULES)) // _PARTS
+    for seed in range(part * count, (part + 1) * count):
+        result = run(seed)
+        assert result.violation is None, f"{result.violation}\nreplay: {replay_command(seed)}"
+        assert result.messages >= min(100, MESSAGES)
+        assert result.faults >= min(25, FAULTS)
+
+
+def test_a_seed_names_one_course_of_events() -> None:
+    assert [run(seed, tracing=True).trace_hash for seed in (1, 2)] == [
+        run(seed, tracing=True).trace_hash for seed in (1, 2)
+    ]
+    assert run(1, tracing=True).trace_hash != run(2, tracing=True).trace_hash
+
+
+def test_a_seed_names_the_same_course_in_another_process() -> None:
+    here = run(3, tracing=True)
+    for hash_seed in ("1", "2"):  # the order of sets must not matter
+        there = subprocess.run(
+            [sys.executable, "-m", "tests.simulation", "--seed", "3"],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert f"trace {here.trace_hash}" in there.stdout, there.stdout + there.stderr
+
+
+def test_tracing_changes_nothing() -> None:
+    for seed in (4, 5):
+        traced, plain = run(seed, tracing=True), run(seed)
+        assert (traced.steps, traced.violation) == (plain.steps, plain.violation)
