@@ -35,8 +35,6 @@ log = logging.getLogger("netcomm.link")
 _READ_BYTES = 256 * 1024
 # Large enough for the kernel to be kept busy while the loop looks elsewhere, small against the window.
 _OUTPUT_HIGH_BYTES = 1024 * 1024
-# Buffers below this size are joined: copying is cheaper than another element for the kernel to walk.
-_JOIN_BELOW_BYTES = 16 * 1024
 _BUFFERS_PER_SEND = 64
 _LINGER_S = 1.0
 _ACCEPT_PAUSE_S = 1.0
@@ -275,20 +273,8 @@ class Link:
 
     @staticmethod
     def _enqueue(connection: _Connection, buffers: list[bytes]) -> None:
-        small: list[bytes] = []
-        size = 0
-        for buffer in buffers:
-            size += len(buffer)
-            if len(buffer) < _JOIN_BELOW_BYTES:
-                small.append(buffer)
-                continue
-            if small:
-                connection.output.append(b"".join(small))
-                small.clear()
-            connection.output.append(buffer)
-        if small:
-            connection.output.append(b"".join(small))
-        connection.output_bytes += size
+        connection.output += buffers
+        connection.output_bytes += sum(map(len, buffers))
 
     def _flush(self, connection: _Connection) -> None:
         output = connection.output

@@ -178,6 +178,8 @@ def check_ident(ident: object) -> str:
 
     Raises ConfigurationError where it is not a str of 1 to 255 bytes of UTF-8.
     """
+    if isinstance(ident, str) and ident.isascii() and 1 <= len(ident) <= MAX_IDENT_BYTES:
+        return ident
     if not isinstance(ident, str):
         raise ConfigurationError(f"an ident must be a str, not {type(ident).__name__}")
     try:

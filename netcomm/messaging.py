@@ -589,23 +589,30 @@ class Messaging:
     # -- Messages out -----------------------------------------------------------------------------------------
 
     def has_room(self, ident: str, size: int) -> bool:
-        """Whether a message of `size` bytes on the wire may be queued for `ident` now."""
+        """Whether a transient message of `size` bytes on the wire may be queued for `ident` now."""
         peer = self._peers.get(ident)
         return peer is None or peer.outbox.has_room(size)
 
-    def send(self, delivery: Delivery, now: float) -> None:
-        """Queue a message for `delivery.ident`."""
-        peer = self._peer(delivery.ident)
-        peer.outbox.append(delivery, now)
-        if delivery.state is DeliveryState.EXPIRED:
-            self._drop(peer, [delivery])
-        elif peer.connection is not None:
-            self._writable[peer.connection.number] = None
-        if delivery.expires_at is not None:
-            self._watch_expiry(peer)
-        if not peer.connected:
+    def send(self, ident: str, deliveries: list[Delivery], now: float) -> int:
+        """Queue messages for `ident`, all persistent or all transient, and all with the same time to live.
+
+        Returns how many were taken: of transient messages, those that there is room for.
+        """
+        peer = self._peers.get(ident) or self._peer(ident)
+        taken = peer.outbox.append(deliveries, now)
+        connection = peer.connection
+        if connection is not None:
+            self._writable[connection.number] = None
+        if connection is None or not connection.session.established:
             self._diagnose_later(peer, now)
-        self._ask_storage(peer)
+        first = deliveries[0]
+        if first.state is DeliveryState.EXPIRED:
+            self._drop(peer, deliveries)
+        elif first.expires_at is not None:
+            self._watch_expiry(peer)
+        if first.persistent:
+            self._ask_storage(peer)
+        return taken
 
     def _acknowledge(self, connection: _Connection, ack: wire.Ack) -> None:
         peer = self._peer_of(connection)
@@ -646,12 +653,12 @@ class Messaging:
 
     # -- The durable streams ----------------------------------------------------------------------------------
 
-    def number(self, delivery: Delivery) -> int:
-        """Give a persistent message its place, before it is stored; returns the epoch of its stream.
+    def number(self, ident: str, deliveries: list[Delivery]) -> int:
+        """Give persistent messages their places, before they are stored; returns the epoch of their stream.
 
-        When the storage has it, `send` is called, in the order of these calls; never, where it could not be stored.
+        When the storage has them, `send` is called, in the order of these calls; never, where they could not be stored.
         """
-        peer = self._peer(delivery.ident)
+        peer = self._peer(ident)
         if peer.outbox.durable is None:
             begin = peer.outbox.open_durable(self._new_epoch())
             if begin is not None:
@@ -660,20 +667,18 @@ class Messaging:
                 self._writable[peer.connection.number] = None
         durable = peer.outbox.durable
         assert durable is not None
-        durable.number(delivery)
+        durable.number(deliveries)
         return durable.epoch
 
-    def not_stored(self, deliveries: list[Delivery]) -> None:
+    def not_stored(self, ident: str, deliveries: list[Delivery]) -> None:
         """Messages that were numbered could not be stored, as far as the storage can tell."""
-        seqs: dict[str, list[int]] = {}
         for delivery in deliveries:
             delivery.state = DeliveryState.DISCARDED
-            seqs.setdefault(delivery.ident, []).append(delivery.seq)
-        for ident, gone in seqs.items():
-            durable = self._peers[ident].outbox.durable
-            assert durable is not None
-            durable.lose(gone)
-            self._events.append(Delete(ident, gone))
+        durable = self._peers[ident].outbox.durable
+        assert durable is not None
+        gone = [delivery.seq for delivery in deliveries]
+        durable.lose(gone)
+        self._events.append(Delete(ident, gone))
 
     def _ask_storage(self, peer: _Peer) -> None:
         if peer.outbox.durable is None:
@@ -767,12 +772,12 @@ class Messaging:
     def is_idle(self, ident: str) -> bool:
         """Whether nothing is queued for a peer."""
         peer = self._peers.get(ident)
-        return peer is None or not peer.outbox.queued
+        return peer is None or peer.outbox.idle
 
     @property
     def idle(self) -> bool:
         """Whether nothing is queued for anybody."""
-        return not any(peer.outbox.queued for peer in self._peers.values())
+        return all(peer.outbox.idle for peer in self._peers.values())
 
     @property
     def may_end(self) -> bool:
@@ -830,6 +835,7 @@ class Messaging:
                 break
         else:
             self._ask_storage(peer)  # what is first now may have to be marked
+        buffers = wire.joined(buffers)
         peer.bytes_sent += sum(map(len, buffers))
         return buffers
 
@@ -981,7 +987,7 @@ class Messaging:
 
 
 def _size(items: list[DataItem]) -> int:
-    return sum([wire.packet_size(len(item[4])) for item in items])
+    return sum([len(item[4]) for item in items]) + wire.packet_size(0) * len(items)
 
 
 def _same_connector(one: Session, other: Session) -> bool:

@@ -94,18 +94,6 @@ class OutStream:
         self.waiting: deque[Delivery] = deque()
         self.in_flight: deque[Delivery] = deque()
 
-    def number(self, delivery: Delivery) -> None:
-        """Give a message its place at the end of the stream."""
-        delivery.seq = self.next_seq
-        self.next_seq += 1
-
-    def add(self, delivery: Delivery) -> None:
-        """Append a numbered message."""
-        self.added_below = delivery.seq + 1
-        self.waiting.append(delivery)
-        self.queued += 1
-        self.queued_bytes += delivery.size
-
     def first_seq(self) -> int:
         """The seq of the first message that has not ended; where all have, that of the next to be added."""
         if self.in_flight:
@@ -122,9 +110,9 @@ class OutStream:
         """The first seq to be named in BEGIN."""
         return self.first_seq()
 
-    def may_send(self, seq: int) -> bool:
-        """Whether a message may go on the wire already."""
-        return True
+    def may_send_below(self) -> int:
+        """Messages below this seq may go on the wire already."""
+        return self.next_seq
 
     def acknowledge(self, next_seq: int) -> list[Delivery]:
         """The receiver has handed over all below `next_seq`; returns what that settles."""
@@ -135,16 +123,17 @@ class OutStream:
         self.settle(delivered, DELIVERED)
         return delivered
 
-    def settle(self, deliveries: list[Delivery], state: DeliveryState) -> None:
-        """End messages."""
-        size = 0
+    def settle(self, deliveries: list[Delivery], state: DeliveryState) -> int:
+        """End messages; returns their size."""
+        size = sum([delivery.size for delivery in deliveries])
         for delivery in deliveries:
             delivery.state = state
-            size += delivery.size
-            if state is DELIVERED:
+        if state is DELIVERED:
+            for delivery in deliveries:
                 delivery.data = None
         self.queued -= len(deliveries)
         self.queued_bytes -= size
+        return size
 
     def requeue(self, from_seq: int = 0) -> list[Delivery]:
         """Put what is in flight, from a seq on, back in front of what waits; returns it."""
@@ -161,6 +150,37 @@ class OutStream:
         if self.empty_places > len(self.waiting) // 2:
             self.waiting = deque([delivery for delivery in self.waiting if delivery.state is QUEUED])
             self.empty_places = 0
+
+
+class VolatileOutStream(OutStream):
+    """The sending end of the volatile stream: bounded, and all of it in memory."""
+
+    __slots__ = ()
+
+    def has_room(self, size: int, limits: Limits) -> bool:
+        """Whether a message of `size` bytes on the wire may be appended; if none is there, one always may."""
+        return not self.queued or (
+            self.queued < limits.max_queued_messages and self.queued_bytes + size <= limits.max_queued_bytes
+        )
+
+    def append(self, deliveries: list[Delivery], limits: Limits) -> int:
+        """Number and append messages, as far as there is room for them; returns how many those are."""
+        first_seq = seq = self.next_seq
+        seq_end = seq + limits.max_queued_messages - self.queued
+        room_bytes = limits.max_queued_bytes - self.queued_bytes
+        size = 0
+        for delivery in deliveries:
+            if (seq >= seq_end or size + delivery.size > room_bytes) and (self.queued or seq > first_seq):
+                deliveries = deliveries[: seq - first_seq]
+                break
+            size += delivery.size
+            delivery.seq = seq
+            seq += 1
+        self.next_seq = self.added_below = seq
+        self.waiting += deliveries
+        self.queued += len(deliveries)
+        self.queued_bytes += size
+        return len(deliveries)
 
 
 class DurableOutStream(OutStream):
@@ -234,25 +254,48 @@ class DurableOutStream(OutStream):
         # next process would take the receiver for one that is ahead of it. A SKIP tells, in time.
         return min(self.first_seq(), self.marked_below)
 
-    def add(self, delivery: Delivery) -> None:
-        """Append a message that the storage has."""
-        if self.stored == 0 and not self._loading and self._has_room():
+    def number(self, deliveries: list[Delivery]) -> None:
+        """Give messages their places at the end of the stream, before they are stored."""
+        for seq, delivery in enumerate(deliveries, self.next_seq):
+            delivery.seq = seq
+        self.next_seq += len(deliveries)
+
+    def add(self, deliveries: list[Delivery]) -> None:
+        """Append messages that the storage has."""
+        self.added_below = deliveries[-1].seq + 1
+        self.queued += len(deliveries)
+        self.queued_bytes += sum([delivery.size for delivery in deliveries])
+        count = self._fitting(deliveries) if self.stored == 0 and not self._loading else 0
+        if count:
             self._gone.clear()
-            super().add(delivery)
-            self.load_from = delivery.seq + 1
-            self.loaded_bytes += delivery.size
-            return
+            kept = deliveries[:count]
+            self.waiting += kept
+            self.load_from = kept[-1].seq + 1
+            self.loaded_bytes += sum([delivery.size for delivery in kept])
+            deliveries = deliveries[count:]
+        if deliveries:
+            self._leave_in_storage(deliveries)
+
+    def _fitting(self, deliveries: list[Delivery]) -> int:
+        """How many of these, from the first on, memory takes: up to the one that reaches the limit."""
+        count = min(len(deliveries), max(0, _MAX_LOADED - len(self.waiting) - len(self.in_flight)))
+        room = _MAX_LOADED_BYTES - self.loaded_bytes
+        for index in range(count):
+            if room <= 0:
+                return index
+            room -= deliveries[index].size
+        return count
+
+    def _leave_in_storage(self, deliveries: list[Delivery]) -> None:
         if self.stored == 0:
-            self.load_from = delivery.seq
-        self.added_below = delivery.seq + 1
-        self.stored += 1
-        self.queued += 1
-        self.queued_bytes += delivery.size
-        if delivery.expires_at is not None:
-            expires_at = delivery.expires_at
-            self.expires_at = expires_at if self.expires_at is None else min(expires_at, self.expires_at)
-        delivery.data = None
-        self._known[delivery.seq] = delivery
+            self.load_from = deliveries[0].seq
+        self.stored += len(deliveries)
+        for delivery in deliveries:
+            if delivery.expires_at is not None:
+                expires_at = delivery.expires_at
+                self.expires_at = expires_at if self.expires_at is None else min(expires_at, self.expires_at)
+            delivery.data = None
+            self._known[delivery.seq] = delivery
 
     def delivery_of(self, seq: int) -> Delivery | None:
         """The Delivery of a stored message, if a user still holds it."""
@@ -315,12 +358,13 @@ class DurableOutStream(OutStream):
         self.loaded_bytes += sum(delivery.size for delivery in deliveries)
         self.settle(deliveries, DeliveryState.EXPIRED)
 
-    def settle(self, deliveries: list[Delivery], state: DeliveryState) -> None:
-        super().settle(deliveries, state)
-        self.loaded_bytes -= sum([delivery.size for delivery in deliveries])
+    def settle(self, deliveries: list[Delivery], state: DeliveryState) -> int:
+        size = super().settle(deliveries, state)
+        self.loaded_bytes -= size
+        return size
 
-    def may_send(self, seq: int) -> bool:
-        return seq < self.marked_below
+    def may_send_below(self) -> int:
+        return self.marked_below
 
     def acknowledge(self, next_seq: int) -> list[Delivery]:
         delivered = super().acknowledge(next_seq)
@@ -409,7 +453,7 @@ class Outbox:
     def __init__(self, limits: Limits, epoch: int) -> None:
         """Make an empty outbox; `epoch` names its volatile stream, and must be new."""
         self._limits = limits
-        self.volatile = OutStream(Stream.VOLATILE, epoch)
+        self.volatile = VolatileOutStream(Stream.VOLATILE, epoch)
         self.durable: DurableOutStream | None = None
         self._turn = 0
         self._connected = False
@@ -437,36 +481,50 @@ class Outbox:
         return sum(len(stream.in_flight) for stream in self._streams)
 
     def has_room(self, size: int) -> bool:
-        """Whether a transient message of `size` bytes on the wire may be appended; if none is there, one always may."""
-        volatile = self.volatile
-        return volatile.queued == 0 or (
-            volatile.queued < self._limits.max_queued_messages
-            and volatile.queued_bytes + size <= self._limits.max_queued_bytes
-        )
+        """Whether a transient message of `size` bytes on the wire may be appended."""
+        return self.volatile.has_room(size, self._limits)
 
-    def append(self, delivery: Delivery, now: float) -> None:
-        """Queue a message at the end of its stream; a persistent one is numbered, and stored, already.
+    @property
+    def idle(self) -> bool:
+        """Whether no message is queued."""
+        return not self.volatile.queued and (self.durable is None or not self.durable.queued)
 
-        One whose time is up already (ttl 0) ends at once, unless the peer is connected: then it waits for
-        its turn, and expires only with the connection.
+    def append(self, deliveries: list[Delivery], now: float) -> int:
+        """Queue messages at the end of their stream, all of the same one, and with the same time to live.
+
+        Persistent ones are numbered, and stored, already. Transient ones whose time is up already (ttl 0) end at once,
+        unless the peer is connected: then they wait for their turn, and expire only with the connection.
+
+        Returns how many were taken: of transient messages, those that there is room for.
         """
-        outdated = delivery.expires_at is not None and delivery.expires_at <= now
-        if delivery.persistent:
+        first = deliveries[0]
+        if first.persistent:
             assert self.durable is not None
-            self.durable.add(delivery)
-        elif outdated and not self._connected:
-            delivery.state = DeliveryState.EXPIRED
-            return
+            self.durable.add(deliveries)
+            self._watch(deliveries)
+            return len(deliveries)
+        if first.expires_at is None:
+            return self.volatile.append(deliveries, self._limits)  # none of them expires
+        outdated = first.expires_at <= now
+        if outdated and not self._connected:
+            for delivery in deliveries:
+                delivery.state = DeliveryState.EXPIRED
+            return len(deliveries)
+        taken = self.volatile.append(deliveries, self._limits)
+        if outdated:
+            self._connected_only.update(deliveries[:taken])
         else:
-            self.volatile.number(delivery)
-            self.volatile.add(delivery)
-        if outdated and not delivery.persistent:
-            self._connected_only.add(delivery)
-        elif delivery.expires_at is not None and delivery.data is not None:
-            heapq.heappush(self._expiries, (delivery.expires_at, next(self._order), delivery))
-            # Most messages leave the queue in other ways; their entries are swept before they outnumber the rest.
-            if len(self._expiries) > 2 * self.queued + 64:
-                self._watch_expiries()
+            self._watch(deliveries[:taken])
+        return taken
+
+    def _watch(self, deliveries: list[Delivery]) -> None:
+        """Let messages expire in their time, those that have one and are in memory."""
+        for delivery in deliveries:
+            if delivery.expires_at is not None and delivery.data is not None:
+                heapq.heappush(self._expiries, (delivery.expires_at, next(self._order), delivery))
+        # Most messages leave the queue in other ways; their entries are swept before they outnumber the rest.
+        if len(self._expiries) > 2 * self.queued + 64:
+            self._watch_expiries()
 
     def connect(self, window_bytes: int, max_packet_bytes: int, boot_id: bytes) -> list[Begin]:
         """A netcomm peer is connected; returns how its streams begin."""
@@ -569,23 +627,22 @@ class Outbox:
         waiting = stream.waiting
         in_flight_bytes = self.in_flight_bytes
         window = self._window_bytes
-        while waiting and budget > 0:
-            delivery = waiting[0]
+        may_send_below = stream.may_send_below()
+        end = in_flight_bytes + budget
+        while waiting and in_flight_bytes < end:
+            delivery = waiting.popleft()
             if delivery.state is not QUEUED:
-                waiting.popleft()
                 stream.empty_places -= 1
                 continue
             size = delivery.size
             if size > self._max_packet_bytes:
-                waiting.popleft()
                 rejected.append(delivery)
                 continue
-            if (in_flight_bytes and in_flight_bytes + size > window) or not stream.may_send(delivery.seq):
+            if (in_flight_bytes and in_flight_bytes + size > window) or delivery.seq >= may_send_below:
+                waiting.appendleft(delivery)
                 break
-            waiting.popleft()
             delivery.state = SENT
             in_flight_bytes += size
-            budget -= size
             batch.append(delivery)
         self.in_flight_bytes = in_flight_bytes
         stream.settle(rejected, DeliveryState.REJECTED)

@@ -43,6 +43,8 @@ from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 log = logging.getLogger("netcomm.peer")
 
 _OUTPUT_BUDGET_BYTES = 256 * 1024
+# Of so many transient messages at a time, the first are on their way while the next are made.
+_BATCH_COUNT = 1000
 # So long may the acknowledgement of a message wait for its successors, to go out together with theirs.
 _ACK_DELAY_S = 0.005
 # Set aside for ending, of the time that terminate() may take.
@@ -66,6 +68,17 @@ class _Phase(enum.Enum):
     TERMINATING = "is being terminated"
     TERMINATED = "has been terminated"
     FORKED = "belongs to the parent process"
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Persistent messages of one call that are numbered; error: what kept them from being stored."""
+
+    ident: str
+    epoch: int
+    ttl: float | None
+    deliveries: list[Delivery]
+    error: Exception | None = None
 
 
 class _Release:
@@ -181,11 +194,8 @@ class Peer(threading.Thread):
         if self._storage is not None:
             self._restore(self._storage)
         self._link = link.Link(self._limits)
-        # Persistent messages that are numbered and not stored, with their streams' epochs; and what kept others from
-        # being stored, until their callers fetch it.
         self._commit_lock = threading.Lock()
-        self._uncommitted: list[tuple[int, float | None, Delivery]] = []
-        self._commit_errors: dict[Delivery, Exception] = {}
+        self._uncommitted: list[_Batch] = []
         self._dispatcher: Dispatcher[messaging.Event | _Release] = Dispatcher(f"{self.name}-dispatcher", self._dispatch)
         self._wait_delivery = self._wait_for_delivery  # bound once, not for each message
 
@@ -375,22 +385,13 @@ class Peer(threading.Thread):
         ConfigurationError for an argument that can't be used; LifecycleError. May be called from any thread, and from
         a callback.
         """
-        ttl = self._ttl if ttl is UNSET else _check_ttl(ttl)
-        delivery = self._make_delivery(check_ident(ident), data, ttl, self._is_persistent(persistent, ttl))
-        if delivery.persistent:
-            self._commit([delivery], ttl)
-            return delivery
-        with self._mutex:
-            self._check_usable()
-            if not self._messaging.has_room(ident, delivery.size):
-                self._wait_for_room(delivery, None if timeout is None else monotonic() + timeout)
-            idle = self._messaging.is_idle(ident)
-            self._messaging.send(delivery, monotonic())
-            if idle:
-                self._settle()
-            else:
-                self._link.ring()
-        return delivery
+        ttl, persistent = self._check_terms(ident, ttl, persistent)
+        deliveries = self._make_deliveries(ident, (data,), ttl, persistent)
+        if persistent:
+            self._commit(ident, deliveries, ttl)
+        else:
+            self._queue(ident, deliveries, None if timeout is None else monotonic() + timeout)
+        return deliveries[0]
 
     sendMsg = send
 
@@ -409,105 +410,122 @@ class Peer(threading.Thread):
         or, where it raises, none. Of transient messages, those before the one that failed are queued; `timeout` is for
         all of them together.
         """
-        check_ident(ident)
-        ttl = self._ttl if ttl is UNSET else _check_ttl(ttl)
-        if self._is_persistent(persistent, ttl):
-            stored = [self._make_delivery(ident, data, ttl, True) for data in items]
-            self._commit(stored, ttl)
+        ttl, persistent = self._check_terms(ident, ttl, persistent)
+        if persistent:
+            stored = self._make_deliveries(ident, items, ttl, True)
+            self._commit(ident, stored, ttl)
             return stored
         until = None if timeout is None else monotonic() + timeout
         deliveries = []
-        items = iter(items)
-        while batch := self._make_batch(ident, items, ttl):
-            with self._mutex:
-                self._check_usable()
-                now = monotonic()
-                for delivery in batch:
-                    if not self._messaging.has_room(ident, delivery.size):
-                        self._settle()
-                        self._wait_for_room(delivery, until)
-                        now = monotonic()
-                    self._messaging.send(delivery, now)
-                self._settle()
-            deliveries += batch
+        left = iter(items)
+        while batch := list(itertools.islice(left, _BATCH_COUNT)):
+            made = self._make_deliveries(ident, batch, ttl, False)
+            self._queue(ident, made, until)
+            deliveries += made
         return deliveries
 
-    def _make_batch(self, ident: str, items: "Iterable[Data]", ttl: float | None) -> list[Delivery]:
-        batch = []
-        size = 0
-        for data in items:
-            delivery = self._make_delivery(ident, data, ttl, False)
-            batch.append(delivery)
-            size += delivery.size
-            if len(batch) == 1000 or size > _OUTPUT_BUDGET_BYTES:
-                break
-        return batch
-
-    def _is_persistent(self, persistent: bool | _Unset, ttl: float | None) -> bool:
-        wanted = self._persistent if persistent is UNSET else persistent
-        if wanted and self._storage is None:
+    def _check_terms(
+        self, ident: str, ttl: float | _Unset | None, persistent: bool | _Unset
+    ) -> tuple[float | None, bool]:
+        """The ttl of a message, and whether it is to be stored."""
+        check_ident(ident)
+        ttl = self._ttl if ttl is UNSET else _check_ttl(ttl)
+        if persistent is UNSET:
+            persistent = self._persistent
+        if not persistent:
+            return ttl, False
+        if self._storage is None:
             raise ConfigurationError("the peer has no storage for persistent messages")
-        return bool(wanted) and ttl != 0
+        return ttl, ttl != 0
 
-    def _commit(self, deliveries: list[Delivery], ttl: float | None) -> None:
+    def _make_deliveries(
+        self, ident: str, items: Iterable[Data], ttl: float | None, persistent: bool
+    ) -> list[Delivery]:
+        expires_at = None if ttl is None else monotonic() + ttl
+        max_data_bytes, overhead = self._max_data_bytes, wire.packet_size(0)
+        prefix, number, wait = self._uuid_prefix, self._uuid_counter.__next__, self._wait_delivery
+        deliveries = []
+        for data in items:
+            if type(data) is not bytes:
+                data = self._to_bytes(data)
+            size = len(data)
+            if size > max_data_bytes:
+                raise MessageTooLarge(f"message of {size} bytes, {max_data_bytes} are allowed")
+            uuid = prefix + number().to_bytes(8)
+            deliveries.append(Delivery(ident, uuid, data, size + overhead, expires_at, persistent, wait))
+        return deliveries
+
+    def _queue(self, ident: str, deliveries: list[Delivery], until: float | None) -> None:
+        """Queue transient messages, as there is room for them."""
+        with self._mutex:
+            if self._phase is not _Phase.RUNNING:
+                self._check_usable()
+            idle = self._messaging.is_idle(ident)
+            while (taken := self._messaging.send(ident, deliveries, monotonic())) < len(deliveries):
+                deliveries = deliveries[taken:]
+                self._settle()
+                self._wait_for_room(ident, deliveries[0].size, until)
+            if idle:
+                self._settle()
+            else:
+                self._link.ring()
+
+    def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
+        def room_or_end() -> bool:
+            return self._phase is not _Phase.RUNNING or self._messaging.has_room(ident, size)
+
+        self._link.ring()
+        if not self._wait_until(room_or_end, until):
+            raise QueueFull(f"the queue to {ident!r} is full")
+        self._check_usable()
+
+    def _commit(self, ident: str, deliveries: list[Delivery], ttl: float | None) -> None:
         """Store persistent messages, and queue them.
 
         Whoever gets the commit lock stores what others have numbered meanwhile too; they find it done.
         """
         storage = self._storage
         assert storage is not None
-        with self._mutex:
-            self._check_usable()
-            for delivery in deliveries:
-                self._uncommitted.append((self._messaging.number(delivery), ttl, delivery))
         if not deliveries:
             return
+        with self._mutex:
+            self._check_usable()
+            batch = _Batch(ident, self._messaging.number(ident, deliveries), ttl, deliveries)
+            self._uncommitted.append(batch)
         with self._commit_lock:
             with self._mutex:
-                batch, self._uncommitted = self._uncommitted, []
-            if batch:
-                error = self._store(storage, batch)
+                batches, self._uncommitted = self._uncommitted, []
+            if batches:
+                error = self._store(storage, batches)
                 with self._mutex:
                     now = monotonic()
-                    if error is None:
-                        for _, _, delivery in batch:
-                            self._messaging.send(delivery, now)
-                    else:
-                        self._commit_errors.update((delivery, error) for _, _, delivery in batch)
-                        self._messaging.not_stored([delivery for _, _, delivery in batch])
+                    for stored in batches:
+                        stored.error = error
+                        if error is None:
+                            self._messaging.send(stored.ident, stored.deliveries, now)
+                        else:
+                            self._messaging.not_stored(stored.ident, stored.deliveries)
                     self._settle()
-            errors = [self._commit_errors.pop(delivery, None) for delivery in deliveries]
-        if errors[0] is not None:
-            raise errors[0]
+        if batch.error is not None:
+            raise batch.error
 
-    def _store(self, storage: QueueStorage, batch: list[tuple[int, float | None, Delivery]]) -> Exception | None:
-        """Store a batch; returns what kept it from being stored."""
+    def _store(self, storage: QueueStorage, batches: list[_Batch]) -> Exception | None:
+        """Store batches in one transaction; returns what kept them from being stored."""
         now = self._wall_clock()
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
-        for epoch, ttl, delivery in batch:
-            assert delivery.data is not None
-            message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, now, ttl)
-            streams.setdefault((delivery.ident, epoch), []).append(message)
+        for batch in batches:
+            ttl = batch.ttl
+            streams.setdefault((batch.ident, batch.epoch), []).extend(
+                [
+                    StoredMessage(delivery.seq, delivery.uuid, delivery.data, now, ttl)  # type: ignore[arg-type]
+                    for delivery in batch.deliveries
+                ]
+            )
         try:
             storage.append([Append(ident, epoch, messages) for (ident, epoch), messages in streams.items()])
         except Exception as error:  # whatever a plug-in raises, the callers must hear of it
             return error
         return None
-
-    def _make_delivery(self, ident: str, data: Data, ttl: float | None, persistent: bool) -> Delivery:
-        if type(data) is not bytes:
-            data = self._to_bytes(data)
-        if len(data) > self._max_data_bytes:
-            raise MessageTooLarge(f"message of {len(data)} bytes, {self._max_data_bytes} are allowed")
-        return Delivery(
-            ident,
-            self._uuid_prefix + next(self._uuid_counter).to_bytes(8),
-            data,
-            wire.packet_size(len(data)),
-            None if ttl is None else monotonic() + ttl,
-            persistent,
-            self._wait_delivery,
-        )
 
     def _to_bytes(self, data: Data) -> bytes:
         if isinstance(data, str):
@@ -520,15 +538,6 @@ class Peer(threading.Thread):
         if isinstance(data, bytes | bytearray | memoryview):
             return bytes(data)
         raise ConfigurationError(f"data must be bytes-like or a str, not {type(data).__name__}")
-
-    def _wait_for_room(self, delivery: Delivery, until: float | None) -> None:
-        def room_or_end() -> bool:
-            return self._phase is not _Phase.RUNNING or self._messaging.has_room(delivery.ident, delivery.size)
-
-        self._link.ring()
-        if not self._wait_until(room_or_end, until):
-            raise QueueFull(f"the queue to {delivery.ident!r} is full")
-        self._check_usable()
 
     # -- Waiting ----------------------------------------------------------------------------------------------
 

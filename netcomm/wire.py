@@ -63,6 +63,8 @@ _TYPE_SIZE = 1
 _SIZE_SIZE = _HEAD.size - _TYPE_SIZE
 _DATA_OVERHEAD = _DATA_HEAD.size - _SIZE_SIZE
 _MAX_REFUSE_TEXT_BYTES = 1024
+# Copying buffers below this size is cheaper than another element for the kernel to walk.
+_JOIN_BELOW_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +250,7 @@ def _remaining_ttl(delivery: Delivery, now: float) -> int:
     return min(max(0, math.ceil(delivery.expires_at - now)), INFINITE_TTL - 1)
 
 
-def data(batch: Iterable[Delivery], next_seq: int, now: float) -> list[bytes]:
+def data(batch: list[Delivery], next_seq: int, now: float) -> list[bytes]:
     """The packets of a batch of one stream, in buffers: headers and payloads, not joined.
 
     A SKIP goes before each message whose seq lies above the one that the receiver, told so far up to
@@ -257,25 +259,36 @@ def data(batch: Iterable[Delivery], next_seq: int, now: float) -> list[bytes]:
     buffers: list[bytes] = []
     append = buffers.append
     pack = _DATA_HEAD.pack
+    overhead, frame_type = _DATA_OVERHEAD - _DATA_HEAD.size, int(FrameType.DATA)
+    flags = FLAG_PERSISTENT if batch[0].persistent else 0
     for delivery in batch:
         seq = delivery.seq
         if seq > next_seq:
-            append(skip(Stream.DURABLE if delivery.persistent else Stream.VOLATILE, seq))
+            append(skip(Stream.DURABLE if flags else Stream.VOLATILE, seq))
         next_seq = seq + 1
-        payload = delivery.data
-        assert payload is not None
-        append(
-            pack(
-                len(payload) + _DATA_OVERHEAD,
-                FrameType.DATA,
-                seq,
-                delivery.uuid,
-                INFINITE_TTL if delivery.expires_at is None else _remaining_ttl(delivery, now),
-                FLAG_PERSISTENT if delivery.persistent else 0,
-            )
-        )
-        append(payload)
+        ttl = INFINITE_TTL if delivery.expires_at is None else _remaining_ttl(delivery, now)
+        append(pack(delivery.size + overhead, frame_type, seq, delivery.uuid, ttl, flags))
+        append(delivery.data)  # type: ignore[arg-type]  # only what has ended has none
     return buffers
+
+
+def joined(buffers: list[bytes]) -> list[bytes]:
+    """The same bytes in fewer buffers: small ones are joined, large ones are left alone."""
+    if not buffers or max(map(len, buffers)) < _JOIN_BELOW_BYTES:
+        return [b"".join(buffers)] if buffers else buffers
+    result: list[bytes] = []
+    small: list[bytes] = []
+    for buffer in buffers:
+        if len(buffer) < _JOIN_BELOW_BYTES:
+            small.append(buffer)
+            continue
+        if small:
+            result.append(b"".join(small))
+            small.clear()
+        result.append(buffer)
+    if small:
+        result.append(b"".join(small))
+    return result
 
 
 def messages(batch: Iterable[Delivery], now: float) -> list[bytes]:
@@ -341,22 +354,26 @@ class Reader:
         unpack_data = _DATA_HEAD.unpack_from
         data_head_size = _DATA_HEAD.size
         data_type = int(FrameType.DATA)
+        limit = self._limit
         while True:
-            if available - start < _HEAD.size:
+            if available - start >= data_head_size:
+                # As if it were DATA, which it mostly is.
+                size, frame_type, seq, uuid, ttl, flags = unpack_data(chunk, start)
+            elif available - start >= _HEAD.size:
+                size, frame_type = _HEAD.unpack_from(chunk, start)
+            else:
                 self._needed = _SIZE_SIZE
                 if available - start >= _SIZE_SIZE:
                     self._check_size(int.from_bytes(chunk[start : start + _SIZE_SIZE]))
                     self._needed = _HEAD.size
                 return start
-            size, frame_type = _HEAD.unpack_from(chunk, start)
-            if not 0 < size <= self._limit:
+            if not 0 < size <= limit:
                 self._check_size(size)
             end = start + _SIZE_SIZE + size
             if end > available:
                 self._needed = end - start
                 return start
-            if frame_type == data_type and end - start >= data_head_size:
-                _, _, seq, uuid, ttl, flags = unpack_data(chunk, start)
+            if frame_type == data_type and size >= _DATA_OVERHEAD:
                 if not data_items or flags & FLAG_PERSISTENT != persistent:
                     data_items = []
                     persistent = flags & FLAG_PERSISTENT
@@ -365,6 +382,7 @@ class Reader:
             else:
                 data_items = []
                 self._parse_other(frame_type, chunk, start + _HEAD.size, end, frames)
+                limit = self._limit
             start = end
 
     def _check_size(self, size: int) -> None:

@@ -3,11 +3,8 @@
 from typing import Any
 
 from netcomm.message import Delivery, DeliveryState, Stream
-from netcomm.wire import INFINITE_TTL, FrameType
+from netcomm.wire import INFINITE_TTL
 from tests.simulation.world import Violation, World
-
-_DATA_HEAD_BYTES = 37
-_LEGACY_HEAD_BYTES = 29
 
 
 class Sent:
@@ -57,15 +54,6 @@ class Sent:
         return f"message {self.number} ({kind}, ttl {self.ttl}, {sender} to {self.receiver})"
 
 
-def is_data(buffer: bytes) -> bytes | None:
-    """The uuid in the header of a DATA or MESSAGE packet, or None if a buffer is no such header."""
-    if len(buffer) == _DATA_HEAD_BYTES and buffer[4] == FrameType.DATA:
-        return buffer[13:29]
-    if len(buffer) == _LEGACY_HEAD_BYTES and buffer[4] == FrameType.MESSAGE:
-        return buffer[5:21]
-    return None
-
-
 class Oracle:
     """Is told what happens, and raises Violation as soon as something can't be right."""
 
@@ -89,8 +77,9 @@ class Oracle:
         if message.delivery is not None:
             self._kept.append(message)
 
-    def written(self, uuid: bytes, process: Any) -> None:
-        self.messages[uuid].writes += 1
+    def written(self, uuids: list[bytes]) -> None:
+        for uuid in uuids:
+            self.messages[uuid].writes += 1
 
     def handed_over(
         self, process: Any, ident: str, item: tuple[int, bytes, int, int, bytes], marked: bool, stream: Stream | None

@@ -6,6 +6,8 @@ the threads take turns. A *trap* kills the process at a named point in the midst
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from netcomm import messaging
@@ -14,7 +16,7 @@ from netcomm.message import Delivery, Limits
 from netcomm.messaging import Messaging
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm.wire import Data, Frame, Messages, Reader, packet_size
-from tests.simulation.oracle import Sent, is_data
+from tests.simulation.oracle import Sent
 from tests.simulation.world import READ_BYTES, Died, End, Violation
 
 FIND_COUNT = 3
@@ -41,6 +43,17 @@ _STORAGE_REQUESTS = (
 )
 
 
+@dataclass
+class _Batch:
+    """Persistent messages of one call that are numbered."""
+
+    receiver: str
+    epoch: int
+    ttl: float | None
+    messages: list[Sent]
+    deliveries: list[Delivery]
+
+
 class Process:
     """It lives from `__init__` to `die`; the node starts the next one."""
 
@@ -62,7 +75,7 @@ class Process:
         self._tick_at: float | None = None
         self._events: deque[messaging.Event] = deque()
         self._dispatching = False
-        self._uncommitted: list[tuple[int, Sent, Delivery]] = []
+        self._uncommitted: list[_Batch] = []
         self._committing = False
         self._requests: list[messaging.StorageRequest] = []
         self._keeper_waits = False
@@ -145,13 +158,12 @@ class Process:
             buffers = self.messaging.output(number, self.node.budget, self.now)
             if not buffers:
                 return
-            for buffer in buffers:
-                if (uuid := is_data(buffer)) is not None:
-                    self.oracle.written(uuid, self)
             packets = b"".join(buffers)
             end.outgoing.write(packets)
-            if self.world.lines is not None:
-                for frame in Reader(Limits()).feed(packets)[0]:
+            for frame in Reader(Limits()).feed(packets)[0]:
+                if isinstance(frame, Data | Messages):
+                    self.oracle.written([item[-4] for item in frame.items])
+                if self.world.lines is not None:
                     self.world.trace(f"{self.node.name}: on connection {number} {_short(frame)}")
             self.oracle.check_window(self.messaging._connections.get(number), self)
             self._pass("written")
@@ -208,54 +220,63 @@ class Process:
     def send(self, messages: list[Sent], release: float) -> None:
         """Send messages to one receiver; `release` is how likely the user is to keep no Delivery."""
         numbered = False
-        for message in messages:
-            expires_at = None if message.ttl is None else self.now + message.ttl
-            size = packet_size(len(message.data))
-            message.sender = self
-            delivery = Delivery(
-                message.receiver, message.uuid, message.data, size, expires_at, message.persistent, _no_wait
-            )
-            if self.rng.random() >= release:
-                message.delivery = delivery
-            if message.persistent:
-                epoch = self.messaging.number(delivery)
-                self._uncommitted.append((epoch, message, delivery))
+        for (persistent, ttl), group in groupby(messages, lambda message: (message.persistent, message.ttl)):
+            batch = list(group)
+            deliveries = [self._make_delivery(message, release) for message in batch]
+            receiver = batch[0].receiver
+            if persistent:
+                epoch = self.messaging.number(receiver, deliveries)
+                self._uncommitted.append(_Batch(receiver, epoch, ttl, batch, deliveries))
                 numbered = True
-            elif self.messaging.has_room(message.receiver, size):
-                self.oracle.accepted(message, self)
-                self.messaging.send(delivery, self.now)
+            else:
+                for message in batch[: self.messaging.send(receiver, deliveries, self.now)]:
+                    self.oracle.accepted(message, self)
         if numbered:
             self._pass("numbered")
             if not self._committing:
                 self._committing = True
                 self._after(0.02 * self.rng.random(), self._commit)
-        if len(numbered * messages) < len(messages):
+        if not all(message.persistent for message in messages):
             self._settle()
 
+    def _make_delivery(self, message: Sent, release: float) -> Delivery:
+        message.sender = self
+        expires_at = None if message.ttl is None else self.now + message.ttl
+        size = packet_size(len(message.data))
+        delivery = Delivery(
+            message.receiver, message.uuid, message.data, size, expires_at, message.persistent, _no_wait
+        )
+        if self.rng.random() >= release:
+            message.delivery = delivery
+        return delivery
+
     def _commit(self) -> None:
-        batch, self._uncommitted = self._uncommitted, []
+        batches, self._uncommitted = self._uncommitted, []
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
-        for epoch, message, delivery in batch:
-            stored = StoredMessage(delivery.seq, message.uuid, message.data, self.wall, message.ttl)
-            streams.setdefault((message.receiver, epoch), []).append(stored)
+        for batch in batches:
+            streams.setdefault((batch.receiver, batch.epoch), []).extend(
+                StoredMessage(delivery.seq, message.uuid, message.data, self.wall, batch.ttl)
+                for message, delivery in zip(batch.messages, batch.deliveries, strict=True)
+            )
         error = None
         try:
             self.storage.append([Append(ident, epoch, stored) for (ident, epoch), stored in streams.items()])
         except StorageError as failure:
             error = failure
         self._pass("appended")
-        self._after(0.01 * self.rng.random(), self._committed, batch, error)
+        self._after(0.01 * self.rng.random(), self._committed, batches, error)
 
-    def _committed(self, batch: list[tuple[int, Sent, Delivery]], error: StorageError | None) -> None:
-        for _, message, delivery in batch:
+    def _committed(self, batches: list[_Batch], error: StorageError | None) -> None:
+        for batch in batches:
             if error is None:
-                self.oracle.accepted(message, self)
-                self.messaging.send(delivery, self.now)
+                for message in batch.messages:
+                    self.oracle.accepted(message, self)
+                self.messaging.send(batch.receiver, batch.deliveries, self.now)
             else:
-                message.delivery = None
-        if error is not None:
-            self.messaging.not_stored([delivery for _, _, delivery in batch])
-        del batch
+                for message in batch.messages:
+                    message.delivery = None
+                self.messaging.not_stored(batch.receiver, batch.deliveries)
+        batches.clear()
         self._settle()
         self._committing = bool(self._uncommitted)
         if self._committing:

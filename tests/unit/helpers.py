@@ -171,7 +171,7 @@ class Host:
 
     def send(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
         delivery = make_delivery(to, payload, ttl, self.net.now)
-        self.messaging.send(delivery, self.net.now)
+        self.messaging.send(delivery.ident, [delivery], self.net.now)
         return delivery
 
     def send_persistent(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
@@ -182,7 +182,7 @@ class Host:
     def number(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
         """The first half of sending persistently."""
         delivery = make_delivery(to, payload, ttl, self.net.now, persistent=True)
-        self._epoch = self.messaging.number(delivery)
+        self._epoch = self.messaging.number(to, [delivery])
         return delivery
 
     def store(self, delivery: Delivery, ttl: float | None = None) -> None:
@@ -191,7 +191,7 @@ class Host:
         assert delivery.data is not None
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, self.net.wall_now, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
-        self.messaging.send(delivery, self.net.now)
+        self.messaging.send(delivery.ident, [delivery], self.net.now)
 
     def answer(self, count: int = 1 << 30) -> bool:
         """Let the storage carry out, and answer, its next requests; returns whether there were any."""
