@@ -3,9 +3,9 @@
 It moves bytes and knows nothing of what they mean. `poll` is the loop's one step: it waits, and yields what happened,
 for the owner to act on before it goes on. What the owner has to say goes through `write`, `close` and `pause`.
 
-Threads: `poll` and `shut` belong to the loop's thread. `write`, `flush`, `close`, `pause`, `has_room` and
-`established` may be called from any thread that holds the owner's lock; they never touch the selector, but leave that
-to the next `poll`. The rest may be called from any thread.
+Threads: `poll` and `shut` belong to the loop's thread. `write`, `flush`, `close`, `receive_into`, `pause`, `has_room`
+and `established` may be called from any thread that holds the owner's lock; they never touch the selector, but leave
+that to the next `poll`. The rest may be called from any thread.
 """
 
 import contextlib
@@ -62,6 +62,14 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Filled:
+    """So many bytes came in, into the buffer that `receive_into` has named."""
+
+    connection: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Writable:
     """The kernel takes bytes again: call `flush`, and write more."""
 
@@ -83,7 +91,7 @@ class Unreachable:
     error: OSError
 
 
-LinkEvent = Opened | Chunk | Writable | Closed | Unreachable
+LinkEvent = Opened | Chunk | Filled | Writable | Closed | Unreachable
 
 
 class _Waker:
@@ -152,6 +160,7 @@ class _Connection:
         self.connector = connector
         self.output: deque[bytes | memoryview] = deque()
         self.output_bytes = 0
+        self.buffer: memoryview | None = None  # for the next bytes
         self.events = 0  # what the selector watches
         self.paused = False
         self.lingering = False
@@ -256,6 +265,12 @@ class Link:
         connection.lingering = True
         self._lingering.add(connection)
         self._mark_stale(connection)
+
+    def receive_into(self, number: int, buffer: memoryview | None) -> None:
+        """Let the next bytes of a connection go into a buffer, once; None lets them come as a Chunk."""
+        connection = self._connections.get(number)
+        if connection is not None:
+            connection.buffer = buffer
 
     def pause(self, number: int, paused: bool) -> None:
         """Read nothing from a connection, or go on reading."""
@@ -427,17 +442,25 @@ class Link:
         self._events.append(Opened(connection.number, where, connector.number if connector else 0))
 
     def _read(self, connection: _Connection) -> Iterator[LinkEvent]:
+        buffer = connection.buffer
         try:
-            chunk = connection.sock.recv(_READ_BYTES)
+            if buffer is None:
+                chunk = connection.sock.recv(_READ_BYTES)
+                count = len(chunk)
+            else:
+                count = connection.sock.recv_into(buffer)
         except BlockingIOError:
             return
         except OSError as error:
             self._lose(connection, _reason(error))
             return
-        if chunk:
+        if not count:
+            self._lose(connection, "closed by the other side")
+        elif buffer is None:
             yield Chunk(connection.number, chunk)
         else:
-            self._lose(connection, "closed by the other side")
+            connection.buffer = None
+            yield Filled(connection.number, count)
 
     def _lose(self, connection: _Connection, reason: str) -> None:
         """A connection has died by itself."""
@@ -618,16 +641,19 @@ class Link:
         if not connector.failing:
             self._events.append(Unreachable(type(error)(error.errno, text)))
         connector.failing = True
-        self._try_later(connector)
+        # On a Unix socket, nobody listens where there is no file either.
+        refused = isinstance(error, ConnectionRefusedError | FileNotFoundError)
+        self._try_later(connector, self._limits.reconnect_refused_s if refused else self._limits.reconnect_max_s)
 
     def _reconnect(self, connection: _Connection) -> None:
         if connection.connector is not None and connection.connector in self._connectors:
-            self._try_later(connection.connector)
+            self._try_later(connection.connector, self._limits.reconnect_max_s)
 
-    def _try_later(self, connector: _Connector) -> None:
+    def _try_later(self, connector: _Connector, longest_s: float) -> None:
+        delay_s = min(connector.delay_s, max(longest_s, self._limits.reconnect_min_s))
         # Jitter keeps many peers from coming back at the same moment.
-        self._deadlines.set(connector, monotonic() + connector.delay_s * random.uniform(0.5, 1.0))
-        connector.delay_s = min(connector.delay_s * 2, self._limits.reconnect_max_s)
+        self._deadlines.set(connector, monotonic() + delay_s * random.uniform(0.5, 1.0))
+        connector.delay_s = min(delay_s * 2, self._limits.reconnect_max_s)
 
 
 def _reason(error: OSError) -> str:

@@ -139,6 +139,8 @@ class Limits:
     keepalive_idle_s: a ping goes out after so long a silence.
     keepalive_wait_s: the connection is closed when nothing arrived for so long after the ping.
     reconnect_min_s, reconnect_max_s: the delay before connecting again doubles from one to the other.
+    reconnect_refused_s: the longest delay, if that is more than reconnect_min_s, while the other machine answers that
+        nobody listens there: such an attempt costs little, and a program that restarts is not kept waiting.
     max_queued_messages, max_queued_bytes: how much may wait in memory for one receiver.
     max_connections: how many connections may be open at once.
     max_idle_peers: how many peers that are not connected, and for which nothing waits, are remembered.
@@ -154,6 +156,7 @@ class Limits:
     keepalive_wait_s: float = 10.0
     reconnect_min_s: float = 0.1
     reconnect_max_s: float = 30.0
+    reconnect_refused_s: float = 0.4
     max_queued_messages: int = 100_000
     max_queued_bytes: int = 256 * 1024 * 1024
     max_connections: int = 1024

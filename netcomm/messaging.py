@@ -342,16 +342,33 @@ class Messaging:
     def data_received(self, number: int, chunk: bytes, now: float) -> None:
         """Bytes came in on a connection; a number that is not known is passed over."""
         connection = self._connections.get(number)
-        if connection is None:
-            return
-        session = connection.session
-        answered = session.ping_outstanding
-        session.receive_data(chunk, now)
+        if connection is not None:
+            answered = connection.session.ping_outstanding
+            connection.session.receive_data(chunk, now)
+            self._received(connection, len(chunk), answered, now)
+
+    def buffer(self, number: int) -> memoryview | None:
+        """Where the next bytes of a connection are best received, None for no matter where.
+
+        Once they are there, `buffer_filled` is to be called, in place of `data_received`.
+        """
+        connection = self._connections.get(number)
+        return None if connection is None else connection.session.buffer()
+
+    def buffer_filled(self, number: int, count: int, now: float) -> None:
+        """So many bytes, one at least, have come in on a connection, and are in `buffer`."""
+        connection = self._connections.get(number)
+        if connection is not None:
+            answered = connection.session.ping_outstanding
+            connection.session.buffer_filled(count, now)
+            self._received(connection, count, answered, now)
+
+    def _received(self, connection: _Connection, count: int, answered: bool, now: float) -> None:
         if answered:  # the next look is due before the answer would have been
-            self._deadlines.set((_SESSION, number), session.deadline())
+            self._deadlines.set((_SESSION, connection.number), connection.session.deadline())
         peer = connection.peer
         if peer is not None:
-            peer.bytes_received += len(chunk)
+            peer.bytes_received += count
             if peer.challenger is not None and peer.connection is connection:
                 self._refuse_duplicate(peer.challenger, peer, now)
         self._process(connection, now)

@@ -642,6 +642,10 @@ class Peer(threading.Thread):
         match event:
             case link.Chunk(connection, data):
                 self._messaging.data_received(connection, data, now)
+                self._link.receive_into(connection, self._messaging.buffer(connection))
+            case link.Filled(connection, count):
+                self._messaging.buffer_filled(connection, count, now)
+                self._link.receive_into(connection, self._messaging.buffer(connection))
             case link.Writable(connection):
                 self._link.flush(connection)
                 self._pump(connection)

@@ -106,13 +106,25 @@ class Session:
 
     def receive_data(self, chunk: bytes, now: float) -> None:
         """Take the next bytes of the connection."""
-        self._last_received = now
-        self._ping_sent_at = None
+        self._heard(now)
         if len(self._output) > _MAX_OUTPUT and self._error is None:
             self._error = RemoteProtocolError("pings, and nobody reads the answers")
         if self._error is None:
             frames, self._error = self._reader.feed(chunk)
             self._frames += frames
+
+    def buffer(self) -> memoryview | None:
+        """See `wire.Reader.buffer`."""
+        return self._reader.buffer() if self._error is None else None
+
+    def buffer_filled(self, count: int, now: float) -> None:
+        """So many bytes of the connection have been received into `buffer`."""
+        self._heard(now)
+        self._frames += self._reader.filled(count)
+
+    def _heard(self, now: float) -> None:
+        self._last_received = now
+        self._ping_sent_at = None
 
     def next_event(self) -> SessionEvent | None:
         """The next thing that the bytes so far have said, or None where they say no more.

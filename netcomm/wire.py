@@ -13,6 +13,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TypeAlias
 
 from netcomm.errors import RemoteProtocolError
@@ -65,6 +66,11 @@ _DATA_OVERHEAD = _DATA_HEAD.size - _SIZE_SIZE
 _MAX_REFUSE_TEXT_BYTES = 1024
 # Copying buffers below this size is cheaper than another element for the kernel to walk.
 _JOIN_BELOW_BYTES = 16 * 1024
+# Larger messages are received into buffers of their own. Below, to copy once more is cheaper than to read once more.
+_LARGE_BYTES = 128 * 1024
+# So much memory is reserved for each byte of a large message that has arrived; and no less than so much in all.
+_LARGE_GROWTH = 8
+_LARGE_STEP_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +315,56 @@ def messages(batch: Iterable[Delivery], now: float) -> list[bytes]:
     return buffers
 
 
+class _LargeData:
+    """A DATA packet that arrives in many pieces: each goes to its final place."""
+
+    __slots__ = ("_arrived", "_head", "_payload", "_size", "_view")
+
+    def __init__(self, start: memoryview, packet_size: int) -> None:
+        """start: what has arrived of the packet, the head at least."""
+        self._head = bytes(start[: _DATA_HEAD.size])
+        self._size = packet_size - _DATA_HEAD.size
+        self._arrived = 0
+        self._payload = BytesIO()  # its value is taken without being copied
+        self._view: memoryview | None = None
+        self.fill(start[_DATA_HEAD.size :])
+
+    def fill(self, piece: bytes | memoryview) -> int:
+        """Take the next bytes; returns how many of them belonged to the packet."""
+        self._release()
+        self._payload.seek(self._arrived)
+        count = self._payload.write(memoryview(piece)[: self._size - self._arrived])
+        self._arrived += count
+        return count
+
+    def buffer(self) -> memoryview:
+        self._release()
+        # In proportion to what has arrived, and not to what was announced.
+        end = min(self._size, max(self._arrived * _LARGE_GROWTH, _LARGE_STEP_BYTES))
+        if self._payload.getbuffer().nbytes < end:
+            self._payload.seek(end - 1)
+            self._payload.write(b"\0")
+        self._view = self._payload.getbuffer()[self._arrived : end]
+        return self._view
+
+    def filled(self, count: int) -> None:
+        """So many bytes have been received into `buffer`."""
+        self._arrived += count
+        self._release()
+
+    def item(self) -> tuple[int, bytes, int, int, bytes] | None:
+        """The message, once it is complete: `(seq, uuid, ttl, flags, data)`."""
+        if self._arrived < self._size:
+            return None
+        _, _, seq, uuid, ttl, flags = _DATA_HEAD.unpack(self._head)
+        return seq, uuid, ttl, flags, self._payload.getvalue()
+
+    def _release(self) -> None:
+        if self._view is not None:
+            self._view.release()  # what is being looked at can't grow
+            self._view = None
+
+
 class Reader:
     """Cuts the bytes of one connection into frames.
 
@@ -316,11 +372,12 @@ class Reader:
     what was announced. The small limit holds until an IDENT has been read, the large one after it.
     """
 
-    __slots__ = ("_buffer", "_limit", "_max_frame_bytes", "_needed")
+    __slots__ = ("_buffer", "_large", "_limit", "_max_frame_bytes", "_needed")
 
     def __init__(self, limits: Limits) -> None:
         self._buffer = bytearray()  # the beginning of a packet whose end has not arrived
         self._needed = _SIZE_SIZE  # bytes without which the buffer need not be looked at
+        self._large: _LargeData | None = None  # in place of the buffer
         self._limit = limits.max_handshake_frame_bytes
         self._max_frame_bytes = limits.max_frame_bytes
 
@@ -330,27 +387,71 @@ class Reader:
         Returns the frames that are complete, and what was wrong with the bytes behind them, if anything
         was; after that, the reader is not to be used again.
         """
-        if self._buffer:
-            self._buffer += chunk
-            if len(self._buffer) < self._needed:
-                return [], None
-            chunk = bytes(self._buffer)
-            self._buffer.clear()
         frames: list[Frame] = []
         try:
-            end = self._parse(chunk, frames)
+            start = self._complete(chunk, frames)
+            end = self._parse(chunk, start, frames) if start < len(chunk) else start
         except RemoteProtocolError as error:
             return frames, error
         if end < len(chunk):
-            self._buffer += memoryview(chunk)[end:]
+            self._keep(memoryview(chunk)[end:])
         return frames, None
 
-    def _parse(self, chunk: bytes, frames: list[Frame]) -> int:
-        """Append the complete frames of `chunk`; returns where the first incomplete one starts."""
+    def buffer(self) -> memoryview | None:
+        """Where to receive the next bytes of a large message, which then need not be copied; None where there is none.
+
+        `filled` has to be called next, in place of `feed`.
+        """
+        return None if self._large is None else self._large.buffer()
+
+    def filled(self, count: int) -> list[Frame]:
+        """So many bytes have been received into `buffer`; returns the frame that is complete, if it is."""
+        assert self._large is not None
+        self._large.filled(count)
+        frames: list[Frame] = []
+        self._finish_large(frames)
+        return frames
+
+    def _complete(self, chunk: bytes, frames: list[Frame]) -> int:
+        """Bring the packet that has begun to its end; returns how much of the chunk that took."""
         start = 0
+        if self._large is not None:
+            start = self._large.fill(chunk)
+            self._finish_large(frames)
+        buffer = self._buffer
+        while buffer:
+            stop = start + self._needed - len(buffer)
+            buffer += memoryview(chunk)[start:stop]
+            start = min(stop, len(chunk))
+            if len(buffer) < self._needed:
+                break
+            packet = bytes(buffer)
+            if self._parse(packet, 0, frames):
+                buffer.clear()
+        return start
+
+    def _finish_large(self, frames: list[Frame]) -> None:
+        assert self._large is not None
+        item = self._large.item()
+        if item is not None:
+            frames.append(Data(Stream.DURABLE if item[3] & FLAG_PERSISTENT else Stream.VOLATILE, [item]))
+            self._large = None
+
+    def _keep(self, rest: memoryview) -> None:
+        """Keep the beginning of a packet."""
+        if self._needed >= _LARGE_BYTES and len(rest) >= _DATA_HEAD.size and rest[_SIZE_SIZE] == FrameType.DATA:
+            self._large = _LargeData(rest, self._needed)
+        else:
+            self._buffer += rest
+
+    def _parse(self, chunk: bytes, start: int, frames: list[Frame]) -> int:
+        """Append the complete frames of `chunk` from `start` on; returns where the first incomplete one starts."""
         available = len(chunk)
         data_items: list[tuple[int, bytes, int, int, bytes]] = []
         persistent = 0
+        if frames and isinstance(last := frames[-1], Data):
+            data_items = last.items
+            persistent = FLAG_PERSISTENT if last.stream is Stream.DURABLE else 0
         unpack_data = _DATA_HEAD.unpack_from
         data_head_size = _DATA_HEAD.size
         data_type = int(FrameType.DATA)

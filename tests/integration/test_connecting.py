@@ -442,6 +442,18 @@ def test_a_connection_that_never_identifies_does_not_set_the_delay_back() -> Non
     assert times[4] - times[3] >= 0.2 - 0.01
 
 
+def test_while_nobody_listens_there_the_delay_stays_short(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "netcomm.link")
+    limits = Limits(reconnect_min_s=0.005, reconnect_refused_s=0.01, reconnect_max_s=1000)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with SnakemqConnector("bob", *nobody.getsockname(), limits=limits):
+            wait_until(
+                lambda: sum("can't connect" in entry.getMessage() for entry in list(caplog.records)) >= 20,
+                "20 attempts, the last of which would be an hour away if the delay went on doubling",
+            )
+
+
 def test_a_server_that_accepts_and_closes_is_not_passed_over_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     with raw_listener() as server:
         bob = SnakemqConnector("bob", *server.getsockname(), limits=FAST)

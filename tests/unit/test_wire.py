@@ -475,9 +475,9 @@ class CountingReader(wire.Reader):
 
     looked_at = 0
 
-    def _parse(self, chunk: bytes, frames: list[wire.Frame]) -> int:
-        self.looked_at += len(chunk)
-        return super()._parse(chunk, frames)
+    def _parse(self, chunk: bytes, start: int, frames: list[wire.Frame]) -> int:
+        self.looked_at += len(chunk) - start
+        return super()._parse(chunk, start, frames)
 
 
 @pytest.mark.parametrize("piece", [1, 100, 4096])
@@ -492,3 +492,90 @@ def test_dripped_bytes_are_looked_at_a_bounded_number_of_times(piece: int) -> No
     assert len(flat(frames)) == 5
     # Looking at the buffer again with each piece would make it hundreds of times the length.
     assert reader.looked_at < 2 * len(stream) + 10 * piece
+
+
+def receive(reader: wire.Reader, stream: bytes, chance: random.Random, into_buffers: float) -> list[wire.Frame]:
+    """Let the stream come in pieces of random size; `into_buffers`: how likely a buffer is used where there is one."""
+    frames: list[wire.Frame] = []
+    start = 0
+    while start < len(stream):
+        size = chance.choice((1, 30, 5_000, 300_000))
+        buffer = reader.buffer()
+        if buffer is not None and chance.random() < into_buffers:
+            piece = stream[start : start + min(size, len(buffer))]
+            buffer[: len(piece)] = piece
+            frames += reader.filled(len(piece))
+        else:
+            piece = stream[start : start + size]
+            found, error = reader.feed(piece)
+            assert error is None
+            frames += found
+        start += len(piece)
+    return frames
+
+
+@pytest.mark.parametrize("into_buffers", [0, 0.5, 1])
+def test_large_messages_are_the_same_in_whatever_way_they_come(into_buffers: float) -> None:
+    chance = random.Random(4)
+    for _ in range(20):
+        sent: list[object] = []
+        stream = b""
+        for seq in range(6):
+            payload = chance.randbytes(chance.choice((0, 100, 130_000, 131_035, 131_036, 700_000)))
+            flags = chance.choice((0, FLAG_PERSISTENT))
+            stream += helpers.data(seq, payload, flags=flags) + wire.PING
+            sent += [
+                (wire.Data, Stream.DURABLE if flags else Stream.VOLATILE, (seq, UUID, 0xFFFFFFFF, flags, payload)),
+                wire.Ping(),
+            ]
+        assert flat(receive(open_reader(), stream, chance, into_buffers)) == sent
+
+
+def test_small_messages_and_other_frames_have_no_buffer() -> None:
+    for frame in (helpers.data(0, bytes(100_000)), packet(wire.FrameType.MESSAGE, bytes(200_000)), b"\0\2\0\0\x82"):
+        reader = open_reader()
+        reader.feed(frame[:-1])
+        assert reader.buffer() is None
+
+
+def test_a_buffer_ends_with_its_message() -> None:
+    reader = open_reader()
+    stream = helpers.data(0, bytes(200_000))
+    reader.feed(stream[:150_000])
+    buffer = reader.buffer()
+    assert buffer is not None
+    assert len(buffer) == len(stream) - 150_000
+
+
+def test_the_payload_of_a_large_message_is_bytes_and_its_own() -> None:
+    reader = open_reader()
+    stream = helpers.data(0, b"x" * 300_000)
+    reader.feed(stream[:1000])
+    frames: list[wire.Frame] = []
+    left = stream[1000:]
+    while (buffer := reader.buffer()) is not None:
+        buffer[:] = left[: len(buffer)]
+        left = left[len(buffer) :]
+        frames += reader.filled(len(buffer))
+    (frame,) = frames
+    assert isinstance(frame, wire.Data)
+    payload = frame.items[0][4]
+    assert type(payload) is bytes
+    assert payload == b"x" * 300_000
+
+
+def test_buffers_grow_with_what_arrived_and_not_with_what_was_announced() -> None:
+    reader = open_reader()
+    tracemalloc.start()
+    reader.feed(b"\x03\xff\xff\xff\x82" + bytes(32))
+    arrived = 0
+    while arrived < 2_000_000:
+        buffer = reader.buffer()
+        assert buffer is not None
+        assert arrived + len(buffer) <= max(8 * arrived, 64 * 1024)
+        count = len(buffer) // 10
+        reader.filled(count)
+        arrived += count
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * 8 * arrived
