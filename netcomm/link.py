@@ -168,12 +168,16 @@ class _Connection:
 
 
 class Link:
-    """The sockets of one peer."""
+    """The sockets of one peer.
+
+    ring: lets `poll` return soon; may be called from any thread.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._selector = selectors.DefaultSelector()
         self._waker = _Waker()
+        self.ring = self._waker.ring
         self._selector.register(self._waker.receiver, selectors.EVENT_READ, self._waker)
         self._thunks: deque[Callable[[], None]] = deque()
         self._stale: deque[_Connection] = deque()  # the selector has to be told
@@ -188,10 +192,6 @@ class Link:
         self._loop_thread: int | None = None
 
     # -- Any thread -------------------------------------------------------------------------------------------
-
-    def ring(self) -> None:
-        """Let `poll` return soon."""
-        self._waker.ring()
 
     def add_listener(self, host: str, port: int) -> str | Address:
         """Listen; returns the bound address. Port 0 picks one, `unix:/path` listens on a Unix socket.

@@ -227,7 +227,10 @@ _Key = tuple[int, int | str]
 
 
 class Messaging:
-    """The protocol of one peer, over any number of connections."""
+    """The protocol of one peer, over any number of connections.
+
+    prompt: whether, since the last `take_writable`, a message was queued for a peer that no transient one waited for.
+    """
 
     def __init__(
         self,
@@ -261,6 +264,7 @@ class Messaging:
         self._writable: dict[int, None] = {}  # an ordered set
         self._events: list[Event] = []
         self._complaints: dict[int, str] = {}  # by connector
+        self.prompt = False
         self._undiagnosed: set[str] = set()  # idents that messages wait for, while no other is connected
         self._receiving = True
 
@@ -616,6 +620,7 @@ class Messaging:
         Returns how many were taken: of transient messages, those that there is room for.
         """
         peer = self._peers.get(ident) or self._peer(ident)
+        self.prompt = self.prompt or not peer.outbox.volatile.queued
         taken = peer.outbox.append(deliveries, now)
         connection = peer.connection
         if connection is not None:
@@ -786,11 +791,6 @@ class Messaging:
         for peer in self._peers.values():
             self._drop(peer, peer.outbox.discard())
 
-    def is_idle(self, ident: str) -> bool:
-        """Whether nothing is queued for a peer."""
-        peer = self._peers.get(ident)
-        return peer is None or peer.outbox.idle
-
     @property
     def idle(self) -> bool:
         """Whether nothing is queued for anybody."""
@@ -822,6 +822,7 @@ class Messaging:
 
     def take_writable(self) -> list[int]:
         """The connections that may have something to send, since the last call."""
+        self.prompt = False
         writable = list(self._writable)
         self._writable.clear()
         return writable

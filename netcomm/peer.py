@@ -163,6 +163,7 @@ class Peer(threading.Thread):
         self._limits = limits if limits is not None else Limits()
         self._max_data_bytes = wire.max_data_size(self._limits.max_frame_bytes)
         self._persistent = bool(persistent)
+        self._terms = self._ttl, self._persistent and self._ttl != 0  # of messages for which `send` says nothing else
         self._uuid_prefix = secrets.token_bytes(8)
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
 
@@ -429,6 +430,8 @@ class Peer(threading.Thread):
     ) -> tuple[float | None, bool]:
         """The ttl of a message, and whether it is to be stored."""
         check_ident(ident)
+        if ttl is UNSET and persistent is UNSET:
+            return self._terms
         ttl = self._ttl if ttl is UNSET else _check_ttl(ttl)
         if persistent is UNSET:
             persistent = self._persistent
@@ -460,12 +463,11 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._phase is not _Phase.RUNNING:
                 self._check_usable()
-            idle = self._messaging.is_idle(ident)
             while (taken := self._messaging.send(ident, deliveries, monotonic())) < len(deliveries):
                 deliveries = deliveries[taken:]
                 self._settle()
                 self._wait_for_room(ident, deliveries[0].size, until)
-            if idle:
+            if self._messaging.prompt:
                 self._settle()
             else:
                 self._link.ring()

@@ -233,8 +233,6 @@ def test_room_is_asked_for_by_ident() -> None:
     host.send("b", b"")
     assert not host.messaging.has_room("b", 37)
     assert host.messaging.has_room("c", 37)
-    assert not host.messaging.is_idle("b")
-    assert host.messaging.is_idle("c")
 
 
 # -- Cutting ------------------------------------------------------------------------------------------------------
