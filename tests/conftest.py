@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.trials import table
+
 _GRACE_S = 5.0
 
 
@@ -16,6 +18,14 @@ def pytest_collection_finish() -> None:
     """Take what there is before the first test out of the collector's sight, so that looking after each is cheap."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how often was tried what."""
+    lines = table()
+    if lines:
+        terminalreporter.section("tries")
+        terminalreporter.write_line("\n".join(lines))
 
 
 def _descriptors() -> set[str]:

@@ -14,9 +14,6 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 30.0
 """So long may anything take that has no bound of its own."""
 
-SOAK = os.environ.get("NETCOMM_SOAK") == "1"
-"""Whether the long forms of the tests are wanted."""
-
 
 def wait_until(true: Callable[[], bool], what: str, timeout: float = DEADLINE_S) -> None:
     """Wait for something that another process does."""

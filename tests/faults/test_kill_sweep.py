@@ -1,7 +1,7 @@
 """Sender and receiver are killed with SIGKILL, again and again, and no message is lost.
 
-The short form has 50 rounds, each with its kills, and is for every run; NETCOMM_SOAK=1 in the environment asks for the
-long one, of 500. The seed of a run is in its summary, and NETCOMM_SEED sets it.
+The short form has 50 rounds, each with its kills, and is for every run; for the long one, of 500, see tests/trials.py.
+The seed of a run is in its summary, and NETCOMM_SEED sets it.
 """
 
 import os
@@ -10,18 +10,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
+from tests.faults.helpers import Child, Nursery, SideFile, wait_until
+from tests.trials import SOAK, trials
 
-from tests.faults.helpers import SOAK, Child, Nursery, SideFile, wait_until
-
-ROUNDS = 500 if SOAK else 50
+ROUNDS = 50 * SOAK
 MESSAGES = 200
 SEED = int(os.environ.get("NETCOMM_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
 # Numbers must not be used again: what was stored, and not yet noted as accepted, arrives too.
 _NUMBERS_PER_LIFE = 1_000_000
-
-if SOAK:
-    pytestmark = pytest.mark.timeout(3600)
 
 
 @dataclass
@@ -143,14 +139,16 @@ class Sweep:
 
 
 def test_no_accepted_message_is_lost_or_handed_over_twice_however_often_processes_are_killed(tmp_path: Path) -> None:
-    with Nursery(tmp_path / "log") as nursery:
+    with Nursery(tmp_path / "log") as nursery, trials("rounds of sending and killing") as tried:
         sweep = Sweep(tmp_path, nursery, SEED)
         for number in range(ROUNDS):
             sweep.round(number)
+            tried.count += 1
             if number % 10 == 9:  # and not only at the end, where it would be known which round it was
                 assert sweep.verdict().clean, f"seed {SEED}, round {number}: {sweep.verdict()}"
         sweep.receiver.kill()
         verdict = sweep.verdict()
+        assert verdict.clean, f"seed {SEED}: {verdict}"
         log = nursery.log()
     accepted = len(sweep.accepted.lines())
     print(
@@ -158,7 +156,6 @@ def test_no_accepted_message_is_lost_or_handed_over_twice_however_often_processe
         f" {sweep.kills['receiver']} receivers killed; {len(verdict.lost)} lost, {len(verdict.disordered)} out of"
         f" order, {len(verdict.repeated)} handed over twice, {verdict.redelivered} redelivered and marked"
     )
-    assert verdict.clean, f"seed {SEED}: {verdict}"
     assert accepted == ROUNDS * MESSAGES
     assert sweep.kills["sender"] > ROUNDS / 4
     assert sweep.kills["receiver"] > ROUNDS / 4

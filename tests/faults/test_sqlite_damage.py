@@ -23,9 +23,10 @@ from netcomm import Limits, Peer, SnakemqConnector, SnakemqListener
 from netcomm.errors import StorageCorrupt, StorageError, StorageUnavailable
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm_sqlite import SqliteQueueStorage
-from tests.faults.helpers import DEADLINE_S, ROOT, SOAK
+from tests.faults.helpers import DEADLINE_S, ROOT
+from tests.trials import SOAK, trials
 
-DAMAGES = 3000 if SOAK else 300
+DAMAGES = 300 * SOAK
 EPOCH = 2**62 + 1
 
 
@@ -463,16 +464,18 @@ def test_a_damaged_file_reads_back_exactly_or_says_that_it_is_damaged(
 ) -> None:
     original = whole.read_bytes()
     outcomes: dict[str, list[int]] = {"corrupt": [], "exact": []}
-    for seed in range(DAMAGES if damage in (flip_bits, truncate) else DAMAGES // 3):
-        data = bytearray(original)
-        damage(data, random.Random(seed))
-        for left in path.parent.glob("queue.db*"):
-            left.unlink()
-        path.write_bytes(data)
-        outcomes.setdefault(outcome(path, read_only=seed % 2 == 1), []).append(seed)
-    print(f"\n{damage.__name__}:", {kind: len(seeds) for kind, seeds in outcomes.items()})
-    assert set(outcomes) == {"corrupt", "exact"}, f"seeds: { ({**outcomes, 'corrupt': ..., 'exact': ...}) }"
-    assert outcomes["corrupt"]
+    with trials("damaged SQLite files") as tried:
+        for seed in range(DAMAGES if damage in (flip_bits, truncate) else DAMAGES // 3):
+            data = bytearray(original)
+            damage(data, random.Random(seed))
+            for left in path.parent.glob("queue.db*"):
+                left.unlink()
+            path.write_bytes(data)
+            outcomes.setdefault(outcome(path, read_only=seed % 2 == 1), []).append(seed)
+            tried.count += 1
+        print(f"\n{damage.__name__}:", {kind: len(seeds) for kind, seeds in outcomes.items()})
+        assert set(outcomes) == {"corrupt", "exact"}, f"seeds: { ({**outcomes, 'corrupt': ..., 'exact': ...}) }"
+        assert outcomes["corrupt"]
 
 
 def test_a_file_of_another_program_is_refused_and_left_alone(path: Path) -> None:

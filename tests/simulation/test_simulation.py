@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from tests.simulation.__main__ import replay_command
-from tests.simulation.schedule import FAULTS, MESSAGES, run
+from tests.simulation.schedule import run
+from tests.trials import SOAK, trials
 
 # In all of CI; the parts bound what one test takes, and tell early which seeds are to blame.
 _SCHEDULES = 5000
@@ -16,12 +17,14 @@ _PARTS = 10
 
 @pytest.mark.parametrize("part", range(_PARTS))
 def test_every_promise_holds_in_every_schedule(part: int) -> None:
-    count = int(os.environ.get("NETCOMM_SCHEDULES", _SCHEDULES)) // _PARTS
-    for seed in range(part * count, (part + 1) * count):
-        result = run(seed)
-        assert result.violation is None, f"{result.violation}\nreplay: {replay_command(seed)}"
-        assert result.messages >= min(100, MESSAGES)
-        assert result.faults >= min(25, FAULTS)
+    count = _SCHEDULES * SOAK // _PARTS
+    with trials("simulated schedules") as tried:
+        for seed in range(part * count, (part + 1) * count):
+            result = run(seed)
+            assert result.violation is None, f"{result.violation}\nreplay: {replay_command(seed)}"
+            assert result.messages >= 100
+            assert result.faults >= 25
+            tried.count += 1
 
 
 def test_a_seed_names_one_course_of_events() -> None:
