@@ -1,0 +1,114 @@
+"""What a message costs, in calls of functions: Python's own and those in C. Times are noisy, and these are not.
+
+The bounds are what it costs, and a little more. Where a change goes beyond one, it has put work for each message on the
+way that all of them take.
+"""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from netcomm import Limits, SnakemqConnector
+from netcomm.messaging import Messaging, Received
+from tests.unit.helpers import make_delivery
+
+COUNT = 1000
+PAYLOAD = bytes(100)
+
+
+def calls_per_message(act: Callable[[], object]) -> float:
+    """How many calls it takes to do something with COUNT messages, for each of them."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return calls / COUNT
+
+
+class Pair:
+    """Two connected cores, and the bytes between them."""
+
+    def __init__(self) -> None:
+        self.bob, self.niess = self._make("bob", b"b"), self._make("niess", b"n")
+        self.bob.connection_opened(1, "there", 1, 0.0)
+        self.niess.connection_opened(1, "here", 0, 0.0)
+        for _ in range(3):
+            self.niess.data_received(1, self.output(self.bob), 0.0)
+            self.bob.data_received(1, self.output(self.niess), 0.0)
+        self.niess.next_events()
+
+    @staticmethod
+    def _make(ident: str, letter: bytes) -> Messaging:
+        ids = letter * 16
+        return Messaging(ident, Limits(), peer_id=ids, boot_id=ids, first_epoch=1, wait=lambda delivery, timeout: True)
+
+    @staticmethod
+    def output(messaging: Messaging) -> bytes:
+        packets = b""
+        while buffers := messaging.output(1, 1 << 30, 0.0):
+            packets += b"".join(buffers)
+        return packets
+
+    def hand_over(self) -> None:
+        for event in self.niess.next_events():
+            if isinstance(event, Received):
+                self.niess.hand_over(event, 0, len(event.items), 0.0)
+
+
+@pytest.fixture
+def unconnected() -> SnakemqConnector:
+    with SnakemqConnector("bob", "unix:/nobody/listens/here", 0) as peer:
+        yield peer
+
+
+def test_the_cost_of_sending_a_batch(unconnected: SnakemqConnector) -> None:
+    payloads = [PAYLOAD] * COUNT
+    unconnected.send_many("niess", payloads[:1])
+    # The Delivery, its id, len, append
+    assert calls_per_message(lambda: unconnected.send_many("niess", payloads)) < 4.3
+
+
+def test_the_cost_of_sending_one_by_one(unconnected: SnakemqConnector) -> None:
+    unconnected.send("niess", PAYLOAD)
+
+    def send() -> None:
+        for _ in range(COUNT):
+            unconnected.send("niess", PAYLOAD)
+
+    assert calls_per_message(send) < 33
+
+
+def test_the_cost_of_the_core() -> None:
+    pair = Pair()
+    deliveries = [make_delivery("niess", PAYLOAD, None, 0.0) for _ in range(COUNT)]
+    assert calls_per_message(lambda: pair.bob.send("niess", deliveries, 0.0)) < 0.1
+    packets = b""
+
+    def output() -> None:
+        nonlocal packets
+        packets = pair.output(pair.bob)
+
+    # popleft and append; pack, and two appends
+    assert calls_per_message(output) < 5.3
+    assert calls_per_message(lambda: pair.niess.data_received(1, packets, 0.0)) < 3.3  # unpack, append, len
+    assert calls_per_message(pair.hand_over) < 1.3  # len
+    acknowledgement = pair.output(pair.niess)
+    assert calls_per_message(lambda: pair.bob.data_received(1, acknowledgement, 0.0)) < 2.3  # popleft, append
+    assert all(delivery.done for delivery in deliveries)
+
+
+def test_the_cost_does_not_hide_in_the_number_of_batches() -> None:
+    pair = Pair()
+    for _ in range(10):
+        pair.bob.send("niess", [make_delivery("niess", PAYLOAD, None, 0.0) for _ in range(COUNT // 10)], 0.0)
+    assert calls_per_message(lambda: pair.output(pair.bob)) < 5.5
