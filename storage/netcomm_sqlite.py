@@ -180,7 +180,7 @@ class SqliteQueueStorage(QueueStorage):
         self._delete(ident, "seq < ?", [seq])
 
     def delete(self, ident: str, seqs: Sequence[int]) -> None:
-        self._delete(ident, "seq = ?", seqs)
+        self._delete(ident, "seq = ?", sorted(set(seqs)))  # one that is named twice is counted once
 
     def _delete(self, ident: str, which: str, seqs: Sequence[int]) -> None:
         changed: dict[str, _Stream] = {}
@@ -483,7 +483,7 @@ class SqliteQueueStorage(QueueStorage):
         """The error to raise for one of SQLite's."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         kept = "what was accepted before is kept"
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
             return StorageUnavailable(f"{self._path} is locked by another program for over {_BUSY_S:g} s; {kept}")
         if code == sqlite3.SQLITE_FULL:
             return StorageUnavailable(f"no space left for {self._path}: free some; {kept}")
@@ -616,15 +616,21 @@ class _OwnerLock:
 
     def __init__(self, path: Path) -> None:
         try:
-            # Through links: they name the same file, so they must share the lock.
-            self._file = open(f"{os.path.realpath(path)}-lock", "a+b")  # noqa: SIM115 - held until release
+            # Through links: they name the same file, so they must share the lock. Not buffered: what a full disk
+            # refuses must not be tried again, and fail again, in `release`.
+            self._file = open(f"{os.path.realpath(path)}-lock", "a+b", buffering=0)  # noqa: SIM115 - held until release
         except OSError as error:
             raise StorageError(f"{path} can't be opened: {error}") from error
         try:
             _lock_file(self._file.fileno())
-        except OSError:
+        except (BlockingIOError, PermissionError):  # the latter on Windows
             self._file.close()
             raise StorageLocked(f"{path} is open already, in this process or another") from None
+        except OSError as error:
+            self._file.close()
+            raise StorageError(
+                f"{path} can't be locked: {error.strerror or error}; does its disk allow locks?"
+            ) from error
 
     @property
     def has_been_filled(self) -> bool:
@@ -633,7 +639,6 @@ class _OwnerLock:
     def note_filled(self) -> None:
         if not self.has_been_filled:
             self._file.write(b"netcomm\n")
-            self._file.flush()
 
     def release(self) -> None:
         self._file.close()
