@@ -56,8 +56,8 @@ class Inbox:
 
     @property
     def durable(self) -> bool:
-        """Whether there is a position in the durable stream to be remembered."""
-        return Stream.DURABLE in self._streams
+        """Whether a position in the durable stream, which a storage has, goes on from here."""
+        return self._stores_positions and Stream.DURABLE in self._streams
 
     def begin(self, frame: Begin) -> None:
         """The sender begins a stream on a new connection; the answer is an acknowledgement."""

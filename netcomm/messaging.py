@@ -445,8 +445,10 @@ class Messaging:
         else:
             peer.challenger = connection
             self._pause(connection, True)
-            present.session.probe(now)
-            self._writable[present.number] = None
+            # A snakeMQ peer may still refuse the ident of this side, and would crash on a ping: it is asked later.
+            if present.session.established or not present.session.legacy:
+                present.session.probe(now)
+                self._writable[present.number] = None
             self._deadlines.set((_CHALLENGE, ident), now + self._probe_s)
 
     @property
@@ -502,6 +504,8 @@ class Messaging:
         session.established = True
         if session.legacy:
             peer.outbox.connect_legacy(wire.max_packet_size(self._limits.max_frame_bytes))
+            if peer.challenger is not None:
+                session.probe(now)
         self._deadlines.set((_SESSION, connection.number), session.deadline())
         self._writable[connection.number] = None
         self._deadlines.discard((_DIAGNOSIS, peer.ident))

@@ -188,7 +188,7 @@ class Session:
     def refuse(self, code: wire.RefuseCode, text: str) -> None:
         """Tell the other side why the connection is about to be closed, if it can understand that."""
         if self.remote is not None:
-            self._output.append(wire.refuse(code, text))
+            self._output.append(wire.refuse(code, text, self.remote.max_frame_bytes))
 
     def barrier(self, frame: wire.Ack) -> bytes:
         """A packet to go behind what `frame` acknowledges; a legacy peer's answer to it comes out as that frame."""

@@ -228,9 +228,10 @@ def skip(stream: Stream, next_seq: int) -> bytes:
     return _pack(FrameType.SKIP, _SKIP.pack(stream, next_seq))
 
 
-def refuse(code: RefuseCode, text: str) -> bytes:
-    """A REFUSE packet; a longer text is cut at 1 KiB."""
-    cut = text.encode()[:_MAX_REFUSE_TEXT_BYTES].decode(errors="ignore")
+def refuse(code: RefuseCode, text: str, max_frame_bytes: int = 0xFFFFFFFF) -> bytes:
+    """A REFUSE packet; a text that is longer than 1 KiB, or does not fit the frame, is cut."""
+    size = min(_MAX_REFUSE_TEXT_BYTES, max_frame_bytes - _TYPE_SIZE - _REFUSE.size)
+    cut = text.encode()[:size].decode(errors="ignore")
     return _pack(FrameType.REFUSE, _REFUSE.pack(code) + cut.encode())
 
 
