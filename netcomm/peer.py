@@ -36,7 +36,7 @@ from netcomm.callbacks import Callback
 from netcomm.dispatcher import Dispatcher
 from netcomm.errors import ConfigurationError, LifecycleError, MessageTooLarge, NetcommError, QueueFull
 from netcomm.keeper import Keeper
-from netcomm.message import Delivery, DeliveryState, Limits, Message, check_ident
+from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
 from netcomm.messaging import PeerStats
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 
@@ -842,7 +842,9 @@ class Peer(threading.Thread):
 
 def _message(item: tuple[int, bytes, int, int, bytes], redelivered_below: int) -> Message:
     seq, uuid, ttl, flags, data = item
-    return Message(data, uuid, None if ttl == wire.INFINITE_TTL else ttl, flags, seq < redelivered_below)
+    return Message(
+        data, uuid, None if ttl == wire.INFINITE_TTL else ttl, flags & FLAG_PERSISTENT, seq < redelivered_below
+    )
 
 
 def _check_ttl(ttl: float | None) -> float | None:

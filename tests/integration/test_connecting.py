@@ -395,6 +395,7 @@ def _attempt_times(server: socket.socket, count: int, say: bytes = b"") -> list[
     return times
 
 
+@pytest.mark.requirement("P-58", "positive")
 def test_the_delay_doubles_up_to_its_limit_with_jitter() -> None:
     limits = Limits(reconnect_min_s=0.08, reconnect_max_s=0.32)
     with raw_listener() as server, SnakemqConnector("bob", *server.getsockname(), limits=limits):
@@ -416,6 +417,7 @@ def test_connectors_do_not_all_come_back_at_the_same_moment() -> None:
     assert again[-1] - again[0] > 0.02
 
 
+@pytest.mark.requirement("P-58", "positive")
 def test_a_good_connection_sets_the_delay_back() -> None:
     limits = Limits(reconnect_min_s=0.05, reconnect_max_s=10)
     greeting = wire.version() + hello() + wire.ident("niess") + wire.begin(wire.Begin(0, 1, 0, 0))
@@ -452,6 +454,27 @@ def test_while_nobody_listens_there_the_delay_stays_short(caplog: pytest.LogCapt
                 lambda: sum("can't connect" in entry.getMessage() for entry in list(caplog.records)) >= 20,
                 "20 attempts, the last of which would be an hour away if the delay went on doubling",
             )
+
+
+@pytest.mark.requirement("P-58", "positive")
+@pytest.mark.requirement("P-58", "negative")
+@pytest.mark.parametrize(
+    "refusal", [wire.INCOMPATIBLE, wire.refuse(wire.RefuseCode.DUPLICATE_IDENT, "no")], ids=["INCOMPATIBLE", "REFUSE"]
+)
+def test_a_refused_connector_closes_and_waits_before_it_tries_again(refusal: bytes) -> None:
+    limits = Limits(reconnect_min_s=0.5, reconnect_max_s=0.5, handshake_s=10 * DEADLINE_S)  # not what ends it
+    refused_at = None
+    with raw_listener() as server, SnakemqConnector("bob", *server.getsockname(), limits=limits):
+        for _ in range(3):
+            sock, _ = server.accept()
+            with sock:
+                # Before the refusal is said: however late this test is, the connector is later by its whole delay.
+                if refused_at is not None:
+                    assert time.monotonic() - refused_at >= 0.25
+                sock.settimeout(DEADLINE_S)
+                refused_at = time.monotonic()
+                sock.sendall(wire.version() + refusal)
+                read_to_end(sock)
 
 
 def test_a_server_that_accepts_and_closes_is_not_passed_over_in_silence(caplog: pytest.LogCaptureFixture) -> None:

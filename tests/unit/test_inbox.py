@@ -37,12 +37,14 @@ def accept(inbox: Inbox, *seqs: int, stream: Stream = VOLATILE) -> list[int]:
     return [item[0] for item in inbox.accept(stream, items(*seqs))[1]]
 
 
+@pytest.mark.requirement("P-27", "positive")
 def test_a_begin_is_answered_by_an_acknowledgement_of_the_first_seq() -> None:
     inbox = begun(first=5)
     assert told(inbox) == [(5, 5)]
     assert inbox.due_acks() == []
 
 
+@pytest.mark.requirement("P-31", "positive")
 def test_messages_are_taken_in_order() -> None:
     inbox = begun()
     assert accept(inbox, 0, 1, 2) == [0, 1, 2]
@@ -50,6 +52,8 @@ def test_messages_are_taken_in_order() -> None:
     assert accept(inbox) == []
 
 
+@pytest.mark.requirement("P-36", "positive")
+@pytest.mark.requirement("P-36", "negative")
 def test_taking_is_not_acknowledging() -> None:
     inbox = begun()
     inbox.due_acks()
@@ -62,6 +66,7 @@ def test_taking_is_not_acknowledging() -> None:
     assert told(inbox) == [(3, 3)]
 
 
+@pytest.mark.requirement("P-30", "negative")
 @pytest.mark.parametrize("seqs", [(0, 1), (1,), (0, 0), (1, 2), (0, 1, 2, 3)])
 def test_duplicates_are_dropped_and_what_is_new_among_them_is_taken(seqs: tuple[int, ...]) -> None:
     inbox = begun()
@@ -76,6 +81,7 @@ def test_a_duplicate_within_one_chunk_is_dropped() -> None:
     assert accept(inbox, 4) == [4]
 
 
+@pytest.mark.requirement("P-30", "positive")
 def test_a_duplicate_is_acknowledged_again() -> None:
     inbox = begun()
     accept(inbox, 0, 1)
@@ -85,6 +91,8 @@ def test_a_duplicate_is_acknowledged_again() -> None:
     assert told(inbox) == [(2, 2)]
 
 
+@pytest.mark.requirement("P-30", "negative")
+@pytest.mark.requirement("P-36", "negative")
 def test_a_duplicate_of_what_is_still_pending_acknowledges_only_what_was_handed_over() -> None:
     inbox = begun()
     accept(inbox, 0, 1, 2)
@@ -94,6 +102,7 @@ def test_a_duplicate_of_what_is_still_pending_acknowledges_only_what_was_handed_
     assert told(inbox) == [(1, 3)]
 
 
+@pytest.mark.requirement("P-31", "negative")
 @pytest.mark.parametrize("seqs", [(1,), (0, 2), (0, 1, 5), (2**64 - 1,), (0, 0, 2)])
 def test_a_gap_is_an_error(seqs: tuple[int, ...]) -> None:
     with pytest.raises(RemoteProtocolError, match=f"seq {seqs[-1]}"):
@@ -107,6 +116,7 @@ def test_a_seq_that_none_could_follow_is_an_error() -> None:
         accept(begun(first=last, sent_below=last), last)
 
 
+@pytest.mark.requirement("P-31", "negative")
 def test_a_gap_behind_a_duplicate_is_an_error() -> None:
     inbox = begun()
     accept(inbox, 0, 1)
@@ -125,12 +135,15 @@ def test_the_callers_list_is_not_changed() -> None:
 # -- SKIP ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-31", "positive")
+@pytest.mark.requirement("P-42", "positive")
 def test_what_is_skipped_is_not_a_gap() -> None:
     inbox = begun()
     inbox.skip(VOLATILE, 5)
     assert accept(inbox, 5, 6) == [5, 6]
 
 
+@pytest.mark.requirement("P-42", "negative")
 def test_a_skip_back_changes_nothing() -> None:
     inbox = begun()
     accept(inbox, 0, 1, 2)
@@ -159,6 +172,7 @@ def test_a_skip_with_nothing_pending_moves_the_position() -> None:
     assert told(inbox) == [(5, 5)]
 
 
+@pytest.mark.requirement("P-36", "negative")
 def test_a_skip_over_what_is_pending_does_not_acknowledge_it() -> None:
     inbox = begun()
     accept(inbox, 0, 1)
@@ -171,6 +185,7 @@ def test_a_skip_over_what_is_pending_does_not_acknowledge_it() -> None:
 # -- Streams, epochs, connections ---------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-32", "negative")
 def test_a_stream_has_to_begin_before_it_is_used() -> None:
     inbox = begun()
     with pytest.raises(RemoteProtocolError, match="DURABLE"):
@@ -181,6 +196,9 @@ def test_a_stream_has_to_begin_before_it_is_used() -> None:
         accept(Inbox(False), 0)
 
 
+@pytest.mark.requirement("P-26", "positive")
+@pytest.mark.requirement("P-32", "positive")
+@pytest.mark.requirement("P-32", "negative")
 def test_a_stream_has_to_begin_again_on_each_connection() -> None:
     inbox = begun()
     accept(inbox, 0)
@@ -191,12 +209,14 @@ def test_a_stream_has_to_begin_again_on_each_connection() -> None:
     assert accept(inbox, 0, 1) == [1]
 
 
+@pytest.mark.requirement("P-26", "negative")
 def test_a_stream_begins_once_on_a_connection() -> None:
     inbox = begun()
     with pytest.raises(RemoteProtocolError, match="second BEGIN"):
         inbox.begin(Begin(VOLATILE, 7, 0, 0))
 
 
+@pytest.mark.requirement("P-32", "positive")
 def test_streams_are_independent() -> None:
     inbox = begun()
     inbox.begin(Begin(DURABLE, 99, 50, 50))
@@ -206,6 +226,7 @@ def test_streams_are_independent() -> None:
     assert sorted(inbox.due_acks(), key=lambda ack: ack.stream) == [Ack(VOLATILE, 7, 0, 2), Ack(DURABLE, 99, 51, 51)]
 
 
+@pytest.mark.requirement("P-27", "positive")
 def test_after_a_reconnect_the_position_is_told_and_duplicates_are_recognised() -> None:
     inbox = begun()
     accept(inbox, 0, 1, 2, 3)
@@ -265,6 +286,8 @@ def test_handing_over_a_stream_that_is_not_known_is_passed_over() -> None:
     assert inbox.due_acks() == []
 
 
+@pytest.mark.requirement("P-26", "positive")
+@pytest.mark.requirement("P-26", "negative")
 def test_a_new_epoch_may_begin_on_an_open_connection() -> None:
     # The sender's storage was restored from a backup, and renumbers its messages.
     inbox = begun()
@@ -281,6 +304,7 @@ def test_a_new_epoch_may_begin_on_an_open_connection() -> None:
         inbox.begin(Begin(DURABLE, 100, 10, 12))
 
 
+@pytest.mark.requirement("P-27", "negative")
 def test_a_sender_that_has_forgotten_more_than_was_taken_moves_the_position() -> None:
     # It knows, by its own user, that what is below will never come.
     inbox = begun()
@@ -305,6 +329,8 @@ def test_without_stored_positions_nothing_has_to_be_stored() -> None:
     assert inbox.hand_over(VOLATILE, 7, 1) is None
 
 
+@pytest.mark.requirement("P-36", "positive")
+@pytest.mark.requirement("P-36", "negative")
 def test_a_durable_position_is_stored_before_it_is_acknowledged() -> None:
     inbox = Inbox(True)
     inbox.begin(Begin(DURABLE, 99, 5, 5))
@@ -318,6 +344,7 @@ def test_a_durable_position_is_stored_before_it_is_acknowledged() -> None:
     assert inbox.due_acks() == []
 
 
+@pytest.mark.requirement("P-36", "negative")
 def test_what_is_handed_over_and_not_stored_is_not_acknowledged_on_the_next_connection_either() -> None:
     inbox = Inbox(True)
     inbox.begin(Begin(DURABLE, 99, 0, 0))
@@ -352,6 +379,8 @@ def test_a_stored_position_of_an_epoch_that_has_ended_acknowledges_nothing() -> 
     assert inbox.due_acks() == []
 
 
+@pytest.mark.requirement("P-27", "positive")
+@pytest.mark.requirement("P-35", "positive")
 def test_a_restored_position_is_the_answer_to_begin() -> None:
     inbox = Inbox(True, Position(99, 40))
     assert inbox.durable
@@ -363,6 +392,7 @@ def test_a_restored_position_is_the_answer_to_begin() -> None:
     assert accept(inbox, 40, stream=DURABLE) == [40]
 
 
+@pytest.mark.requirement("P-35", "positive")
 def test_behind_a_restored_position_what_may_have_been_sent_is_marked() -> None:
     # The earlier process may have handed it over, and died before the position was stored.
     inbox = Inbox(True, Position(99, 40))
@@ -371,6 +401,7 @@ def test_behind_a_restored_position_what_may_have_been_sent_is_marked() -> None:
     assert state.redelivered_below == 45
 
 
+@pytest.mark.requirement("P-35", "negative")
 def test_only_the_first_begin_after_a_restart_marks() -> None:
     inbox = Inbox(True, Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 40, 42))
@@ -381,6 +412,8 @@ def test_only_the_first_begin_after_a_restart_marks() -> None:
     assert state.redelivered_below == 42
 
 
+@pytest.mark.requirement("P-27", "negative")
+@pytest.mark.requirement("P-34", "positive")
 def test_a_restored_position_of_another_epoch_is_of_no_use() -> None:
     inbox = Inbox(True, Position(98, 40))
     inbox.begin(Begin(DURABLE, 99, 3, 6))
@@ -410,11 +443,13 @@ def test_an_inbox_that_has_no_durable_stream_says_so() -> None:
 # -- redelivered --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-34", "positive")
 def test_what_was_sent_to_an_earlier_process_may_be_redelivered() -> None:
     state, _ = begun(first=3, sent_below=6).accept(VOLATILE, items(3, 4))
     assert state.redelivered_below == 6
 
 
+@pytest.mark.requirement("P-35", "negative")
 def test_what_one_process_takes_twice_is_not_redelivered() -> None:
     inbox = begun()
     accept(inbox, 0, 1)
@@ -424,6 +459,7 @@ def test_what_one_process_takes_twice_is_not_redelivered() -> None:
     assert state.redelivered_below == 0
 
 
+@pytest.mark.requirement("P-34", "negative")
 def test_a_new_epoch_has_its_own_mark() -> None:
     inbox = begun(first=3, sent_below=6)
     inbox.disconnect()

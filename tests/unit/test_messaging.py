@@ -92,6 +92,8 @@ def test_messages_wait_for_the_connection() -> None:
     assert other.payloads() == [b"early"]
 
 
+@pytest.mark.requirement("P-36", "negative")
+@pytest.mark.requirement("P-37", "negative")
 def test_a_message_is_delivered_when_its_callbacks_have_returned_and_not_before() -> None:
     net = Net()
     one, other, _ = pair(net)
@@ -132,6 +134,10 @@ def test_received_messages_tell_where_they_belong() -> None:
     )
 
 
+@pytest.mark.requirement("P-18", "positive")
+@pytest.mark.requirement("P-23", "positive")
+@pytest.mark.requirement("P-27", "positive")
+@pytest.mark.requirement("P-28", "negative")
 def test_the_bytes_of_a_conversation_are_the_documented_ones() -> None:
     net = Net()
     host = net.host("a")
@@ -182,6 +188,8 @@ def test_a_peer_talks_to_several_others_each_in_its_order() -> None:
     assert hub.messaging.connected_idents() == [other.name for other in others]
 
 
+@pytest.mark.requirement("P-14", "positive")
+@pytest.mark.requirement("P-14", "negative")
 def test_a_message_too_large_for_the_receiver_is_rejected_and_the_others_arrive(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -199,6 +207,8 @@ def test_a_message_too_large_for_the_receiver_is_rejected_and_the_others_arrive(
     assert_nothing_is_left(one, other)
 
 
+@pytest.mark.requirement("P-45", "positive")
+@pytest.mark.requirement("P-45", "negative")
 def test_the_window_of_the_receiver_bounds_what_is_in_flight() -> None:
     net = Net()
     one, other, _ = pair(net, Limits(), Limits(window_bytes=1000))
@@ -258,6 +268,8 @@ def test_a_cut_loses_nothing_and_repeats_nothing() -> None:
     assert_nothing_is_left(one, other)
 
 
+@pytest.mark.requirement("P-28", "positive")
+@pytest.mark.requirement("P-37", "positive")
 @pytest.mark.parametrize("position", range(0, 420, 7))
 def test_a_cut_at_any_byte_loses_nothing_and_repeats_nothing(position: int) -> None:
     net = Net()
@@ -409,6 +421,8 @@ def test_a_connection_that_is_lost_during_the_handshake_connects_nobody() -> Non
     assert host.messaging.connected_idents() == []
 
 
+@pytest.mark.requirement("P-24", "positive")
+@pytest.mark.requirement("P-24", "negative")
 def test_a_peer_is_connected_once_its_begin_has_come() -> None:
     net = Net()
     host = net.host("a")
@@ -459,6 +473,9 @@ def test_what_has_arrived_is_not_sent_again_after_a_cut_and_does_not_expire() ->
 # -- Restarts -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-34", "positive")
+@pytest.mark.requirement("P-34", "negative")
+@pytest.mark.requirement("P-37", "negative")
 def test_when_the_receivers_process_dies_what_it_had_not_acknowledged_comes_again_marked() -> None:
     net = Net()
     one, other, _ = pair(net)
@@ -475,6 +492,7 @@ def test_when_the_receivers_process_dies_what_it_had_not_acknowledged_comes_agai
     assert {delivery.state for delivery in [*deliveries, late]} == {DELIVERED}
 
 
+@pytest.mark.requirement("P-34", "negative")
 def test_what_was_never_sent_to_the_dead_process_is_not_marked() -> None:
     net = Net()
     one, other, _ = pair(net, Limits(window_bytes=200))
@@ -573,6 +591,7 @@ def test_random_restarts_of_the_receiver_lose_nothing() -> None:
 # -- Time ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-47", "positive")
 def test_an_idle_connection_is_kept_alive_for_hours() -> None:
     net = Net()
     one, other, _ = pair(net)
@@ -584,6 +603,7 @@ def test_an_idle_connection_is_kept_alive_for_hours() -> None:
     assert other.payloads() == [b"still there"]
 
 
+@pytest.mark.requirement("P-47", "negative")
 def test_a_silent_connection_is_closed_after_25_s(caplog: pytest.LogCaptureFixture) -> None:
     net = Net()
     one, other, wire_ = pair(net)
@@ -598,6 +618,7 @@ def test_a_silent_connection_is_closed_after_25_s(caplog: pytest.LogCaptureFixtu
     assert len(warnings(caplog, "no answer to a ping")) == 2
 
 
+@pytest.mark.requirement("P-24", "negative")
 def test_a_handshake_that_takes_too_long_is_ended(caplog: pytest.LogCaptureFixture) -> None:
     net = Net()
     host = net.host("a")
@@ -613,6 +634,7 @@ def test_a_handshake_that_takes_too_long_is_ended(caplog: pytest.LogCaptureFixtu
     assert host.messaging.deadline() is None
 
 
+@pytest.mark.requirement("P-24", "negative")
 def test_dripping_bytes_wins_no_time_in_the_handshake() -> None:
     net = Net()
     host = net.host("a")
@@ -679,6 +701,7 @@ def test_keep_alive_goes_on_once_reading_does() -> None:
     assert end.gone
 
 
+@pytest.mark.requirement("P-44", "positive")
 def test_a_waiting_message_expires_when_its_time_is_up() -> None:
     net = Net()
     host = net.host("a")
@@ -706,6 +729,7 @@ def test_ttl_0_is_dropped_at_once_unless_connected() -> None:
     assert other.payloads() == [b"now"]
 
 
+@pytest.mark.requirement("P-44", "negative")
 def test_a_message_whose_time_is_up_is_not_sent_again_after_the_downtime() -> None:
     for ttl in (0, 5):
         net = Net()
@@ -723,6 +747,8 @@ def test_a_message_whose_time_is_up_is_not_sent_again_after_the_downtime() -> No
         assert delivery.state is EXPIRED
 
 
+@pytest.mark.requirement("P-29", "negative")
+@pytest.mark.requirement("P-41", "positive")
 def test_messages_that_expire_leave_no_gap_that_the_receiver_could_mind() -> None:
     net = Net()
     one, other, wire_ = pair(net)
@@ -761,6 +787,7 @@ def established_raw(net: Net, host: Host, name: str = "b", boot: bytes = b"1" * 
     return end
 
 
+@pytest.mark.requirement("P-49", "negative")
 def test_a_second_peer_of_one_ident_is_refused_when_the_first_answers(caplog: pytest.LogCaptureFixture) -> None:
     net = Net()
     hub, one = net.host("hub"), net.host("b")
@@ -785,6 +812,8 @@ def test_a_second_peer_of_one_ident_is_refused_when_the_first_answers(caplog: py
     assert other.payloads() == []
 
 
+@pytest.mark.requirement("P-49", "positive")
+@pytest.mark.requirement("P-49", "negative")
 def test_the_old_connection_is_asked_once_and_the_challenger_waits() -> None:
     net = Net()
     host = net.host("a")
@@ -810,6 +839,7 @@ def packets_of(end: helpers.End, kind: int) -> list[bytes]:
     return [payload for its, payload in packets(bytes(end.out)) if its == kind]
 
 
+@pytest.mark.requirement("P-49", "positive")
 def test_the_challenger_is_admitted_when_the_old_connection_stays_silent() -> None:
     net = Net()
     host = net.host("a")
@@ -847,6 +877,7 @@ def test_the_probe_ends_before_the_challengers_handshake_does() -> None:
         assert host.messaging.is_connected("b")
 
 
+@pytest.mark.requirement("P-49", "positive")
 def test_the_challenger_is_admitted_at_once_when_the_old_connection_is_lost() -> None:
     net = Net()
     host = net.host("a")
@@ -860,6 +891,7 @@ def test_the_challenger_is_admitted_at_once_when_the_old_connection_is_lost() ->
     assert host.messaging.deadline() == net.now + 15  # keep-alive, and nothing of the challenge
 
 
+@pytest.mark.requirement("P-49", "positive")
 def test_a_legacy_challenger_is_admitted_when_the_old_connection_stays_silent() -> None:
     net = Net()
     host = net.host("a")
@@ -872,6 +904,7 @@ def test_a_legacy_challenger_is_admitted_when_the_old_connection_stays_silent() 
     assert host.messaging.is_connected("b")
 
 
+@pytest.mark.requirement("P-49", "negative")
 def test_any_bytes_of_the_old_connection_refuse_the_challenger_even_wrong_ones() -> None:
     net = Net()
     host = net.host("a")
@@ -884,6 +917,7 @@ def test_any_bytes_of_the_old_connection_refuse_the_challenger_even_wrong_ones()
     assert host.messaging.connected_idents() == []
 
 
+@pytest.mark.requirement("P-50", "positive")
 def test_of_two_peers_that_connect_to_each_other_at_once_one_connection_stays() -> None:
     net = Net()
     one, other = net.host("a"), net.host("b")
@@ -906,6 +940,7 @@ def test_of_two_peers_that_connect_to_each_other_at_once_one_connection_stays() 
     assert delivery.state is DELIVERED
 
 
+@pytest.mark.requirement("P-50", "positive")
 @pytest.mark.parametrize("seed", range(30))
 def test_two_peers_that_dial_each_other_settle_on_one_connection_in_any_order(seed: int) -> None:
     net = Net(seed, max_chunk=40)
@@ -928,6 +963,8 @@ def test_two_peers_that_dial_each_other_settle_on_one_connection_in_any_order(se
     assert (one.payloads(), other.payloads()) == ([b"y"], [b"x"])
 
 
+@pytest.mark.requirement("P-50", "positive")
+@pytest.mark.requirement("P-50", "negative")
 def test_the_connection_of_the_higher_process_replaces_that_of_the_lower_whichever_side_it_is() -> None:
     for own_is_higher in (True, False):
         net = Net()
@@ -943,6 +980,7 @@ def test_the_connection_of_the_higher_process_replaces_that_of_the_lower_whichev
         assert accepted.paused is own_is_higher  # it has to wait for the probe
 
 
+@pytest.mark.requirement("P-51", "negative")
 @pytest.mark.parametrize(
     "handshake", [helpers.netcomm_handshake("a"), helpers.legacy_handshake("a")], ids=["netcomm", "legacy"]
 )
@@ -960,6 +998,7 @@ def test_a_connection_that_says_this_peers_own_ident_is_refused(
     assert host.messaging.stats() == {}
 
 
+@pytest.mark.requirement("P-51", "positive")
 def test_a_peer_that_dials_itself_refuses_itself() -> None:
     net = Net()
     host = net.host("a")
@@ -982,6 +1021,7 @@ def test_a_challenger_that_goes_away_leaves_the_old_connection_alone() -> None:
     assert host.messaging.is_connected("b")
 
 
+@pytest.mark.requirement("P-52", "negative")
 def test_a_third_connection_is_refused_while_a_challenger_waits() -> None:
     net = Net()
     host = net.host("a")
@@ -998,6 +1038,7 @@ def test_a_third_connection_is_refused_while_a_challenger_waits() -> None:
     assert host.messaging.is_connected("b")
 
 
+@pytest.mark.requirement("P-48", "positive")
 def test_a_new_connection_of_the_same_connector_replaces_the_old_one_at_once() -> None:
     net = Net()
     hub, one = net.host("hub"), net.host("b")
@@ -1022,6 +1063,7 @@ def test_a_new_connection_of_the_same_connector_replaces_the_old_one_at_once() -
     assert hub.happened(messaging.Failed) == []
 
 
+@pytest.mark.requirement("P-48", "negative")
 @pytest.mark.parametrize(
     "other",
     [
@@ -1039,6 +1081,7 @@ def test_another_connector_or_process_has_to_wait(other: dict[str, int | bytes])
     assert challenger.paused
 
 
+@pytest.mark.requirement("P-48", "negative")
 def test_accepted_connections_are_of_no_connector() -> None:
     net = Net()
     host = net.host("a")
@@ -1049,6 +1092,8 @@ def test_accepted_connections_are_of_no_connector() -> None:
     assert challenger.paused
 
 
+@pytest.mark.requirement("P-48", "positive")
+@pytest.mark.requirement("P-52", "positive")
 def test_replacing_refuses_a_challenger_that_waits() -> None:
     net = Net()
     host = net.host("a")
@@ -1063,6 +1108,8 @@ def test_replacing_refuses_a_challenger_that_waits() -> None:
     assert host.messaging.is_connected("b")
 
 
+@pytest.mark.requirement("P-15", "negative")
+@pytest.mark.requirement("P-49", "negative")
 def test_a_legacy_duplicate_is_closed_without_a_word_it_would_not_understand() -> None:
     net = Net()
     host = net.host("a")
@@ -1089,6 +1136,7 @@ def test_refused_duplicates_are_logged_loudly_once(caplog: pytest.LogCaptureFixt
     assert len(warnings(caplog, "refusing", logging.DEBUG)) == 4
 
 
+@pytest.mark.requirement("P-49", "negative")
 def test_a_paused_old_connection_is_not_taken_for_dead() -> None:
     # Its answer to the probe is there, but this side does not read it.
     net = Net()
@@ -1129,6 +1177,12 @@ def test_a_protocol_error_is_told_to_both_sides_and_reported(caplog: pytest.LogC
     assert f"place-{end.number}" in warning
 
 
+@pytest.mark.requirement("P-20", "negative")
+@pytest.mark.requirement("P-26", "negative")
+@pytest.mark.requirement("P-31", "negative")
+@pytest.mark.requirement("P-32", "negative")
+@pytest.mark.requirement("P-38", "negative")
+@pytest.mark.requirement("P-54", "negative")
 @pytest.mark.parametrize(
     "frames",
     [
@@ -1183,6 +1237,7 @@ def test_messages_before_a_protocol_error_are_received() -> None:
     assert host.payloads() == [b"x"]
 
 
+@pytest.mark.requirement("P-19", "negative")
 def test_another_version_is_answered_by_incompatible_before_the_close() -> None:
     net = Net()
     host = net.host("a")
@@ -1459,6 +1514,7 @@ def test_a_forgotten_peer_starts_anew() -> None:
     assert host.payloads() == [b"x", b"y"]
 
 
+@pytest.mark.requirement("P-25", "negative")
 def test_an_epoch_is_never_used_twice_for_one_ident() -> None:
     net = Net()
     host = net.host("a", Limits(max_idle_peers=1))
@@ -1608,6 +1664,8 @@ def legacy_peer(net: Net, host: Host, name: str = "b") -> helpers.End:
     return end
 
 
+@pytest.mark.requirement("P-53", "positive")
+@pytest.mark.requirement("P-53", "negative")
 def test_a_legacy_peer_is_connected_once_it_has_not_refused_the_ident_for_a_moment() -> None:
     net = Net()
     host = net.host("a")
@@ -1628,6 +1686,7 @@ def test_a_legacy_peer_is_connected_once_it_has_not_refused_the_ident_for_a_mome
     assert delivery.state is DELIVERED
 
 
+@pytest.mark.requirement("P-53", "positive")
 def test_a_legacy_peer_that_sends_a_message_is_connected_at_once() -> None:
     net = Net()
     host = net.host("a")
@@ -1651,6 +1710,7 @@ def test_a_legacy_peers_ping_is_answered_at_once_and_it_is_connected_a_moment_la
     assert kinds(net.exchange(end)) in ([], [helpers.MESSAGE, helpers.PING])
 
 
+@pytest.mark.requirement("P-53", "negative")
 @pytest.mark.parametrize("connector", [0, 1])
 def test_a_legacy_peer_that_closes_at_once_has_refused_the_ident(
     connector: int, caplog: pytest.LogCaptureFixture
@@ -1684,6 +1744,8 @@ def test_a_legacy_peer_that_goes_away_later_has_not_refused_anything() -> None:
     assert len(host.happened(messaging.Disconnected)) == 1
 
 
+@pytest.mark.requirement("P-54", "positive")
+@pytest.mark.requirement("P-55", "positive")
 def test_to_a_legacy_peer_messages_go_with_a_ping_behind_them() -> None:
     net = Net()
     host = net.host("a")
@@ -1700,6 +1762,7 @@ def test_to_a_legacy_peer_messages_go_with_a_ping_behind_them() -> None:
     assert_nothing_is_left(host)
 
 
+@pytest.mark.requirement("P-54", "negative")
 def test_only_netcomm_frames_that_a_legacy_peer_passes_over_go_out_before_its_ident() -> None:
     net = Net()
     host = net.host("a")
@@ -1709,6 +1772,7 @@ def test_only_netcomm_frames_that_a_legacy_peer_passes_over_go_out_before_its_id
     assert set(kinds(said)) <= {helpers.MESSAGE, helpers.PING, helpers.PONG}
 
 
+@pytest.mark.requirement("P-55", "negative")
 def test_a_pong_too_many_acknowledges_nothing() -> None:
     net = Net()
     host = net.host("a")
@@ -1721,6 +1785,7 @@ def test_a_pong_too_many_acknowledges_nothing() -> None:
     assert delivery.state is DELIVERED
 
 
+@pytest.mark.requirement("P-55", "positive")
 def test_each_pong_acknowledges_its_own_batch() -> None:
     net = Net()
     net.budget = 1
@@ -1733,6 +1798,7 @@ def test_each_pong_acknowledges_its_own_batch() -> None:
         net.exchange(end, PONG)
 
 
+@pytest.mark.requirement("P-55", "negative")
 def test_a_keep_alive_ping_is_not_taken_for_a_barrier() -> None:
     net = Net()
     host = net.host("a")
@@ -1747,6 +1813,7 @@ def test_a_keep_alive_ping_is_not_taken_for_a_barrier() -> None:
     assert delivery.state is DELIVERED
 
 
+@pytest.mark.requirement("P-56", "positive")
 def test_what_a_legacy_peer_has_not_acknowledged_is_sent_again_in_order() -> None:
     net = Net()
     host = net.host("a")
@@ -1777,6 +1844,7 @@ def test_from_a_legacy_peer_messages_come_as_they_are() -> None:
     assert first.items[0][1:] == (helpers.UUID, 5, 1, b"x")
 
 
+@pytest.mark.requirement("P-46", "positive")
 def test_a_legacy_peers_ping_is_answered_even_while_a_callback_takes_its_time() -> None:
     net = Net()
     host = net.host("a")
@@ -1804,6 +1872,8 @@ def test_a_legacy_peer_becomes_a_netcomm_peer_and_back() -> None:
     assert first.state is second.state is DELIVERED
 
 
+@pytest.mark.requirement("P-20", "negative")
+@pytest.mark.requirement("P-21", "negative")
 def test_a_legacy_peer_may_say_nothing_of_netcomm() -> None:
     for frames in (helpers.begin(), helpers.data(0), helpers.ack(0), helpers.refuse(1, "x"), helpers.hello()):
         net = Net()

@@ -114,6 +114,8 @@ def test_a_message_is_on_the_wire_only_when_the_storage_has_the_mark() -> None:
     assert other.payloads() == [b"x"]
 
 
+@pytest.mark.requirement("P-36", "positive")
+@pytest.mark.requirement("P-36", "negative")
 def test_the_receiver_acknowledges_when_its_position_is_stored() -> None:
     net = Net()
     one, other, _ = pair(net)
@@ -187,6 +189,7 @@ def test_what_is_dropped_is_deleted() -> None:
     assert stored(one) == []
 
 
+@pytest.mark.requirement("P-29", "negative")
 def test_a_message_that_could_not_be_stored_leaves_a_gap_that_nobody_minds() -> None:
     net = Net()
     one, other, _ = pair(net)
@@ -276,6 +279,8 @@ def test_the_senders_death_loses_and_repeats_nothing() -> None:
     assert stored(again) == []
 
 
+@pytest.mark.requirement("P-35", "positive")
+@pytest.mark.requirement("P-35", "negative")
 def test_the_receivers_death_repeats_only_what_it_had_not_stored_and_marks_it() -> None:
     net = Net()
     one, other, _ = pair(net)
@@ -322,6 +327,7 @@ def test_positions_outlive_their_senders_absence_and_a_flood_of_strangers() -> N
     assert said[-1] == helpers.packets(helpers.ack(7, 1, epoch=99))[0]
 
 
+@pytest.mark.requirement("P-44", "negative")
 def test_the_wall_clock_set_back_lets_no_message_live_longer_than_it_was_given() -> None:
     net = Net()
     storage = filled(net, b"x", ttl=10)
@@ -397,6 +403,7 @@ def test_stored_messages_expire_at_their_time_without_a_connection() -> None:
     assert one.messaging.deadline() is None
 
 
+@pytest.mark.requirement("P-44", "positive")
 def test_messages_of_an_earlier_process_expire_before_they_are_read() -> None:
     net = Net()
     storage = filled(net, b"0", b"1", ttl=10)
@@ -415,6 +422,8 @@ def test_messages_of_an_earlier_process_expire_before_they_are_read() -> None:
     assert one.messaging.idle
 
 
+@pytest.mark.requirement("P-43", "positive")
+@pytest.mark.requirement("P-43", "negative")
 def test_messages_in_doubt_expire_only_when_the_receiver_has_said_that_it_has_not_got_them() -> None:
     net = Net()
     storage = filled(net, b"0", b"1", b"2", b"3", ttl=10)
@@ -527,6 +536,8 @@ def test_deleting_is_asked_for_by_what_was_acknowledged() -> None:
 # -- Backups ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-40", "positive")
+@pytest.mark.requirement("P-25", "negative")
 def test_a_sender_restored_from_a_backup_takes_a_new_epoch_and_loses_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -70,6 +70,7 @@ def states(deliveries: list[Delivery]) -> list[DeliveryState]:
 # -- Order --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-29", "positive")
 def test_messages_are_numbered_and_taken_in_order() -> None:
     outbox = connected()
     deliveries = append(outbox, 50, 60, 70)
@@ -82,6 +83,7 @@ def test_messages_are_numbered_and_taken_in_order() -> None:
     assert outbox.take(NO_BUDGET_LIMIT) is None
 
 
+@pytest.mark.requirement("P-38", "positive")
 def test_acknowledgements_are_cumulative() -> None:
     outbox = connected()
     deliveries = append(outbox, 50, 60, 70)
@@ -104,6 +106,7 @@ def test_what_is_delivered_holds_its_payload_no_more() -> None:
     assert delivery.data is None
 
 
+@pytest.mark.requirement("P-38", "negative")
 @pytest.mark.parametrize("position", [1, 2, 2**64 - 1])
 def test_acknowledging_what_was_never_sent_is_an_error(position: int) -> None:
     outbox = connected()
@@ -114,6 +117,7 @@ def test_acknowledging_what_was_never_sent_is_an_error(position: int) -> None:
     assert counters(outbox) == (2, 100, 0, 0)
 
 
+@pytest.mark.requirement("P-32", "negative")
 def test_acknowledging_a_stream_that_was_not_begun_is_an_error() -> None:
     with pytest.raises(RemoteProtocolError, match="DURABLE"):
         connected().acknowledge(Ack(Stream.DURABLE, 7, 0, 0))
@@ -132,6 +136,7 @@ def test_an_empty_stream_begins_where_the_next_message_will_be() -> None:
     assert connect(outbox) == Begin(VOLATILE, 7, 2, 2)
 
 
+@pytest.mark.requirement("P-33", "positive")
 def test_begin_names_the_first_message_and_what_was_on_the_wire() -> None:
     outbox = connected(window=100)
     append(outbox, 50, 50, 50)
@@ -140,6 +145,7 @@ def test_begin_names_the_first_message_and_what_was_on_the_wire() -> None:
     assert connect(outbox) == Begin(VOLATILE, 7, 0, 2)
 
 
+@pytest.mark.requirement("P-28", "negative")
 def test_nothing_is_taken_before_the_answer_to_begin() -> None:
     outbox = new_outbox()
     deliveries = append(outbox, 50)
@@ -170,6 +176,8 @@ def test_a_legacy_peer_that_refuses_leaves_in_doubt_what_a_netcomm_peer_may_have
     assert [delivery.state for delivery in deliveries] == [DeliveryState.SENT]
 
 
+@pytest.mark.requirement("P-28", "positive")
+@pytest.mark.requirement("P-37", "positive")
 @pytest.mark.parametrize("position", range(4))
 def test_the_answer_to_begin_says_what_arrived_and_the_rest_is_sent_again(position: int) -> None:
     outbox = connected()
@@ -186,6 +194,8 @@ def test_the_answer_to_begin_says_what_arrived_and_the_rest_is_sent_again(positi
     assert outbox.take(NO_BUDGET_LIMIT) == (VOLATILE, 7, position, deliveries[position:] + late, [])
 
 
+@pytest.mark.requirement("P-28", "negative")
+@pytest.mark.requirement("P-43", "negative")
 @pytest.mark.parametrize(("handed", "arrived"), [(0, 2), (1, 2), (1, 3), (0, 3), (2, 2)])
 def test_what_has_arrived_and_waits_for_callbacks_is_not_sent_again_and_can_not_expire(
     handed: int, arrived: int
@@ -229,6 +239,7 @@ def test_what_has_arrived_later_than_the_answer_to_begin_changes_nothing() -> No
     assert states(deliveries[1:]) == [SENT] * 2
 
 
+@pytest.mark.requirement("P-38", "negative")
 def test_more_that_has_arrived_than_was_sent_is_an_error() -> None:
     outbox = connected()
     append(outbox, 50, 50)
@@ -241,6 +252,7 @@ def test_more_that_has_arrived_than_was_sent_is_an_error() -> None:
         acknowledge(outbox, 0, 2)
 
 
+@pytest.mark.requirement("P-39", "positive")
 def test_the_acknowledgement_of_another_epoch_is_passed_over() -> None:
     outbox = connected()
     deliveries = append(outbox, 50, 50)
@@ -281,6 +293,8 @@ def test_the_receivers_position_tells_the_wire_of_gaps() -> None:
 # -- The window and the budget ------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-45", "positive")
+@pytest.mark.requirement("P-45", "negative")
 def test_no_more_is_in_flight_than_the_window() -> None:
     outbox = connected(window=150)
     deliveries = append(outbox, 50, 50, 50, 50)
@@ -298,6 +312,7 @@ def test_the_smaller_window_of_the_two_sides_counts() -> None:
         assert len(take(outbox)) == 2
 
 
+@pytest.mark.requirement("P-45", "positive")
 def test_one_message_larger_than_the_window_goes_alone() -> None:
     outbox = connected(window=150)
     small, large, last = append(outbox, 50, 500, 50)
@@ -399,6 +414,7 @@ def test_ttl_0_outlives_the_answer_to_begin() -> None:
     assert delivery.state is QUEUED
 
 
+@pytest.mark.requirement("P-44", "positive")
 def test_waiting_messages_expire_when_their_time_is_up() -> None:
     outbox = new_outbox()
     first = append(outbox, 50, ttl=10)
@@ -425,6 +441,8 @@ def test_messages_that_wait_behind_a_full_window_expire_too() -> None:
     assert states([sent, waiting]) == [SENT, EXPIRED]
 
 
+@pytest.mark.requirement("P-43", "positive")
+@pytest.mark.requirement("P-43", "negative")
 def test_what_is_in_flight_does_not_expire_until_the_answer_to_begin() -> None:
     outbox = connected()
     first, second, third = append(outbox, 50, 50, 50, ttl=5)
@@ -489,6 +507,7 @@ def test_delivered_messages_with_a_ttl_are_not_held() -> None:
 # -- Disconnecting ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-56", "positive")
 def test_what_was_in_flight_to_a_legacy_peer_is_put_back_in_order() -> None:
     outbox = new_outbox()
     outbox.connect_legacy(LARGE)

@@ -183,6 +183,7 @@ def test_begin_does_not_promise_what_is_numbered_and_not_stored_yet() -> None:
     assert outbox.take(LARGE) == (DURABLE, EPOCH, 0, [early, late], [])
 
 
+@pytest.mark.requirement("P-26", "positive")
 def test_a_stream_that_is_opened_on_a_connection_begins_there() -> None:
     outbox = Outbox(Limits(), 7)
     assert outbox.open_durable(EPOCH) is None
@@ -197,6 +198,8 @@ def test_a_stream_that_is_opened_on_a_connection_begins_there() -> None:
     assert take(outbox) == [delivery]
 
 
+@pytest.mark.requirement("P-38", "negative")
+@pytest.mark.requirement("P-40", "negative")
 def test_an_acknowledgement_of_the_unsent_is_an_error_once_the_stream_is_begun() -> None:
     outbox = connected()
     append(outbox, 1)
@@ -581,6 +584,7 @@ def test_messages_read_from_the_storage_expire_in_memory() -> None:
     assert outbox.expire(5) == deliveries
 
 
+@pytest.mark.requirement("P-43", "negative")
 def test_messages_in_doubt_do_not_expire_until_the_receiver_has_answered() -> None:
     stream = DurableOutStream.restore(stored_stream(next_seq=9, sent_below=6, count=9), 5.0)
     outbox = new_outbox(stream)
@@ -652,6 +656,7 @@ def ahead() -> Outbox:
     return outbox
 
 
+@pytest.mark.requirement("P-40", "negative")
 def test_a_receiver_that_is_ahead_of_the_storage_makes_the_stream_ask_for_a_new_epoch() -> None:
     outbox = ahead()
     assert durable(outbox).renewing
@@ -666,6 +671,7 @@ def test_a_receiver_that_is_ahead_of_the_storage_makes_the_stream_ask_for_a_new_
     assert take(outbox) == []
 
 
+@pytest.mark.requirement("P-40", "positive")
 def test_a_renewed_stream_begins_anew_and_everything_is_sent() -> None:
     outbox = ahead()
     durable(outbox).wants()
@@ -704,6 +710,8 @@ def test_a_connection_that_comes_before_the_new_epoch_is_asked_for_again() -> No
     assert outbox.renew(100) == Begin(DURABLE, 100, 0, 20)
 
 
+@pytest.mark.requirement("P-38", "negative")
+@pytest.mark.requirement("P-40", "negative")
 def test_the_volatile_stream_is_never_renewed() -> None:
     outbox = Outbox(Limits(), 7)
     outbox.connect(LARGE, LARGE, RECEIVER_BOOT)

@@ -93,12 +93,15 @@ ALLOWED = {
 # -- The handshake ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-18", "positive")
 def test_version_hello_and_ident_are_said_at_once_in_this_order() -> None:
     session = new_session()
     assert b"".join(session.take_output()) == helpers.version() + wire.hello(OWN_HELLO) + helpers.ident("a")
     assert session.take_output() == []
 
 
+@pytest.mark.requirement("P-20", "positive")
+@pytest.mark.requirement("P-20", "negative")
 @pytest.mark.parametrize("state", ALLOWED)
 @pytest.mark.parametrize("frame", FRAMES)
 def test_each_state_allows_its_frames_and_no_others(state: str, frame: str) -> None:
@@ -113,12 +116,14 @@ def test_each_state_allows_its_frames_and_no_others(state: str, frame: str) -> N
         feed(session, FRAMES[frame])
 
 
+@pytest.mark.requirement("P-05", "positive")
 @pytest.mark.parametrize("state", ALLOWED)
 def test_unknown_frames_are_passed_over_in_every_state(state: str) -> None:
     session = in_state(state)
     assert feed(session, helpers.packet(0x8F, b"new") + helpers.packet(0x77)) == []
 
 
+@pytest.mark.requirement("P-21", "positive")
 def test_a_legacy_peer_is_known_by_the_hello_that_is_missing() -> None:
     session = new_session()
     assert not session.legacy
@@ -130,6 +135,7 @@ def test_a_legacy_peer_is_known_by_the_hello_that_is_missing() -> None:
     assert not session.extended
 
 
+@pytest.mark.requirement("P-21", "negative")
 def test_a_netcomm_peer_is_known_by_its_hello() -> None:
     session = new_session()
     hello = helpers.hello(b"X" * 16, connector=3, max_frame_bytes=1000, window_bytes=500)
@@ -141,11 +147,14 @@ def test_a_netcomm_peer_is_known_by_its_hello() -> None:
     assert not session.legacy
 
 
+@pytest.mark.requirement("P-19", "positive")
 def test_the_handshake_may_come_byte_by_byte() -> None:
     chunks = [bytes([byte]) for byte in helpers.netcomm_handshake("b")]
     assert feed(new_session(), *chunks) == [Identified("b")]
 
 
+@pytest.mark.requirement("P-22", "positive")
+@pytest.mark.requirement("P-22", "negative")
 def test_nothing_comes_out_between_identification_and_admission() -> None:
     session = new_session()
     behind = helpers.begin() + helpers.data(0, b"d") + helpers.packet(helpers.PING) + helpers.ack(0)
@@ -159,6 +168,7 @@ def test_nothing_comes_out_between_identification_and_admission() -> None:
     assert said(session) == [(helpers.PONG, b"")]
 
 
+@pytest.mark.requirement("P-22", "negative")
 def test_what_is_wrong_behind_the_identification_is_told_after_admission() -> None:
     session = new_session()
     assert feed(session, helpers.netcomm_handshake("b") + bytes(4)) == [Identified("b")]
@@ -192,6 +202,7 @@ def test_only_an_identified_session_can_be_admitted(prepare: str) -> None:
         session.admit()
 
 
+@pytest.mark.requirement("P-19", "negative")
 @pytest.mark.parametrize("number", [0, 2, 0xFFFFFFFF])
 def test_to_another_version_incompatible_goes_out(number: int) -> None:
     session = new_session()
@@ -217,6 +228,7 @@ def test_a_refusal_carries_its_code_and_text(state: str) -> None:
     assert caught.value.code == wire.RefuseCode.DUPLICATE_IDENT
 
 
+@pytest.mark.requirement("P-17", "positive")
 def test_a_refusal_of_an_unknown_code_is_one() -> None:
     with pytest.raises(ConnectionRefusedByPeer) as caught:
         feed(in_state("EXTENDED"), helpers.refuse(999, "later"))
@@ -230,6 +242,8 @@ def test_incompatible_refuses(state: str) -> None:
     assert caught.value.code == wire.RefuseCode.INCOMPATIBLE
 
 
+@pytest.mark.requirement("P-15", "positive")
+@pytest.mark.requirement("P-15", "negative")
 def test_only_a_netcomm_peer_is_told_why() -> None:
     for state, told in (
         ("AWAIT_VERSION", []),
@@ -254,6 +268,8 @@ def test_begin_and_ack_go_out_as_packets_in_order() -> None:
     assert b"".join(session.take_output()) == helpers.begin(7, 1, 2) + helpers.ack(9, epoch=7, received=12)
 
 
+@pytest.mark.requirement("P-46", "positive")
+@pytest.mark.requirement("P-46", "negative")
 @pytest.mark.parametrize("legacy", [True, False])
 def test_each_ping_is_answered_by_one_pong(legacy: bool) -> None:
     session = admitted(legacy)
@@ -266,6 +282,7 @@ def test_each_ping_is_answered_by_one_pong(legacy: bool) -> None:
 PONG = helpers.packet(helpers.PONG)
 
 
+@pytest.mark.requirement("P-55", "positive")
 def test_a_pong_acknowledges_what_was_before_its_ping() -> None:
     session = admitted(legacy=True)
     assert session.barrier(ack(3)) == helpers.packet(helpers.PING)
@@ -275,6 +292,7 @@ def test_a_pong_acknowledges_what_was_before_its_ping() -> None:
     assert feed(session, PONG) == [ack(5)]
 
 
+@pytest.mark.requirement("P-55", "negative")
 def test_an_unexpected_pong_acknowledges_nothing() -> None:
     for legacy in (True, False):
         session = admitted(legacy)
@@ -284,6 +302,7 @@ def test_an_unexpected_pong_acknowledges_nothing() -> None:
         assert feed(session, PONG * 3) == []
 
 
+@pytest.mark.requirement("P-55", "negative")
 def test_the_pong_of_a_probe_acknowledges_nothing() -> None:
     session = admitted(legacy=True)
     session.barrier(ack(3))
@@ -316,6 +335,7 @@ def test_pongs_are_counted_right_in_any_order_of_probes_and_barriers() -> None:
 # -- Time ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-24", "negative")
 @pytest.mark.parametrize("state", ["AWAIT_VERSION", "AWAIT_IDENT", "IDENTIFIED", "admitted"])
 def test_a_handshake_has_10_s_in_all(state: str) -> None:
     session = new_session(now=100)
@@ -332,6 +352,8 @@ def test_a_handshake_has_10_s_in_all(state: str) -> None:
     assert "10 s" in str(session.check(110))
 
 
+@pytest.mark.requirement("P-47", "positive")
+@pytest.mark.requirement("P-47", "negative")
 def test_an_idle_connection_is_pinged_after_15_s_and_closed_10_s_later() -> None:
     session = admitted()
     assert session.deadline() == 15
@@ -345,6 +367,7 @@ def test_an_idle_connection_is_pinged_after_15_s_and_closed_10_s_later() -> None
     assert "10 s" in str(session.check(25))
 
 
+@pytest.mark.requirement("P-47", "positive")
 def test_any_bytes_count_as_a_sign_of_life() -> None:
     session = admitted()
     session.check(15)

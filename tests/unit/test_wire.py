@@ -86,6 +86,7 @@ def test_every_frame_type_has_a_vector() -> None:
     assert sorted(wire.FrameType) == [0, 1, 2, 3, 4, 5, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85]
 
 
+@pytest.mark.requirement("P-01", "positive")
 def test_frames_encode_to_the_documented_bytes() -> None:
     assert wire.version() == vector(wire.Version)
     assert vector(wire.Incompatible) == wire.INCOMPATIBLE
@@ -99,6 +100,7 @@ def test_frames_encode_to_the_documented_bytes() -> None:
     assert wire.refuse(wire.RefuseCode.DUPLICATE_IDENT, "dupl") == vector(wire.Refuse)
 
 
+@pytest.mark.requirement("P-07", "positive")
 def test_a_message_encodes_to_the_documented_bytes() -> None:
     delivery = make_delivery(payload=b"hi", ttl=60, now=500, persistent=True)
     assert b"".join(wire.messages([delivery], 500)) == vector(wire.Messages)
@@ -111,6 +113,7 @@ def test_data_encodes_to_the_documented_bytes() -> None:
     assert wire.packet_size(2) == len(vector(wire.Data))
 
 
+@pytest.mark.requirement("P-07", "positive")
 def test_persistent_data_has_the_flag_and_the_ttl_that_is_left() -> None:
     delivery = make_delivery(payload=b"hi", ttl=60, now=500, persistent=True)
     delivery.seq = 1
@@ -119,6 +122,7 @@ def test_persistent_data_has_the_flag_and_the_ttl_that_is_left() -> None:
     )
 
 
+@pytest.mark.requirement("P-41", "positive")
 def test_a_skip_goes_before_each_gap() -> None:
     batch = [make_delivery(payload=b"x") for _ in range(4)]
     for delivery, seq in zip(batch, (3, 4, 7, 8), strict=True):
@@ -130,18 +134,21 @@ def test_a_skip_goes_before_each_gap() -> None:
     assert [int.from_bytes(payload[:8]) for kind, payload in said if kind == 0x82] == [3, 4, 7, 8]
 
 
+@pytest.mark.requirement("P-41", "negative")
 def test_no_skip_goes_before_what_is_expected() -> None:
     delivery = make_delivery()
     delivery.seq = 5
     assert [kind for kind, _ in packets(b"".join(wire.data([delivery], 5, 0)))] == [0x82]
 
 
+@pytest.mark.requirement("P-41", "positive")
 def test_the_durable_stream_is_skipped_by_its_own_number() -> None:
     delivery = make_delivery(persistent=True)
     delivery.seq = 5
     assert packets(b"".join(wire.data([delivery], 0, 0)))[0] == (0x84, bytes.fromhex("01 0000000000000005"))
 
 
+@pytest.mark.requirement("P-44", "positive")
 @pytest.mark.parametrize(
     ("ttl", "later", "told"),
     [
@@ -171,6 +178,7 @@ def test_payloads_are_handed_on_and_not_copied() -> None:
     assert any(buffer is payload for buffer in wire.messages([delivery], 0))
 
 
+@pytest.mark.requirement("P-16", "negative")
 def test_a_refusal_is_cut_at_1_kib_and_between_characters() -> None:
     ((_, payload),) = packets(wire.refuse(wire.RefuseCode.PROTOCOL_ERROR, "x" + "ž" * 1000))
     assert payload[:2] == b"\0\3"
@@ -188,6 +196,9 @@ def test_max_data_size_is_what_just_fits() -> None:
 # -- Decoding -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-01", "positive")
+@pytest.mark.requirement("P-02", "positive")
+@pytest.mark.requirement("P-09", "positive")
 @pytest.mark.parametrize(("text", "frame"), VECTORS, ids=[type(frame).__name__ for _, frame in VECTORS])
 def test_frames_decode_from_the_documented_bytes(text: str, frame: wire.Frame) -> None:
     assert wire.Reader(Limits()).feed(bytes.fromhex(text)) == ([frame], None)
@@ -287,6 +298,8 @@ LENGTHS: dict[int, tuple[int, int | None]] = {
 }
 
 
+@pytest.mark.requirement("P-06", "positive")
+@pytest.mark.requirement("P-06", "negative")
 @pytest.mark.parametrize("frame_type", LENGTHS)
 def test_every_payload_length_is_taken_or_refused_as_specified(frame_type: int) -> None:
     shortest, longest = LENGTHS[frame_type]
@@ -310,6 +323,8 @@ def test_the_error_comes_after_the_frames_before_it() -> None:
     assert isinstance(error, RemoteProtocolError)
 
 
+@pytest.mark.requirement("P-02", "negative")
+@pytest.mark.requirement("P-03", "negative")
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
 def test_a_bad_size_is_an_error_as_soon_as_it_is_there(size: int, cut: int) -> None:
@@ -318,12 +333,14 @@ def test_a_bad_size_is_an_error_as_soon_as_it_is_there(size: int, cut: int) -> N
         assert isinstance(reader.feed(size.to_bytes(4)[cut:])[1], RemoteProtocolError)
 
 
+@pytest.mark.requirement("P-02", "negative")
 def test_an_empty_packet_is_an_error_behind_others() -> None:
     frames, error = open_reader().feed(wire.PING + bytes(4) + wire.PING)
     assert frames == [wire.Ping()]
     assert "empty" in str(error)
 
 
+@pytest.mark.requirement("P-03", "negative")
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x80000000, 64 * 1024 * 1024 + 1])
 def test_an_enormous_size_is_an_error_at_once_and_allocates_nothing(size: int) -> None:
     for reader in (wire.Reader(Limits()), open_reader()):
@@ -336,6 +353,8 @@ def test_an_enormous_size_is_an_error_at_once_and_allocates_nothing(size: int) -
         assert peak < 16 * 1024
 
 
+@pytest.mark.requirement("P-04", "positive")
+@pytest.mark.requirement("P-04", "negative")
 def test_4_kib_are_allowed_before_the_identification() -> None:
     reader = wire.Reader(Limits())
     assert len(packet(0x70, bytes(4095))) == 4 + 4096
@@ -343,12 +362,16 @@ def test_4_kib_are_allowed_before_the_identification() -> None:
     assert isinstance(reader.feed((4097).to_bytes(4))[1], RemoteProtocolError)
 
 
+@pytest.mark.requirement("P-03", "positive")
+@pytest.mark.requirement("P-04", "positive")
 def test_64_mib_are_allowed_after_the_identification() -> None:
     limit = 64 * 1024 * 1024
     assert open_reader().feed(limit.to_bytes(4) + b"\x70") == ([], None)
     assert isinstance(open_reader().feed((limit + 1).to_bytes(4) + b"\x70")[1], RemoteProtocolError)
 
 
+@pytest.mark.requirement("P-04", "positive")
+@pytest.mark.requirement("P-04", "negative")
 def test_the_large_limit_holds_from_the_byte_after_the_identification() -> None:
     large = helpers.data(0, bytes(10_000))
     frames, error = wire.Reader(Limits()).feed(helpers.ident("b") + large)
@@ -358,11 +381,13 @@ def test_the_large_limit_holds_from_the_byte_after_the_identification() -> None:
     assert isinstance(error, RemoteProtocolError)
 
 
+@pytest.mark.requirement("P-08", "negative")
 def test_an_ident_that_is_wrong_does_not_open_the_large_limit() -> None:
     _, error = wire.Reader(Limits()).feed(packet(helpers.IDENT, b"\xff") + helpers.data(0, bytes(10_000)))
     assert "UTF-8" in str(error)
 
 
+@pytest.mark.requirement("P-05", "negative")
 def test_limits_are_those_that_were_given() -> None:
     limits = Limits(max_frame_bytes=200, max_handshake_frame_bytes=100)
     reader = wire.Reader(limits)
@@ -372,6 +397,7 @@ def test_limits_are_those_that_were_given() -> None:
     assert reader.feed(packet(0x70, bytes(200)))[1] is not None
 
 
+@pytest.mark.requirement("P-05", "positive")
 def test_unknown_types_are_passed_over() -> None:
     known = set(LENGTHS)
     reader = open_reader()
@@ -380,6 +406,7 @@ def test_unknown_types_are_passed_over() -> None:
     assert reader.feed(wire.PING) == ([wire.Ping()], None)
 
 
+@pytest.mark.requirement("P-08", "negative")
 @pytest.mark.parametrize("name", [b"\xff", b"a\xc5", b"\xed\xa0\x80", b"a\x80b"])
 def test_an_ident_that_is_not_utf_8_is_an_error(name: bytes) -> None:
     frames, error = wire.Reader(Limits()).feed(packet(helpers.IDENT, name))
@@ -387,11 +414,18 @@ def test_an_ident_that_is_not_utf_8_is_an_error(name: bytes) -> None:
     assert isinstance(error, RemoteProtocolError)
 
 
+@pytest.mark.requirement("P-08", "positive")
+@pytest.mark.requirement("P-08", "negative")
 def test_an_ident_is_measured_in_bytes() -> None:
     assert wire.Reader(Limits()).feed(helpers.ident("ž" * 127 + "x"))[1] is None
     assert wire.Reader(Limits()).feed(helpers.ident("ž" * 128))[1] is not None
 
 
+@pytest.mark.requirement("P-09", "negative")
+@pytest.mark.requirement("P-12", "negative")
+@pytest.mark.requirement("P-13", "negative")
+@pytest.mark.requirement("P-33", "negative")
+@pytest.mark.requirement("P-39", "negative")
 @pytest.mark.parametrize(
     "frame",
     [
@@ -421,6 +455,8 @@ def test_impossible_values_are_errors(frame: bytes) -> None:
     assert isinstance(open_reader().feed(frame)[1], RemoteProtocolError)
 
 
+@pytest.mark.requirement("P-11", "positive")
+@pytest.mark.requirement("P-12", "positive")
 def test_a_later_hello_is_read_as_far_as_it_is_known() -> None:
     later = packet(helpers.HELLO, (2).to_bytes(2) + helpers.hello()[7:] + b"more")
     ((frame,), error) = wire.Reader(Limits()).feed(later)
@@ -435,6 +471,7 @@ def test_a_refusal_can_not_steer_a_terminal_or_end_a_line() -> None:
     assert frame == wire.Refuse(9, "a?b??[31mc?d?é")
 
 
+@pytest.mark.requirement("P-16", "positive")
 def test_a_refusal_of_bad_utf_8_or_of_great_length_is_read() -> None:
     ((frame,), _) = open_reader().feed(packet(helpers.REFUSE, b"\0\1\xff\xfe"))
     assert isinstance(frame, wire.Refuse)
@@ -446,6 +483,7 @@ def test_a_refusal_of_bad_utf_8_or_of_great_length_is_read() -> None:
 # -- Cost ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P-03", "positive")
 def test_memory_grows_with_what_arrived_and_not_with_what_was_announced() -> None:
     reader = open_reader()
     head = (64 * 1024 * 1024).to_bytes(4) + b"\x82"
