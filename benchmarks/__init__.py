@@ -1,0 +1,1 @@
+"""netcomm beside its peers, measured in one run: `python -m benchmarks`."""
