@@ -68,10 +68,10 @@ class StoredStream:
     """What a storage keeps of one durable stream.
 
     next_seq: is above the seq of everything that was ever appended.
-    sent_below: what lies above it has certainly not been sent; see `QueueStorage.mark_sent`.
+    sent_below: what lies at or above it has certainly not been sent; see `QueueStorage.mark_sent`.
     count, size: of the stored messages, the size as the sum of their payloads in bytes.
-    oldest_at, newest_at: when the first and the last of them were sent; next_expiry: when the first of them expires;
-        in seconds since the epoch.
+    oldest_at, newest_at: when the ones with the lowest and the highest seq were sent; next_expiry: when the first of
+        them expires; in seconds since the epoch.
     """
 
     ident: str
@@ -290,12 +290,12 @@ class MemoryQueueStorage(QueueStorage):
                     stream.sent_below,
                     len(stream.messages),
                     sum(len(message.data) for message in stream.messages),
-                    min((message.queued_at for message in stream.messages), default=None),
+                    stream.messages[0].queued_at if stream.messages else None,
                     min(
                         (message.expires_at for message in stream.messages if message.expires_at is not None),
                         default=None,
                     ),
-                    max((message.queued_at for message in stream.messages), default=None),
+                    stream.messages[-1].queued_at if stream.messages else None,
                 )
                 for ident, stream in self._streams.items()
             ]

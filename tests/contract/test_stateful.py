@@ -1,0 +1,128 @@
+"""Each storage agrees with a model of plain lists and dictionaries, whatever is called in whatever order.
+
+hypothesis makes up the calls. It always makes up the same ones: a failure, which shows the calls that lead to it, is
+replayed by running the test again.
+"""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+from pymongo.errors import AutoReconnect
+
+from netcomm.errors import StorageUnavailable
+from netcomm.storage import MemoryQueueStorage
+from netcomm_mongodb import MongoQueueStorage
+from netcomm_sqlite import SqliteQueueStorage
+from tests.contract.mongodb_server import mongodb_url, own_mongodb
+from tests.contract.storage_machine import Draft, StorageMachine, batches
+
+__all__ = ["mongodb_url", "own_mongodb"]  # fixtures
+
+
+# It is not the calls that take long, but finding the fewest that fail; hypothesis gives up after 300 s.
+pytestmark = pytest.mark.timeout(400)
+
+
+def run(make: Callable[[], StorageMachine], examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        make,
+        settings=settings(
+            derandomize=True,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            max_examples=examples,
+            stateful_step_count=steps,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_memory() -> None:
+    def make() -> StorageMachine:
+        storage = MemoryQueueStorage()
+        return StorageMachine(lambda read_only: storage, has_place=False)
+
+    run(make, examples=60, steps=40)
+
+
+def test_sqlite(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def make() -> StorageMachine:
+        path = tmp_path / f"{next(numbers)}.db"
+        # No power is cut here: nothing has to be waited for.
+        return StorageMachine(lambda read_only: SqliteQueueStorage(path, durability="process", read_only=read_only))
+
+    run(make, examples=60, steps=40)
+
+
+class LostAnswer:
+    """A collection of which one update fails, before or after the server has made it."""
+
+    def __init__(self, collection: Any, is_made: bool) -> None:
+        self._collection = collection
+        self._is_made = is_made
+
+    def update_one(self, *arguments: Any) -> None:
+        if self._is_made:
+            self._collection.update_one(*arguments)
+        raise AutoReconnect("the answer got lost")
+
+
+class MongodbMachine(StorageMachine):
+    """With appends whose answer gets lost."""
+
+    @rule(found=batches, again=st.booleans(), is_made=st.booleans())
+    def append_without_answer(self, found: list[Draft], again: bool, is_made: bool) -> None:
+        storage: Any = self.storage
+        batch = self.batch_of(found, again)
+        collection = storage._meta
+        storage._meta = LostAnswer(collection, is_made)
+        try:
+            with pytest.raises(StorageUnavailable):
+                storage.append(batch)
+        finally:
+            storage._meta = collection
+
+    @precondition(lambda self: self.has_place)
+    @rule()
+    def look_from_elsewhere(self) -> None:
+        self.storage.append([])  # until the owner's next change, others may see what it could not be sure of
+        super().look_from_elsewhere()
+
+
+@pytest.fixture
+def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes thousands of messages, or large ones, takes a few here."""
+    for name, value in {
+        "_JOURNAL_ENTRIES": 2,
+        "_PART_BYTES": 30,
+        "_LATE_DELETES": 4,
+        "_DELETE_SLICE": 3,
+        "_SINGLE_DELETES": 3,
+        "_MAX_GAPS": 3,
+        "_POSITIONS_SLICE": 2,
+    }.items():
+        monkeypatch.setattr(f"netcomm_mongodb.{name}", value)
+    # pymongo's threads look for their end this often.
+    monkeypatch.setattr("pymongo.common.MIN_HEARTBEAT_INTERVAL", 0.02)
+
+
+@pytest.mark.usefixtures("_small_steps")
+def test_mongodb(mongodb_url: str) -> None:
+    numbers = itertools.count()
+
+    def make() -> StorageMachine:
+        # With a long lease, its thread does nothing: the order of things is that of the calls.
+        url = f"{mongodb_url}&netcomm_prefix=stateful{next(numbers)}_&netcomm_lease_s=3600"
+        return MongodbMachine(lambda read_only: MongoQueueStorage.from_url(url, read_only))
+
+    run(make, examples=25, steps=30)
