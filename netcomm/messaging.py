@@ -221,6 +221,10 @@ class _Peer:
         return self.connection is not None and self.connection.session.established
 
 
+# With fewer messages that are not acknowledged, two peers converse, and each message goes out by itself: an answer
+# often comes before the acknowledgement of what it answers. With more, it is a stream, and what gathers goes together.
+_CONVERSATION = 4
+
 # A deadline belongs to a connection (its session's), or to a peer.
 _SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
 _Key = tuple[int, int | str]
@@ -229,7 +233,7 @@ _Key = tuple[int, int | str]
 class Messaging:
     """The protocol of one peer, over any number of connections.
 
-    prompt: whether, since the last `take_writable`, a message was queued for a peer that no transient one waited for.
+    prompt: whether, since the last `take_writable`, a message was queued that should not wait for others.
     """
 
     def __init__(
@@ -624,7 +628,7 @@ class Messaging:
         Returns how many were taken: of transient messages, those that there is room for.
         """
         peer = self._peers.get(ident) or self._peer(ident)
-        self.prompt = self.prompt or not peer.outbox.volatile.queued
+        self.prompt = self.prompt or peer.outbox.volatile.queued < _CONVERSATION
         taken = peer.outbox.append(deliveries, now)
         connection = peer.connection
         if connection is not None:
@@ -831,18 +835,30 @@ class Messaging:
         self._writable.clear()
         return writable
 
-    def output(self, number: int, budget: int, now: float) -> list[bytes]:
-        """About `budget` bytes to be sent on a connection, in buffers; nothing where there is no more to say now."""
+    def output(self, number: int, budget: int, now: float) -> tuple[list[bytes], bool]:
+        """About `budget` bytes to be sent on a connection, in buffers; and whether there may be more to be said now."""
         connection = self._connections.get(number)
         if connection is None:
-            return []
+            return [], False
         session = connection.session
         peer = connection.peer
         if peer is None or peer.connection is not connection:
-            return session.take_output()
+            return session.take_output(), False
         for ack in peer.inbox.due_acks():
             session.acknowledge(ack)
         buffers = session.take_output()
+        more = peer.outbox.has_waiting
+        if more:
+            more = self._take(peer, session, budget, now, buffers)
+        if not more:
+            self._ask_storage(peer)  # what is first now may have to be marked
+        if buffers:
+            buffers = wire.joined(buffers)
+            peer.bytes_sent += sum(map(len, buffers))
+        return buffers, more
+
+    def _take(self, peer: _Peer, session: Session, budget: int, now: float, buffers: list[bytes]) -> bool:
+        """Add messages that wait, about `budget` bytes of one stream; returns whether there may be more."""
         self._drop(peer, peer.outbox.expire(now))
         while (taken := peer.outbox.take(budget)) is not None:
             stream, epoch, next_seq, batch, rejected = taken
@@ -854,12 +870,8 @@ class Messaging:
             elif batch:
                 buffers += wire.data(batch, next_seq, now)
             if batch:
-                break
-        else:
-            self._ask_storage(peer)  # what is first now may have to be marked
-        buffers = wire.joined(buffers)
-        peer.bytes_sent += sum(map(len, buffers))
-        return buffers
+                return peer.outbox.has_waiting
+        return False
 
     # -- Time -------------------------------------------------------------------------------------------------
 

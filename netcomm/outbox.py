@@ -485,6 +485,11 @@ class Outbox:
         return self.volatile.has_room(size, self._limits)
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether a message in memory waits to be sent, or for its end."""
+        return bool(self.volatile.waiting) or (self.durable is not None and bool(self.durable.waiting))
+
+    @property
     def idle(self) -> bool:
         """Whether no message is queued."""
         return not self.volatile.queued and (self.durable is None or not self.durable.queued)

@@ -622,7 +622,7 @@ class Peer(threading.Thread):
 
     def _pass(self) -> None:
         with self._mutex:
-            when = self._wake_at = self._earliest(self._messaging.deadline(), self._tell_at)
+            when = self._wake_at = self._next_deadline()
         timeout = None if when is None else max(0.0, when - monotonic())
         for event in self._link.poll(timeout):
             with self._mutex:
@@ -635,9 +635,10 @@ class Peer(threading.Thread):
             self._messaging.tick(now)
             self._settle()
 
-    @staticmethod
-    def _earliest(*times: float | None) -> float | None:
-        return min((time for time in times if time is not None), default=None)
+    def _next_deadline(self) -> float | None:
+        """With the mutex held: when the loop has something to do, though nothing happens."""
+        when = self._messaging.deadline()
+        return self._tell_at if when is None or (self._tell_at is not None and self._tell_at < when) else when
 
     def _act_on_link(self, event: link.LinkEvent) -> None:
         now = monotonic()
@@ -681,7 +682,7 @@ class Peer(threading.Thread):
                     self._dispatcher.put(event)
         if changed:
             self._changed.notify_all()
-        when = self._earliest(self._messaging.deadline(), self._tell_at)
+        when = self._next_deadline()
         if when is not None and (self._wake_at is None or when < self._wake_at):
             self._wake_at = when
             self._link.ring()
@@ -706,10 +707,11 @@ class Peer(threading.Thread):
 
     def _pump(self, number: int) -> None:
         while self._link.has_room(number):
-            buffers = self._messaging.output(number, _OUTPUT_BUDGET_BYTES, monotonic())
-            if not buffers:
+            buffers, more = self._messaging.output(number, _OUTPUT_BUDGET_BYTES, monotonic())
+            if buffers:
+                self._link.write(number, buffers)
+            if not more:
                 return
-            self._link.write(number, buffers)
 
     def _close_connections(self) -> None:
         """Close everything, gently: what was written still goes out, if the other side takes it soon."""
@@ -756,7 +758,7 @@ class Peer(threading.Thread):
     def _dispatch(self, event: "messaging.Event | _Release") -> None:
         match event:
             case messaging.Received():
-                if not self._held and not self._has_receiver():
+                if not self._held and not (self.on_recv or self.on_message):
                     log.warning("%r holds messages back: on_recv and on_message are empty", self._local_ident)
                 self._held.append(event)
                 self._hand_over_held()
@@ -775,11 +777,8 @@ class Peer(threading.Thread):
     def _release(self) -> None:
         self._dispatcher.put(_Release())
 
-    def _has_receiver(self) -> bool:
-        return bool(self.on_recv or self.on_message)
-
     def _hand_over_held(self) -> None:
-        while self._held and self._has_receiver():
+        while self._held and (self.on_recv or self.on_message):
             self._hand_over(self._held.popleft())
 
     def _hand_over(self, received: messaging.Received) -> None:

@@ -154,10 +154,11 @@ class Process:
 
     def _pump(self, number: int) -> None:
         end = self.ends.get(number)
-        while end is not None and end.room:
-            buffers = self.messaging.output(number, self.node.budget, self.now)
+        more = True
+        while end is not None and more and end.room:
+            buffers, more = self.messaging.output(number, self.node.budget, self.now)
             if not buffers:
-                return
+                continue
             packets = b"".join(buffers)
             end.outgoing.write(packets)
             for frame in Reader(Limits()).feed(packets)[0]:

@@ -255,11 +255,10 @@ class Host:
         moved = False
         for number in numbers:
             end = self.ends.get(number)
-            while end is not None and len(end.out) < self.net.high:
-                buffers = self.messaging.output(number, self.net.budget, self.net.now)
-                if not buffers:
-                    break
-                moved = True
+            more = True
+            while end is not None and more and len(end.out) < self.net.high:
+                buffers, more = self.messaging.output(number, self.net.budget, self.net.now)
+                moved = moved or bool(buffers)
                 end.out += b"".join(buffers)
         return moved
 

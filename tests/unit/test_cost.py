@@ -55,7 +55,7 @@ class Pair:
     @staticmethod
     def output(messaging: Messaging) -> bytes:
         packets = b""
-        while buffers := messaging.output(1, 1 << 30, 0.0):
+        while buffers := messaging.output(1, 1 << 30, 0.0)[0]:
             packets += b"".join(buffers)
         return packets
 

@@ -231,7 +231,7 @@ def test_numbers_that_are_not_known_are_passed_over() -> None:
     host = net.host("a")
     host.messaging.data_received(99, b"x", net.now)
     host.messaging.connection_lost(99, "gone", net.now)
-    assert host.messaging.output(99, 1000, net.now) == []
+    assert host.messaging.output(99, 1000, net.now) == ([], False)
     assert host.messaging.next_events() == []
 
 
