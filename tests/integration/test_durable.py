@@ -742,7 +742,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
         receiver.connection_opened(number, "here", 0, 0.0)
 
     def send(sender: Messaging, count: int) -> list[Delivery]:
-        deliveries = [Delivery("receiver", bytes(16), b"x", 34, None, True, lambda *args: False) for _ in range(count)]
+        deliveries = [Delivery("receiver", bytes(16), b"x", 38, None, True, lambda *args: False) for _ in range(count)]
         sender.number("receiver", deliveries)
         sender.send("receiver", deliveries, 0.0)
         return deliveries
