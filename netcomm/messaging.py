@@ -388,6 +388,10 @@ class Messaging:
             while (event := session.next_event()) is not None:
                 if session.legacy and not session.established:
                     self._establish(self._peer_of(connection), connection, now)
+                if isinstance(event, wire.Data | wire.Messages) and self._is_full(connection):
+                    session.put_back(event)  # until enough is handed over
+                    self._pause(connection, True)
+                    return
                 match event:
                     case wire.Data(stream, items):
                         self._receive(connection, stream, items)
@@ -568,13 +572,17 @@ class Messaging:
     def _took(self, peer: _Peer, connection: _Connection, items: list[DataItem]) -> None:
         peer.received += len(items)
         peer.inbox.pending_bytes += _size(items)
+        if self._is_full(connection):
+            self._pause(connection, True)
+
+    def _is_full(self, connection: _Connection) -> bool:
+        """Whether more waits for callbacks than this connection may add to."""
         # A netcomm peer keeps to the window by itself, but for one large message, and for what an earlier process sent:
         # as long as it does, it is read, so that its pings are answered.
         allowed = self._limits.window_bytes
         if not connection.session.legacy:
             allowed += self._limits.max_frame_bytes
-        if peer.inbox.pending_bytes > allowed:
-            self._pause(connection, True)
+        return self._peer_of(connection).inbox.pending_bytes > allowed
 
     def hand_over(self, received: Received, start: int, stop: int, now: float) -> None:
         """The callbacks of `received.items[start:stop]` have returned; all before them have been named before."""
@@ -592,6 +600,8 @@ class Messaging:
             if connection.paused and peer.inbox.pending_bytes <= self._limits.window_bytes // 2:
                 connection.session.excuse(now)
                 self._pause(connection, False)
+                if not connection.paused:
+                    self._process(connection, now)  # what was put back
 
     def position_stored(self, ident: str, position: Position) -> None:
         """The storage has a position."""

@@ -165,6 +165,10 @@ class Session:
             raise self._error
         return None
 
+    def put_back(self, frame: wire.Frame) -> None:
+        """Let `next_event` return a frame once more."""
+        self._frames.appendleft(frame)
+
     def _receive_version(self, number: int) -> None:
         if number != wire.PROTOCOL_VERSION:
             self._output.append(wire.INCOMPATIBLE)

@@ -1587,10 +1587,28 @@ def test_what_waits_for_callbacks_survives_the_connection() -> None:
     second = net.raw(host)
     net.exchange(second, helpers.legacy_handshake("b"), helpers.message(b"y"))
     assert second.paused
-    host.hand_over()
+    host.holding = False
     net.settle()
     assert not second.paused
     assert host.payloads() == [b"x" * 2000, b"y"]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_what_waits_for_callbacks_is_bounded_over_all_connections(legacy: bool) -> None:
+    net = Net()
+    host = net.host("a", Limits(max_frame_bytes=1000, window_bytes=1000))
+    host.holding = True
+    for epoch in range(20):
+        end = net.raw(host)
+        if legacy:
+            net.exchange(end, helpers.legacy_handshake("b") + helpers.message(bytes(900)) * 5)
+        else:
+            messages = b"".join(helpers.data(seq, bytes(900)) for seq in range(5))
+            net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin(epoch=epoch) + messages)
+        assert end.paused
+        end.lose()
+    assert sum(len(event.items) for event in host.queue) == 5
+    assert host.messaging.stats()["b"].received == 5
 
 
 def test_one_paused_peer_does_not_hold_up_the_others() -> None:

@@ -1,0 +1,46 @@
+"""Defects to be planted in netcomm, to see that what is here finds them."""
+
+from tests.simulation.mutations import Mutation
+
+# No input of the corpus shows it: the fuzzer has to change one.
+HIDDEN = "raises-at-a-pong-with-payload"
+
+DEFECTS = {
+    mutation.name: mutation
+    for mutation in (
+        Mutation("size-over-limit", "wire.Reader._parse", "0 < size <= limit", "0 < size <= 2 * limit"),
+        Mutation("struct-error-leaks", "wire.Reader._parse_other", "except struct.error:", "except ZeroDivisionError:"),
+        Mutation("split-forgets-bytes", "wire.Reader.feed", "memoryview(chunk)[end:]", "memoryview(chunk)[end:-1]"),
+        Mutation(
+            "durable-is-volatile",
+            "wire.Reader._parse",
+            "Stream.DURABLE if persistent else Stream.VOLATILE",
+            "Stream.VOLATILE",
+        ),
+        Mutation(
+            "everybody-is-a-netcomm-peer",
+            "session.Session.admit",
+            "State.LEGACY if self.remote is None else State.EXTENDED",
+            "State.EXTENDED",
+        ),
+        Mutation("last-seq", "inbox.Inbox.accept", "if next_seq > _MAX_SEQ:", "if False:"),
+        Mutation(
+            "begin-forgets-the-position",
+            "inbox.Inbox.begin",
+            "if known is None or known.epoch != frame.epoch:",
+            "if True:",
+        ),
+        Mutation(
+            "never-sent-again",
+            "outbox.Outbox.acknowledge",
+            "self._requeue(state, ack.received_seq)",
+            "state.requeue(2**64)",
+        ),
+        Mutation(
+            HIDDEN,
+            "wire.Reader._parse_other",
+            "frame = parser(chunk[start:end])",
+            "frame = parser(chunk[start:end]); assert frame_type != FrameType.PONG or end == start",
+        ),
+    )
+}

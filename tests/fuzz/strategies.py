@@ -1,0 +1,80 @@
+"""What hypothesis makes for these tests: packets, streams of them that may be broken, and places to cut them."""
+
+from hypothesis import strategies as st
+
+from netcomm import wire
+from netcomm.message import Stream
+from tests.fuzz import reference
+from tests.fuzz.codec import LIMITS
+from tests.unit import helpers
+
+U32 = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**32 - 1])
+U64 = st.integers(0, 2**64 - 1) | st.integers(0, 5) | st.just(2**64 - 1)
+ID = st.binary(min_size=16, max_size=16)
+PAYLOAD = st.binary(max_size=60)
+STREAM = st.sampled_from(Stream)
+FLAGS = st.integers(0, 3)
+IDENT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
+
+HELLO = st.builds(
+    wire.Hello,
+    version=st.integers(1, 0xFFFF),
+    peer_id=ID,
+    boot_id=ID,
+    connector=U32,
+    max_frame_bytes=st.integers(33, 2**32 - 1),
+    window_bytes=st.integers(1, 2**32 - 1),
+)
+ORDERED = st.tuples(U64, U64).map(sorted)
+BEGIN = st.builds(lambda stream, epoch, seqs: wire.Begin(stream, epoch, *seqs), STREAM, U64, ORDERED)
+ACK = st.builds(lambda stream, epoch, seqs: wire.Ack(stream, epoch, *seqs), STREAM, U64, ORDERED)
+SKIP = st.builds(wire.Skip, STREAM, U64)
+
+# Of any type and with any payload; few of them are valid.
+ANY_PACKET = st.builds(
+    helpers.packet, st.sampled_from([*reference.LENGTHS, 0x8F]) | st.integers(0, 255), st.binary(max_size=70)
+)
+# As large as may be, and larger by one.
+AT_LIMIT = st.sampled_from([LIMITS.max_handshake_frame_bytes, LIMITS.max_frame_bytes]).flatmap(
+    lambda size: st.sampled_from([size - 1, size]).map(lambda size: helpers.packet(0x8F, bytes(size)))
+)
+PACKET = st.one_of(
+    AT_LIMIT,
+    st.binary(min_size=1, max_size=6).map(lambda name: helpers.packet(helpers.IDENT, name)),
+    st.sampled_from([wire.PING, wire.PONG, wire.INCOMPATIBLE, helpers.version(), helpers.refuse(1, "no")]),
+    IDENT.map(helpers.ident),
+    HELLO.map(wire.hello),
+    BEGIN.map(wire.begin),
+    ACK.map(wire.ack),
+    SKIP.map(lambda frame: wire.skip(frame.stream, frame.next_seq)),
+    st.builds(helpers.data, U64, PAYLOAD, FLAGS, U32),
+    st.builds(helpers.message, PAYLOAD, U32, FLAGS),
+    ANY_PACKET,
+)
+HANDSHAKE = st.sampled_from(
+    [helpers.netcomm_handshake("b"), helpers.legacy_handshake("b"), helpers.version(), helpers.ident("b"), b""]
+)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """Packets behind a handshake, or none; in some, a few bytes are changed, taken out or put in."""
+    stream = bytearray(draw(HANDSHAKE) + b"".join(draw(st.lists(PACKET, max_size=12))))
+    for _ in range(draw(st.sampled_from([0, 0, 1, 3]))):
+        place = draw(st.integers(0, len(stream)))
+        stream[place : place + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
+    return bytes(stream)
+
+
+ANY_STREAM = streams() | st.binary(max_size=300)
+
+
+@st.composite
+def chunks(draw: st.DrawFn, stream: st.SearchStrategy[bytes] = ANY_STREAM) -> list[bytes]:
+    """A stream, cut anywhere; chunks may be empty."""
+    whole = draw(stream)
+    places = draw(st.lists(st.integers(0, len(whole)), max_size=20).map(sorted))
+    return [whole[start:end] for start, end in zip([0, *places], [*places, len(whole)], strict=True)]
+
+
+OVER_LIMIT = st.integers(LIMITS.max_frame_bytes + 1, 2**32 - 1)

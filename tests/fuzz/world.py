@@ -1,0 +1,281 @@
+"""Two peers, what is said between them, and a stranger: all that happens is told by a script of bytes.
+
+Each step of a script is two bytes, what and how; some take more. `check_world` runs a script, and may then let
+the network be well again. What must hold then:
+
+- Every message has ended, unless bytes were changed on their way, or the stranger has spoken for one of the two.
+- Where neither happened, and the stranger has not called itself like one of the two: each message was handed over
+  once and in order, or has expired; and nobody but the stranger has broken the protocol.
+- What waits for callbacks is bounded by the window, and one read.
+"""
+
+from enum import IntEnum, auto
+
+from netcomm.message import Delivery, DeliveryState
+from netcomm.messaging import Failed
+from netcomm.storage import MemoryQueueStorage
+from netcomm.wire import packet_size
+from tests.fuzz.codec import LIMITS
+from tests.unit import helpers
+from tests.unit.helpers import End, Host, Net, Wire
+
+# The bits of a script's first byte that ask for healing; rare ones, since it costs more than most scripts.
+HEAL = 7
+# What names b's stream to a: a stranger that knows it can make a pass over what b sends.
+_EPOCH_OF_B = (2 * helpers.FIRST_EPOCH).to_bytes(8)
+_ALL = 1 << 20
+
+# What may wait for callbacks before nothing more is taken of a peer, and what one read can add to it: what is left of a
+# packet, and the longest chunk.
+_MAX_WAITING_BYTES = LIMITS.window_bytes + LIMITS.max_frame_bytes
+_MAX_READ_BYTES = 4 + LIMITS.max_frame_bytes + 0x100
+
+# What a stranger can say with one step.
+FRAMES = [
+    helpers.netcomm_handshake("b"),
+    helpers.netcomm_handshake("stranger", boot=b"S" * 16, connector=1),
+    helpers.legacy_handshake("b"),
+    helpers.legacy_handshake("stranger"),
+    helpers.netcomm_handshake("a"),
+    helpers.netcomm_handshake("other", max_frame_bytes=33, window_bytes=1),
+    helpers.begin(),
+    helpers.begin(epoch=7, first=2, sent_below=3, stream=1),
+    helpers.begin(epoch=8, first=2**64 - 1, sent_below=2**64 - 1),
+    helpers.data(0, b"x"),
+    helpers.data(1, b"y" * 30),
+    helpers.data(2, b"z", flags=1, ttl=1),
+    helpers.data(2**64 - 1, b"last"),
+    helpers.ack(0),
+    helpers.ack(1),
+    helpers.ack(0, received=3),
+    helpers.ack(1, stream=1, epoch=helpers.FIRST_EPOCH + 1, received=2),
+    helpers.ack(2**64 - 1, stream=1, epoch=helpers.FIRST_EPOCH + 1),
+    helpers.skip(4),
+    helpers.skip(2**64 - 1, stream=1),
+    helpers.packet(helpers.PING),
+    helpers.packet(helpers.PONG) * 3,
+    helpers.message(b"legacy", flags=1),
+    helpers.refuse(1, "go away"),
+    helpers.packet(helpers.INCOMPATIBLE),
+    helpers.packet(0x8F, b"later"),
+    bytes(4),
+]
+
+
+class Step(IntEnum):
+    """What a step's first byte says; its second byte is `how`."""
+
+    SEND_A = 0  # lowest 5 bits: size; 0x20: it lives for a second; 0x40: not at all; 0x80: persistent
+    SEND_B = auto()
+    MOVE_TO_B = auto()  # how many bytes
+    MOVE_TO_A = auto()
+    CONNECT = auto()  # 1: b dials, else a
+    CUT = auto()
+    WAIT = auto()  # eighths of a second
+    HOLD = auto()  # 1: a's callbacks do not return; 2: b's; 4: a's storage does not answer
+    HAND_OVER = auto()  # so many of a's callbacks return
+    STRANGER_COMES = auto()  # 1: a has dialled it
+    STRANGER_LEAVES = auto()
+    STRANGER_SAYS = auto()  # which of FRAMES
+    STRANGER_SAYS_RAW = auto()  # as many bytes of the script
+    CHANGE = auto()  # 1: what is on its way to a, else to b: the next byte, by xor with the script's next
+    EXCHANGE = auto()  # all that is on its way, to b and then to a
+
+
+class World(Net):
+    """The peers a, with a storage, and b, and what has become of them.
+
+    tampered: bytes were changed; posed: the stranger has said b's name; guessed: and what names b's stream.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.piece = _ALL
+        self.a = self.host("a", LIMITS, MemoryQueueStorage())
+        self.b = self.host("b", LIMITS)
+        self.link: Wire | None = None
+        self.stranger: End | None = None
+        self.strangers = 0
+        self.tampered = self.posed = self.guessed = False
+        self.heard = b""  # what the present stranger has said
+        self.sent: dict[Host, list[tuple[Delivery, bytes]]] = {self.a: [], self.b: []}
+
+    def chunk_size(self) -> int:
+        return self.piece
+
+    def run(self, script: bytes) -> None:
+        position = 0
+        while position + 1 < len(script):
+            step, how = script[position], script[position + 1]
+            position += 2
+            position += self._take(step % len(Step), how, script[position:])
+            self.a.act()
+            self.b.act()
+        self._check_bounds()
+
+    def _take(self, step: int, how: int, rest: bytes) -> int:
+        """Do one step; returns how many bytes it took of the rest."""
+        match step:
+            case Step.SEND_A:
+                self._send(self.a, "b", how)
+            case Step.SEND_B:
+                self._send(self.b, "a", how)
+            case Step.MOVE_TO_B:
+                self._move(self.b, how)
+            case Step.MOVE_TO_A:
+                self._move(self.a, how)
+            case Step.CONNECT:
+                if self.link is None or (self.link.one.gone and self.link.other.gone):
+                    self._connect(bool(how & 1))
+            case Step.CUT:
+                if self.link is not None:
+                    self.link.cut()
+            case Step.WAIT:
+                self.now += how / 8
+                self.a.messaging.tick(self.now)
+                self.b.messaging.tick(self.now)
+            case Step.HOLD:
+                self.a.holding, self.b.holding, self.a.storing = bool(how & 1), bool(how & 2), not how & 4
+            case Step.HAND_OVER:
+                self._check_bounds()
+                self.a.hand_over(how)
+            case Step.STRANGER_COMES:
+                self._stranger_leaves()
+                self._stranger_comes(how & 1)
+            case Step.STRANGER_LEAVES:
+                self._stranger_leaves()
+            case Step.STRANGER_SAYS:
+                self._stranger_says(FRAMES[how % len(FRAMES)])
+            case Step.STRANGER_SAYS_RAW:
+                self._stranger_says(rest[:how])
+                return how
+            case Step.CHANGE:
+                self._change(self.a if how & 1 else self.b, rest)
+                return 1
+            case Step.EXCHANGE:
+                self._move(self.b, _ALL)
+                self.b.act()
+                self._move(self.a, _ALL)
+        return 0
+
+    # -- The two --------------------------------------------------------------------------------------------------
+
+    def _send(self, host: Host, to: str, how: int) -> None:
+        payload = len(self.sent[host]).to_bytes(2) + bytes(how & 0x1F)
+        ttl = 0.0 if how & 0x40 else 1.0 if how & 0x20 else None
+        if host.storage is not None and how & 0x80:
+            delivery = host.send_persistent(to, payload, ttl)
+        elif host.messaging.has_room(to, packet_size(len(payload))):
+            delivery = host.send(to, payload, ttl)
+        else:
+            return
+        self.sent[host].append((delivery, payload))
+
+    def _connect(self, b_dials: bool) -> None:
+        self.wires.clear()
+        one, other = (self.b, self.a) if b_dials else (self.a, self.b)
+        self.link = self.connect(one, other)
+
+    def _ends(self, target: Host) -> tuple[End, End] | None:
+        """The ends of the link from the other peer to this one, if there ever was one."""
+        if self.link is None:
+            return None
+        one, other = self.link.one, self.link.other
+        return (one, other) if other.host is target else (other, one)
+
+    def _move(self, target: Host, count: int) -> None:
+        ends = self._ends(target)
+        if self.link is not None and ends is not None:
+            self.piece = max(1, count)
+            self.link.move(*ends)
+            self.piece = _ALL
+
+    def _change(self, target: Host, rest: bytes) -> None:
+        ends = self._ends(target)
+        if ends is not None and ends[0].out and rest and rest[0]:
+            ends[0].out[0] ^= rest[0]
+            self.tampered = True
+
+    # -- The stranger ---------------------------------------------------------------------------------------------
+
+    def _stranger_comes(self, connector: int) -> None:
+        self.strangers += 1
+        self.heard = b""
+        self.stranger = self.raw(self.a, connector)
+
+    def _stranger_leaves(self) -> None:
+        if self.stranger is not None:
+            self.stranger.lose()
+
+    def _stranger_says(self, chunk: bytes) -> None:
+        if self.stranger is None or self.stranger.gone:
+            self._stranger_comes(0)
+        end = self.stranger
+        assert end is not None
+        if end.paused:
+            return
+        self.heard += chunk
+        self.posed = self.posed or helpers.ident("b") in self.heard
+        self.guessed = self.guessed or _EPOCH_OF_B in self.heard
+        end.feed(chunk)
+        end.out.clear()
+
+    # -- What must hold -------------------------------------------------------------------------------------------
+
+    def _check_bounds(self) -> None:
+        for host in (self.a, self.b):
+            waiting: dict[str, int] = {}
+            done = host.done
+            for received in host.queue:
+                size = sum(packet_size(len(item[4])) for item in received.items[done:])
+                waiting[received.ident] = waiting.get(received.ident, 0) + size
+                done = 0
+            for ident, size in waiting.items():
+                most = _MAX_WAITING_BYTES + _MAX_READ_BYTES
+                assert size <= most, f"{size} bytes of {ident!r} wait for the callbacks of {host.name!r}"
+
+    def heal(self) -> None:
+        """Let the network, the storage and the callbacks be well, and look at what has become of the messages."""
+        self._stranger_leaves()
+        if self.link is not None:
+            self.link.cut()
+        self.a.holding = self.b.holding = False
+        self.a.storing = True
+        self.now += 1.0  # what has a time to live has outlived it
+        self._connect(False)
+        self.advance(0.0)
+        if self.tampered or self.guessed:
+            return
+        for host, name in ((self.a, "b"), (self.b, "a")):
+            for delivery, _ in self.sent[host]:
+                assert delivery.done, f"{delivery!r} never ends"
+            stats = host.messaging.stats()[name]
+            assert (stats.connected, stats.queued, stats.in_flight) == (True, 0, 0)
+        if self.posed or self.strangers > LIMITS.max_idle_peers - 2:  # b may have been forgotten
+            return
+        self._check_handed_over(self.a, self.b)
+        self._check_handed_over(self.b, self.a)
+        assert not [event for event in self.b.happened(Failed) if "protocol error" in str(event)]
+
+    def _check_handed_over(self, sender: Host, receiver: Host) -> None:
+        for persistent in (False, True):
+            expected = []
+            for delivery, payload in self.sent[sender]:
+                if delivery.persistent is persistent and delivery.state is not DeliveryState.EXPIRED:
+                    assert delivery.state is DeliveryState.DELIVERED, delivery
+                    expected.append(payload)
+            persistent_payloads = {payload for delivery, payload in self.sent[sender] if delivery.persistent}
+            got = [
+                (payload, again)
+                for ident, payload, again in receiver.received
+                if ident == sender.name and (payload in persistent_payloads) is persistent
+            ]
+            assert got == [(payload, False) for payload in expected], f"{got} of {expected} were handed over"
+
+
+def check_world(script: bytes) -> None:
+    """Run a script, and see what holds then and, where its first byte says so, in the end."""
+    world = World()
+    world.run(script[1:])
+    if script[0] & HEAL == HEAL and (world.sent[world.a] or world.sent[world.b]):
+        world.heal()
