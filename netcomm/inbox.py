@@ -1,6 +1,7 @@
 """`Inbox`: what has come from one peer, over all its connections: positions, duplicates, what was handed over."""
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Stream
@@ -8,6 +9,8 @@ from netcomm.storage import Position
 from netcomm.wire import Ack, Begin
 
 _MAX_SEQ = 2**64 - 1
+# So many epochs that the sender has left are remembered.
+_LEFT_EPOCHS = 16
 
 DataItem = tuple[int, bytes, int, int, bytes]
 
@@ -22,6 +25,7 @@ class InStream:
     restored: whether the position comes from a storage, and the sender has not begun the stream since.
     begun: whether the sender has begun the stream on the present connection.
     ack_due: whether the sender is to be told how far the stream has come.
+    skips: where seqs were skipped behind messages that were not handed over yet: from where, to where.
     """
 
     epoch: int
@@ -31,6 +35,13 @@ class InStream:
     restored: bool = False
     begun: bool = True
     ack_due: bool = True
+    skips: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def handed(self, next_seq: int) -> None:
+        """What is below `next_seq` was handed over, and so was what was skipped behind it."""
+        while self.skips and self.skips[0][0] <= next_seq:
+            next_seq = max(next_seq, self.skips.popleft()[1])
+        self.handed_seq = next_seq
 
 
 class Inbox:
@@ -39,7 +50,7 @@ class Inbox:
     pending_bytes: the size of what was received and not handed over.
     """
 
-    __slots__ = ("_stores_positions", "_streams", "pending_bytes")
+    __slots__ = ("_left", "_stores_positions", "_streams", "pending_bytes")
 
     def __init__(self, stores_positions: bool, position: Position | None = None) -> None:
         """Make an inbox without connection.
@@ -49,6 +60,7 @@ class Inbox:
         """
         self._stores_positions = stores_positions
         self._streams: dict[Stream, InStream] = {}
+        self._left: deque[int] = deque(maxlen=_LEFT_EPOCHS)  # epochs of the durable stream
         self.pending_bytes = 0
         if position is not None:
             seq = position.next_seq
@@ -64,15 +76,23 @@ class Inbox:
         known = self._streams.get(frame.stream)
         if known is None or known.epoch != frame.epoch:
             self._streams[frame.stream] = InStream(frame.epoch, frame.first_seq, frame.first_seq, frame.sent_below)
-            return
-        if known.begun:
-            raise RemoteProtocolError(f"second BEGIN of the {frame.stream.name} stream")
-        known.begun = known.ack_due = True
-        if known.restored:
-            known.restored = False
-            known.redelivered_below = frame.sent_below
-        if known.next_seq < frame.first_seq:  # a storage restored from a backup has forgotten how far it was
-            known.next_seq = known.handed_seq = frame.first_seq
+            if known is not None and frame.stream is Stream.DURABLE:
+                self._left.append(known.epoch)
+        else:
+            if known.begun:
+                raise RemoteProtocolError(f"second BEGIN of the {frame.stream.name} stream")
+            known.begun = known.ack_due = True
+            if known.restored:
+                known.restored = False
+                known.redelivered_below = frame.sent_below
+            if known.next_seq < frame.first_seq:  # a storage restored from a backup has forgotten how far it was
+                known.next_seq = known.handed_seq = frame.first_seq
+        if frame.epoch in self._left:
+            # The sender's storage was restored twice. What had these seqs before may still wait for its callbacks, and
+            # would count for what has them now. A receiver that is ahead of all that was sent makes the sender renew
+            # the stream.
+            state = self._streams[frame.stream]
+            state.next_seq = max(state.next_seq, min(frame.sent_below + 1, _MAX_SEQ))
 
     def accept(self, stream: Stream, items: list[DataItem]) -> tuple[InStream, list[DataItem]]:
         """Of these messages, in the order of the wire, those that are new.
@@ -110,9 +130,13 @@ class Inbox:
     def skip(self, stream: Stream, next_seq: int) -> None:
         """What is below `next_seq` and has not come will not come any more."""
         state = self._begun(stream)
-        if state.handed_seq == state.next_seq < next_seq:
+        if next_seq <= state.next_seq:
+            return
+        if state.handed_seq == state.next_seq:
             state.handed_seq = next_seq
-        state.next_seq = max(state.next_seq, next_seq)
+        else:
+            state.skips.append((state.next_seq, next_seq))
+        state.next_seq = next_seq
 
     def hand_over(self, stream: Stream, epoch: int, next_seq: int) -> Position | None:
         """The callbacks of everything below `next_seq` have returned.
@@ -129,7 +153,7 @@ class Inbox:
         state = self._streams.get(stream)
         # The sender may have begun another epoch meanwhile: it has nothing to hear of the old one.
         if state is not None and state.epoch == position.epoch and position.next_seq > state.handed_seq:
-            state.handed_seq = position.next_seq
+            state.handed(min(position.next_seq, state.next_seq))
             state.ack_due = True
 
     def due_acks(self) -> list[Ack]:

@@ -202,6 +202,7 @@ class DurableOutStream(OutStream):
         "_loading",
         "_marking",
         "_renewal_asked",
+        "_renewal_below",
         "acknowledged_below",
         "arrived_below",
         "expires_at",
@@ -230,6 +231,7 @@ class DurableOutStream(OutStream):
         self._gone: set[int] = set()
         self._marking = False
         self._renewal_asked = False
+        self._renewal_below = 0  # what the storage certainly had when it was asked to renew the stream
         # Deliveries that users still hold while the message is in the storage alone.
         self._known: WeakValueDictionary[int, Delivery] = WeakValueDictionary()
 
@@ -278,13 +280,12 @@ class DurableOutStream(OutStream):
 
     def _fitting(self, deliveries: list[Delivery]) -> int:
         """How many of these, from the first on, memory takes: up to the one that reaches the limit."""
-        count = min(len(deliveries), max(0, _MAX_LOADED - len(self.waiting) - len(self.in_flight)))
-        room = _MAX_LOADED_BYTES - self.loaded_bytes
-        for index in range(count):
-            if room <= 0:
-                return index
-            room -= deliveries[index].size
-        return count
+        room, room_bytes = self._room()
+        for place, delivery in enumerate(deliveries):
+            if place >= room or room_bytes <= 0:
+                return place
+            room_bytes -= delivery.size
+        return len(deliveries)
 
     def _leave_in_storage(self, deliveries: list[Delivery]) -> None:
         if self.stored == 0:
@@ -388,6 +389,7 @@ class DurableOutStream(OutStream):
         if self.renewing:
             if not self._renewal_asked:
                 self._renewal_asked = True
+                self._renewal_below = self.added_below
                 wanted.append(Renew())
             return wanted
         if self.receiver_next is None:
@@ -395,7 +397,7 @@ class DurableOutStream(OutStream):
         if not self._marking and self.queued and self.marked_below - self._next_to_send() < _MARK_AHEAD // 2:
             self._marking = True
             wanted.append(Mark(self.next_seq + _MARK_AHEAD))
-        if not self._loading and self.stored and self._has_room(2):
+        if not self._loading and self.stored and min(self._room(2)) > 0:
             self._loading = True
             self._asked_for = self.stored
             wanted.append(Load(self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2))
@@ -415,16 +417,17 @@ class DurableOutStream(OutStream):
         """The stream has another epoch: everything is sent again, as if for the first time."""
         self.renewing = self._renewal_asked = False
         self.epoch = epoch
-        self.marked_below = self.added_below  # as the storage has it, which may know of more
+        self.marked_below = self._renewal_below  # what was appended since may have come behind the renewal
         self.sent_below = self.next_seq
         self.in_doubt_below = 0
         self.acknowledged_below = 0
         self.arrived_below = 0
         self.receiver_next = None
 
-    def _has_room(self, share: int = 1) -> bool:
+    def _room(self, share: int = 1) -> tuple[int, int]:
+        """How many messages, and bytes, memory takes until it is full, or full to a share."""
         loaded = len(self.waiting) + len(self.in_flight)
-        return loaded < _MAX_LOADED // share and self.loaded_bytes < _MAX_LOADED_BYTES // share
+        return _MAX_LOADED // share - loaded, _MAX_LOADED_BYTES // share - self.loaded_bytes
 
 
 class Outbox:

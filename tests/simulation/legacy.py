@@ -128,7 +128,7 @@ class LegacyProcess:
                 uuid, ttl, flags = struct.unpack_from(">16sII", payload)
                 item = (0, uuid, ttl, flags, payload[24:])
                 self.oracle.handed_over(self, side.ident, item, False, Stream(flags & 1))
-                if self.trap is not None:  # the callback raises
+                if self.trap is not None or self.world.now < self.node.raises_until:  # the callback raises
                     self.trap = None
                     self.node.kill()
                     return

@@ -1,32 +1,44 @@
 """Defects to be planted in netcomm, one at a time, to see whether the oracle finds them.
 
 Each replaces one piece of the source of one function, which must be there exactly once: where netcomm has changed, the
-catalogue has to follow.
+catalogue has to follow. `python -m tests.simulation --plant NAME --seeds 0..1000` looks for a schedule that shows one.
 """
 
 import importlib
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.simulation.schedule import Result, run
+
 
 @dataclass(frozen=True)
 class Mutation:
-    """name: what goes wrong; where: `module.Class.function`; old, new: the change of its source."""
+    """A change of the source of a function.
+
+    name: what goes wrong.
+    where: `module.Class.function`, in the package.
+    old, new: the change.
+    seed: of a schedule that shows it, where it is far to the first one; that changes with the simulator.
+    symptom: words of the violations that show it; others may come of it as well.
+    """
 
     name: str
     where: str
     old: str
     new: str
+    seed: int | None = None
+    symptom: str = ""
+    package: str = "netcomm"
 
     @contextmanager
     def planted(self) -> Iterator[None]:
         """Let netcomm be wrong for a while."""
         module_name, *path, name = self.where.split(".")
-        module = importlib.import_module(f"netcomm.{module_name}")
+        module = importlib.import_module(f"{self.package}.{module_name}")
         owner: Any = module
         for part in path:
             owner = getattr(owner, part)
@@ -44,6 +56,14 @@ class Mutation:
         finally:
             setattr(owner, name, original)
 
+    def shown_by(self, seeds: Iterable[int]) -> Result | None:
+        """What comes of the first of these schedules that shows it, once it is planted."""
+        with self.planted():
+            return next(filter(self.shows, map(run, seeds)), None)
+
+    def shows(self, result: Result) -> bool:
+        return result.violation is not None and self.symptom in result.violation
+
 
 def _catalogue() -> Iterator[Mutation]:
     inbox, stream, durable, outbox = "inbox.Inbox", "outbox.OutStream", "outbox.DurableOutStream", "outbox.Outbox"
@@ -60,6 +80,7 @@ def _catalogue() -> Iterator[Mutation]:
         f"{inbox}.hand_over",
         "return Position(epoch, next_seq)",
         "self.acknowledge(stream, Position(epoch, next_seq)); return Position(epoch, next_seq)",
+        seed=288,
     )
     yield Mutation(
         "acknowledged as handed over when it has arrived",
@@ -77,8 +98,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "first message after a SKIP dropped",
         f"{inbox}.skip",
-        "max(state.next_seq, next_seq)",
-        "max(state.next_seq, next_seq + 1)",
+        "state.next_seq = next_seq",
+        "state.next_seq = next_seq + 1",
     )
     yield Mutation(
         "not marked as redelivered",
@@ -112,8 +133,10 @@ def _catalogue() -> Iterator[Mutation]:
         "pending_bytes -= _size(items)",
         "pending_bytes -= _size(items[1:])",
     )
-    yield Mutation("reading not resumed", f"{messaging}.hand_over", "if connection.paused", "if False")
-    yield Mutation("reading not paused", f"{messaging}._took", "if peer.inbox.pending_bytes >", "if 0 >")
+    yield Mutation("reading not resumed", f"{messaging}.hand_over", "if connection.paused", "if False", seed=114)
+    yield Mutation(
+        "reading not paused", f"{messaging}._is_full", "pending_bytes > allowed", "pending_bytes > 2**60", seed=88
+    )
     # The sender's streams
     yield Mutation(
         "seqs used again after a restart",
@@ -134,7 +157,7 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "rejected though it fits", f"{outbox}._take_from", "> self._max_packet_bytes", ">= self._max_packet_bytes"
     )
-    yield Mutation("sent before the mark", f"{durable}.may_send", "seq < self.marked_below", "True")
+    yield Mutation("sent before the mark", f"{durable}.may_send_below", "return self.marked_below", "return 2**64")
     yield Mutation(
         "in-flight messages lost when put back",
         f"{stream}.requeue",
@@ -169,7 +192,7 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation("SKIP not sent", "wire.data", "if seq > next_seq", "if False")
     # The sender's storage
     yield Mutation("not renewed after a restored backup", f"{outbox}.acknowledge", "state.renewing = True", "pass")
-    yield Mutation("not marked after a renewal", f"{durable}.renew", "self.sent_below = self.next_seq", "pass")
+    yield Mutation("not marked after a renewal", f"{durable}.renew", "self.sent_below = self.next_seq", "pass", seed=94)
     yield Mutation(
         "loaded twice",
         f"{durable}.load",
@@ -191,19 +214,157 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation("mark not moved on", f"{durable}.marked", "self._marking = False", "pass")
     yield Mutation("ended messages not deleted", f"{messaging}._drop", "if stored:", "if False:")
-    # Connections
-    yield Mutation("pongs miscounted", f"{session}.probe", "self._pings.append(None)", "pass")
     yield Mutation(
-        "barrier ahead of its messages", f"{messaging}.output", "sent_below = batch[-1].seq + 1", "sent_below = 2**60"
+        "the epoch of an ACK is ignored", f"{outbox}.acknowledge", "if ack.epoch != state.epoch:", "if False:", seed=109
     )
-    yield Mutation("dead connections kept", f"{session}.check", "if self._ping_sent_at is not None:", "if False:")
+    yield Mutation(
+        "the storage not searched for what has expired",
+        f"{durable}._leave_in_storage",
+        "if delivery.expires_at is not None:",
+        "if False:",
+        seed=123,
+    )
+    yield Mutation("all of a backlog in memory", f"{durable}._room", "_MAX_LOADED // share - loaded", "2**60")
+    yield Mutation(
+        "large messages of a backlog in memory",
+        f"{durable}._room",
+        "_MAX_LOADED_BYTES // share - self.loaded_bytes",
+        "2**60",
+    )
+    yield Mutation(
+        "the mark of a storage kept ahead of what it has",
+        "process.Process.__init__",
+        "self.storage.mark_sent(stream.ident, stream.next_seq)",
+        "pass",
+        seed=47,
+        package="tests.simulation",
+    )
+    # Callbacks
+    yield Mutation(
+        "a callback's exception stops the others",
+        "callbacks.Callback.__call__",
+        "except BaseException as error:",
+        "except KeyError as error:",
+    )
+    # Connections
+    yield Mutation("pongs miscounted", f"{session}.probe", "self._pings.append(None)", "pass", seed=114)
+    yield Mutation(
+        "barrier ahead of its messages", f"{messaging}._take", "sent_below = batch[-1].seq + 1", "sent_below = 2**60"
+    )
+    yield Mutation(
+        "dead connections kept",
+        f"{session}.deadline",
+        "+ self._limits.keepalive_wait_s",
+        "+ 1000 * self._limits.keepalive_wait_s",
+    )
     yield Mutation(
         "handshake without end",
         f"{session}.deadline",
         "+ self._limits.handshake_s",
         "+ 1000 * self._limits.handshake_s",
+        seed=5,
     )
     yield Mutation("challenger not read", f"{messaging}._disconnect", "self._pause(challenger, False)", "pass")
 
 
-MUTATIONS = list(_catalogue())
+def _regressions() -> Iterator[Mutation]:
+    """Defects that netcomm had until a schedule showed them, as they were."""
+    durable = "outbox.DurableOutStream"
+    yield Mutation(
+        "a challenger closed twice at the end",
+        "messaging.Messaging.close_all",
+        "if connection.number in self._connections:",
+        "if True:",
+        seed=24,
+        symptom="KeyError",
+    )
+    yield Mutation(
+        "the receiver told of more than the storage has allowed",
+        f"{durable}.begins_at",
+        "min(self.first_seq(), self.marked_below)",
+        "self.first_seq()",
+        seed=134,
+        symptom="restored from a backup",
+    )
+    yield Mutation(
+        "arrived messages expire in the storage",
+        f"{durable}.expirable_from",
+        "self.in_doubt_below, self.arrived_below, self.untold_below",
+        "self.in_doubt_below, self.untold_below",
+        seed=18,
+        symptom="expired",
+    )
+    yield Mutation(
+        "arrived messages loaded as if they waited",
+        f"{durable}.load",
+        "elif delivery.seq < self.arrived_below:",
+        "elif False:",
+        seed=13,
+    )
+    yield Mutation(
+        "a load overtakes its own append",
+        f"{durable}.load",
+        "if delivery.seq >= self.added_below:",
+        "if False:",
+        seed=126,
+    )
+    yield Mutation(
+        "messages that a dead receiver may have handed over expire",
+        "outbox.Outbox.connect",
+        "stream.untold_below = stream.sent_below",
+        "pass",
+        seed=13,
+        symptom="reported as expired after it had been handed over",
+    )
+    yield Mutation(
+        "nobody asks for a mark behind places left empty",
+        "messaging.Messaging.output",
+        "self._ask_storage(peer)  # what is first now",
+        "pass  #",
+        seed=245,
+        symptom="stuck",
+    )
+    yield Mutation(
+        "renewed in the storage without a mark",
+        "stores.SimulatedStorage.renew",
+        "epoch=epoch, sent_below=stream.next_seq",
+        "epoch=epoch",
+        seed=66,
+        symptom="handed over twice",
+        package="tests.simulation",
+    )
+    yield Mutation(
+        "marked for more than the storage has when renewed",
+        f"{durable}.renew",
+        "self.marked_below = self._renewal_below",
+        "self.marked_below = self.next_seq",
+        seed=38,
+        symptom="handed over twice",
+    )
+    yield Mutation(
+        "marked for what was appended behind the renewal",
+        f"{durable}.renew",
+        "self.marked_below = self._renewal_below",
+        "self.marked_below = self.added_below",
+        seed=38,
+        symptom="handed over twice",
+    )
+    yield Mutation(
+        "what was skipped behind waiting messages never handed over",
+        "inbox.Inbox.skip",
+        "state.skips.append((state.next_seq, next_seq))",
+        "pass",
+        seed=22,
+    )
+    yield Mutation(
+        "an epoch that comes back taken for the first one",
+        "inbox.Inbox.begin",
+        "if frame.epoch in self._left:",
+        "if False:",
+        seed=550,
+    )
+
+
+CATALOGUE = list(_catalogue())
+REGRESSIONS = list(_regressions())
+MUTATIONS = [*CATALOGUE, *REGRESSIONS]

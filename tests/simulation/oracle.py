@@ -1,10 +1,16 @@
 """What must be true of every message, whatever has happened."""
 
+from hashlib import sha256
+from math import ceil
 from typing import Any
 
+from netcomm import outbox
 from netcomm.message import Delivery, DeliveryState, Stream
-from netcomm.wire import INFINITE_TTL
+from netcomm.wire import INFINITE_TTL, packet_size
 from tests.simulation.world import Violation, World
+
+# So long may it take until messages that are over are found in a storage, some at a time.
+_EXPIRY_S = 4.0
 
 
 class Sent:
@@ -17,6 +23,7 @@ class Sent:
         "delivered",
         "delivery",
         "drops",
+        "first_written_at",
         "handed",
         "handed_by_impostor",
         "number",
@@ -27,7 +34,6 @@ class Sent:
         "ttl",
         "untold",
         "uuid",
-        "writes",
     )
 
     def __init__(self, number: int, receiver: str, data: bytes, ttl: float | None, persistent: bool, now: float):
@@ -41,7 +47,7 @@ class Sent:
         self.sender: Any = None  # the process that tried to send it
         self.acceptor: Any = None  # the process that `send` returned in
         self.delivery: Delivery | None = None  # where the user keeps it
-        self.writes = 0
+        self.first_written_at: float | None = None
         self.handed: list[Any] = []  # the processes that handed it over
         self.handed_by_impostor = False
         self.untold = False  # it was dropped, and the process died before it could say so
@@ -61,11 +67,14 @@ class Oracle:
         self.world = world
         self.messages: dict[bytes, Sent] = {}
         self._kept: list[Sent] = []  # accepted, with a Delivery that has not ended
+        self._mortal: list[Sent] = []  # accepted, with a ttl, and perhaps still waiting
         self._last: dict[tuple[int, str, bool], int] = {}  # by receiving process and stream: the last number
 
-    def new_message(self, receiver: str, data: bytes, ttl: float | None, persistent: bool) -> Sent:
+    def new_message(self, receiver: str, size: int, ttl: float | None, persistent: bool) -> Sent:
+        """A message whose payload no other has, and no part of it another part."""
         number = len(self.messages) + 1
-        message = Sent(number, receiver, number.to_bytes(4) + data, ttl, persistent, self.world.now)
+        data = b"".join(sha256(b"%d %d" % (number, part)).digest() for part in range(size // 32 + 1))[:size]
+        message = Sent(number, receiver, data, ttl, persistent, self.world.now)
         self.messages[message.uuid] = message
         return message
 
@@ -74,12 +83,16 @@ class Oracle:
     def accepted(self, message: Sent, process: Any) -> None:
         self.world.trace(f"{process.node.name}: accepts {message}")
         message.acceptor = process
+        if message.ttl and not process.legacy:
+            self._mortal.append(message)
         if message.delivery is not None:
             self._kept.append(message)
 
     def written(self, uuids: list[bytes]) -> None:
         for uuid in uuids:
-            self.messages[uuid].writes += 1
+            message = self.messages[uuid]
+            if message.first_written_at is None:
+                message.first_written_at = self.world.now
 
     def handed_over(
         self, process: Any, ident: str, item: tuple[int, bytes, int, int, bytes], marked: bool, stream: Stream | None
@@ -92,14 +105,14 @@ class Oracle:
         self.world.trace(f"{node.name}: hands over {message.number}{' (redelivered)' if marked else ''}")
         if message.receiver != node.ident or sender.node.ident != ident:
             raise Violation(f"{message} came to {node.name} as from {ident}")
-        if data != message.data or flags != message.persistent or (ttl == INFINITE_TTL) != (message.ttl is None):
+        if data != message.data or flags != message.persistent or not self._ttl_fits(ttl, message):
             raise Violation(f"{message} came with other contents")
         legacy = process.legacy or sender.legacy
         rewound = sender.node.went_back_after(message)
         if not process.legacy:
             # A process that dies right after it has told so may not have told its storage.
             told = any(other.alive and state is DeliveryState.EXPIRED for other, state in message.drops)
-            if told and not rewound:
+            if told and not (rewound or node.had_impostor):
                 raise Violation(f"{message} was handed over after it had been reported as expired")
             self._check_repetition(process, message, marked, rewound)
         if any(state is DeliveryState.REJECTED for _, state in message.drops):
@@ -116,6 +129,11 @@ class Oracle:
         if node.impostor:
             message.handed_by_impostor = True
 
+    @staticmethod
+    def _ttl_fits(ttl: int, message: Sent) -> bool:
+        # What is left is a difference of times, and may be a trifle more than was given.
+        return ttl == INFINITE_TTL if message.ttl is None else ttl <= ceil(message.ttl + 1e-6)
+
     def _check_repetition(self, process: Any, message: Sent, marked: bool, rewound: bool) -> None:
         node, sender = process.node, message.sender
         if message.handed:
@@ -124,8 +142,8 @@ class Oracle:
             if message.handed_by_impostor or node.impostor or node.had_impostor or sender.node.had_impostor:
                 return
             # A backup does not know what was sent after it was made, and a receiver that has died can't tell.
-            # After two, the epoch of the first may come back: a receiver knows one epoch only.
-            forgotten = sender.node.rewinds_after(message) > 1 or self._nobody_knows(message, sender.node.process)
+            # After two, the epoch of the first may come back: a receiver that has died knows one epoch only.
+            forgotten = sender.node.rewinds > 1 or self._nobody_knows(message, sender.node.process)
             if not marked and not (rewound and forgotten):
                 raise Violation(f"{message} was handed over twice, and not marked as redelivered")
             excused = rewound or (node.forgets and not message.persistent)
@@ -134,17 +152,26 @@ class Oracle:
             kept = message.delivered and message.persistent and process.storage is not None
             if kept and not (rewound or node.went_back_after(message)):
                 raise Violation(f"{message} was handed over again after it had been delivered")
-        elif marked:
-            restarted = sender.node.incarnation > message.sender.incarnation
-            has_past = process.incarnation > 1 or node.forgets or node.had_impostor or node.impostor
-            has_past = has_past or sender.node.had_impostor or sender.node.went_back
-            if not has_past or not (message.writes > 1 or restarted or sender.node.went_back):
-                raise Violation(f"{message} is marked as redelivered, and no earlier process can have had it")
+        elif marked and not self._earlier_may_have_had(process, message):
+            raise Violation(f"{message} is marked as redelivered, and no earlier process can have had it")
+
+    @staticmethod
+    def _earlier_may_have_had(process: Any, message: Sent) -> bool:
+        """Whether a message may have been handed over before a process that gets it has met its sender."""
+        node, sender = process.node, message.sender
+        if node.forgets or node.impostor or node.had_impostor or sender.node.had_impostor or sender.node.went_back:
+            return True
+        met_at, incarnation = process.met[sender.node.ident]
+        written_before = message.first_written_at is not None and message.first_written_at < met_at
+        # What was in its storage when a sender started may have been sent.
+        return process.incarnation > 1 and (written_before or message.sender.incarnation < incarnation)
 
     def dropped(self, delivery: Delivery, process: Any) -> None:
         message = self.messages[delivery.uuid]
         state = delivery.state
         self.world.trace(f"{process.node.name}: drops {message.number}: {state.value}")
+        if delivery.data != message.data:
+            raise Violation(f"{message} was dropped without its payload")
         if any(earlier is process for earlier, _ in message.drops):
             raise Violation(f"{message} was dropped twice")
         ended = any(earlier is not state for _, earlier in message.drops) or message.delivered
@@ -202,6 +229,8 @@ class Oracle:
                 kept.append(message)
             elif delivery.state is DeliveryState.DELIVERED:
                 message.delivered = True
+                if delivery.data is not None:
+                    raise Violation(f"{message} was delivered, and its payload is kept")
                 if not message.handed:
                     raise Violation(f"{message} counts as delivered, and was not handed over")
         self._kept = kept
@@ -214,13 +243,85 @@ class Oracle:
         self._kept = [message for message in self._kept if message.acceptor is not process]
 
     def check_window(self, connection: Any, process: Any) -> None:
-        """A process that has followed another does not know at once what that one has left in flight."""
+        """A process that has followed another does not know at once what that one has left in flight.
+
+        That may be one message that is larger than the window. After a restored backup, what counts as arrived may have
+        expired instead.
+        """
+        if process.node.went_back:
+            return
         if connection is None or connection.peer is None or connection.peer.connection is not connection:
             return
         outbox = connection.peer.outbox
-        allowed = outbox._window_bytes * (2 if process.incarnation > 1 else 1)
+        receiver = process.node.world_nodes[connection.peer.ident]
+        allowed = process.node.limits.window_bytes
+        if not receiver.legacy:
+            allowed = min(allowed, receiver.limits.window_bytes)
+        if process.incarnation > 1:
+            allowed += max(allowed, packet_size(process.node.limits.max_frame_bytes))
         if outbox.in_flight_bytes > allowed and outbox.in_flight > 1:
             raise Violation(f"{outbox.in_flight_bytes} bytes are in flight, {allowed} are allowed")
+
+    @staticmethod
+    def check_progress(connection: Any, process: Any) -> None:
+        """A connection that has nothing to send has nothing that waits, unless somebody is asked for something."""
+        if connection is None or connection.peer is None or connection.peer.connection is not connection:
+            return
+        outbox = connection.peer.outbox
+        if outbox.in_flight_bytes:
+            return  # an acknowledgement will come
+        for stream in outbox._streams:
+            waiting = len(stream.waiting) - stream.empty_places
+            if stream is outbox.durable:
+                if stream._marking or stream._loading or stream.renewing:
+                    continue
+                waiting += stream.stored
+            if waiting and stream.receiver_next is not None:
+                raise Violation(f"stuck: {process.node.name} has {waiting} messages for {connection.peer.ident}")
+
+    @staticmethod
+    def check_handed_over(process: Any, ident: str) -> None:
+        """Where nothing waits for callbacks or for the storage, all that has come may be acknowledged."""
+        core, sender = process.messaging, process.node.world_nodes[ident]
+        inbox = core._peers[ident].inbox
+        # A sender that comes back with an epoch that it has left is told of more than there is.
+        if inbox.pending_bytes or ident in core._unstored or sender.went_back:
+            return
+        for stream, state in inbox._streams.items():
+            if state.handed_seq != state.next_seq:
+                raise Violation(f"{process.node.name} never acknowledges {ident} {stream.name} {state.next_seq - 1}")
+
+    @staticmethod
+    def check_memory(process: Any) -> None:
+        """However much is stored, only a part of it may be in memory."""
+        for ident, peer in process.messaging._peers.items():
+            durable = peer.outbox.durable
+            if durable is None:
+                continue
+            loaded = len(durable.waiting) + len(durable.in_flight)
+            most = max(outbox._MAX_LOADED, outbox._MAX_LOADED // 2 + outbox._LOAD_COUNT)
+            if loaded > most:
+                raise Violation(f"{process.node.name} has {loaded} messages for {ident} in memory, {most} are allowed")
+            most = (
+                outbox._MAX_LOADED_BYTES + packet_size(0) * outbox._LOAD_COUNT + 2 * process.node.limits.max_frame_bytes
+            )
+            if durable.loaded_bytes > most:
+                raise Violation(f"{process.node.name} has {durable.loaded_bytes} bytes for {ident} in memory")
+
+    def check_expiries(self) -> None:
+        """What certainly was not sent expires in time, connected or not."""
+        waiting = []
+        for message in self._mortal:
+            node = message.acceptor.node
+            ended = message.drops or message.untold or not message.acceptor.alive
+            # After a renewal, all of a stream counts as sent.
+            if ended or message.first_written_at is not None or node.went_back:
+                continue
+            over = self.world.now > message.sent_at + message.ttl + _EXPIRY_S
+            if over and not (message.persistent and not node.storage_ready(_EXPIRY_S)):
+                raise Violation(f"{message} should have expired")
+            waiting.append(message)
+        self._mortal = waiting
 
     # -- At rest ----------------------------------------------------------------------------------------------
 
@@ -242,7 +343,9 @@ class Oracle:
         node = acceptor.node
         if not message.handed and not message.drops and not message.untold:
             survives = acceptor.alive or message.persistent
-            if survives and not node.went_back_after(message):
+            # An impostor of the receiver, which knows nothing, keeps a backup from being recognised.
+            unseen = node.went_back and nodes[message.receiver].had_impostor
+            if survives and not (node.went_back_after(message) or unseen):
                 raise Violation(f"{message} was accepted and is lost")
         delivery = message.delivery
         if delivery is not None and acceptor.alive and not node.went_back_after(message):

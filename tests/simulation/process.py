@@ -11,11 +11,12 @@ from itertools import groupby
 from typing import Any
 
 from netcomm import messaging
+from netcomm.callbacks import Callback
 from netcomm.errors import RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.message import Delivery, Limits
 from netcomm.messaging import Messaging
 from netcomm.storage import Append, Position, StoredMessage
-from netcomm.wire import Data, Frame, Messages, Reader, packet_size
+from netcomm.wire import Data, Frame, FrameType, Messages, Reader, packet_size
 from tests.simulation.oracle import Sent
 from tests.simulation.world import READ_BYTES, Died, End, Violation
 
@@ -30,6 +31,8 @@ TRAPS = (
     "deleted",
     "callback",
     "written",
+    "written anew",
+    "skipped",
     "received",
 )
 _STORAGE_REQUESTS = (
@@ -54,6 +57,10 @@ class _Batch:
     deliveries: list[Delivery]
 
 
+class _ClumsyUser(Exception):
+    """What a callback raises."""
+
+
 class Process:
     """It lives from `__init__` to `die`; the node starts the next one."""
 
@@ -67,7 +74,8 @@ class Process:
         self.incarnation = incarnation
         self.alive = True
         self.ending = False
-        self.trap: str | None = None
+        self.trap: str | None = node.first_trap
+        node.first_trap = None
         self.storage = node.storage
         self.ends: dict[int, End] = {}
         self._clock_offset = self.rng.uniform(0, 1000)
@@ -80,6 +88,11 @@ class Process:
         self._requests: list[messaging.StorageRequest] = []
         self._keeper_waits = False
         self._keeper_stops = False
+        self._renewed: set[str] = set()
+        self.met: dict[str, tuple[float, int]] = {}  # by ident: when it was first connected, and its incarnation then
+        self._on_message = Callback("on_message", self._report)
+        self._on_message.add(self._stumble)
+        self._on_message.add(self.oracle.handed_over)
         self.messaging = Messaging(
             node.ident,
             node.limits,
@@ -140,6 +153,9 @@ class Process:
             limits = self.node.limits
             if pending > limits.window_bytes + READ_BYTES + 2 * packet_size(limits.max_frame_bytes):
                 raise Violation(f"{self.node.name} holds {pending} bytes that were not handed over")
+            if self.node.ends_when_challenged and connection.peer.challenger is not None:
+                self.node.ends_when_challenged = False
+                self.terminate()
 
     def lost(self, end: End, reason: str) -> None:
         self.world.trace(f"{self.node.name}: connection {end.number} lost: {reason}")
@@ -157,17 +173,29 @@ class Process:
         more = True
         while end is not None and more and end.room:
             buffers, more = self.messaging.output(number, self.node.budget, self.now)
-            if not buffers:
-                continue
-            packets = b"".join(buffers)
-            end.outgoing.write(packets)
-            for frame in Reader(Limits()).feed(packets)[0]:
-                if isinstance(frame, Data | Messages):
-                    self.oracle.written([item[-4] for item in frame.items])
-                if self.world.lines is not None:
-                    self.world.trace(f"{self.node.name}: on connection {number} {_short(frame)}")
-            self.oracle.check_window(self.messaging._connections.get(number), self)
-            self._pass("written")
+            if buffers:
+                self._write(number, end, b"".join(buffers))
+        if end is not None and end.room:
+            self.oracle.check_progress(self.messaging._connections.get(number), self)
+
+    def _write(self, number: int, end: End, packets: bytes) -> None:
+        behind_skip = _behind_last_skip(packets)
+        if behind_skip and self.trap == "skipped":
+            packets = packets[:behind_skip]  # it dies before the rest is written
+        end.outgoing.write(packets)
+        anew = False
+        for frame in Reader(Limits()).feed(packets)[0]:
+            if isinstance(frame, Data | Messages):
+                self.oracle.written([item[-4] for item in frame.items])
+                anew = bool(self._renewed)
+            if self.world.lines is not None:
+                self.world.trace(f"{self.node.name}: on connection {number} {_short(frame)}")
+        self.oracle.check_window(self.messaging._connections.get(number), self)
+        self._pass("written")
+        if anew and self.rng.random() < 0.5:
+            self._pass("written anew")
+        if behind_skip:
+            self._pass("skipped")
 
     def _settle(self) -> None:
         """As `Peer._settle`: write what can be written, and act on what has happened."""
@@ -197,10 +225,10 @@ class Process:
                         self.oracle.dropped(delivery, self)
                 case _:
                     if isinstance(event, messaging.Failed):
-                        self.world.trace(f"{self.node.name}: {event.error!r}")
-                        broken = isinstance(event.error, RemoteProtocolError) and "protocol error" in str(event.error)
-                        if broken or isinstance(event.error, StorageCorrupt):
-                            raise Violation(f"{self.node.name} reports: {event.error}")
+                        self._failed(event.error)
+                    elif isinstance(event, messaging.Connected):
+                        other = self.node.world_nodes[event.ident]
+                        self.met.setdefault(event.ident, (self.world.now, other.incarnation))
                     self._events.append(event)
                     if not self._dispatching:
                         self._dispatching = True
@@ -209,6 +237,13 @@ class Process:
         if deadline is not None and (self._tick_at is None or deadline < self._tick_at):
             self._tick_at = deadline
             self._after(max(0.0, deadline - self.now) + 1e-6, self._tick, deadline)
+
+    def _failed(self, error: Exception) -> None:
+        self.world.trace(f"{self.node.name}: {error!r}")
+        broken = isinstance(error, RemoteProtocolError) and "protocol error" in str(error)
+        false_alarm = "restored from a backup" in str(error) and not self.node.went_back
+        if broken or false_alarm or isinstance(error, StorageCorrupt):
+            raise Violation(f"{self.node.name} reports: {error}")
 
     def _tick(self, due: float) -> None:
         if self._tick_at == due:
@@ -265,7 +300,7 @@ class Process:
         except StorageError as failure:
             error = failure
         self._pass("appended")
-        self._after(0.01 * self.rng.random(), self._committed, batches, error)
+        self._after(self.rng.choice((0.01, 0.01, 0.1)) * self.rng.random(), self._committed, batches, error)
 
     def _committed(self, batches: list[_Batch], error: StorageError | None) -> None:
         for batch in batches:
@@ -279,6 +314,7 @@ class Process:
                 self.messaging.not_stored(batch.receiver, batch.deliveries)
         batches.clear()
         self._settle()
+        self.oracle.check_memory(self)
         self._committing = bool(self._uncommitted)
         if self._committing:
             self._after(0.02 * self.rng.random(), self._commit)
@@ -300,16 +336,27 @@ class Process:
                 batch = event
         if batch is not None:
             left = len(batch.items) - told
-            returned = told + (left if self.rng.random() < 0.6 else self.rng.randint(1, left))
+            at_once = self.rng.random() < (0.1 if self.world.now < self.node.dawdle_until else 0.6)
+            returned = told + (left if at_once else self.rng.randint(1, left))
             for item in batch.items[told:returned]:
-                self.oracle.handed_over(self, batch.ident, item, item[0] < batch.redelivered_below, batch.stream)
+                self._on_message(self, batch.ident, item, item[0] < batch.redelivered_below, batch.stream)
                 self._pass("callback")
             self._after(0.005 * self.rng.random(), self._told, batch, told, returned)
         else:
             self._after(self._callback_delay(), self._dispatch)
 
+    def _stumble(self, *args: Any) -> None:
+        """A function of the user's; the one behind it in the list, the oracle, must be called all the same."""
+        if self.world.now < self.node.raises_until:
+            raise _ClumsyUser
+
+    def _report(self, error: BaseException) -> None:
+        if not isinstance(error, _ClumsyUser):
+            raise error
+
     def _told(self, batch: messaging.Received, told: int, returned: int) -> None:
         self.messaging.hand_over(batch, told, returned, self.now)
+        self.oracle.check_handed_over(self, batch.ident)
         self._settle()
         if returned < len(batch.items):
             self._after(self._callback_delay(), self._dispatch, batch, returned)
@@ -340,6 +387,7 @@ class Process:
             if self.keeper_idle:
                 yield None
                 self.keeper_idle = False
+            last = self._keeper_stops
             requests, self._requests = self._requests, []
             for request in requests:
                 match request:
@@ -360,6 +408,7 @@ class Process:
                         yield self._keeper_delay()
                         self.world.trace(f"{self.node.name}: storage has {ident} at {position}")
                         self.messaging.position_stored(ident, position)
+                        self.oracle.check_handed_over(self, ident)
                         self._settle()
                     positions.clear()
             working, todo = todo, []
@@ -370,10 +419,10 @@ class Process:
                 except StorageError:
                     todo.append(request)
                 else:
-                    yield self._keeper_delay()
+                    yield min(1.0, self._keeper_delay() * self.rng.choice((1, 1, 8)))  # others have the mutex
                     self._answer(request, result)
                     self._settle()
-            if deletes and self.rng.random() < 0.3:
+            if deletes and (last or self.rng.random() < 0.3):
                 for ident, seq in list(deletes.items()):
                     try:
                         storage.delete_below(ident, seq)
@@ -382,6 +431,8 @@ class Process:
                     else:
                         del deletes[ident]
                         self._pass("deleted")
+            if last:
+                return
             yield 0.1 * self.rng.random()
 
     def _carry_out(self, request: messaging.StorageRequest) -> Any:
@@ -399,7 +450,11 @@ class Process:
                 storage.mark_sent(ident, below)
                 self._pass("marked")
             case messaging.Renew(ident, epoch):
+                if ident in self._renewed:
+                    raise Violation(f"{self.node.name} renews its stream to {ident} again")
                 storage.renew(ident, epoch)
+                self._renewed.add(ident)
+                self.node.send_when_renewed()
                 self._pass("renewed")
             case messaging.Delete(ident, seqs):
                 storage.delete(ident, seqs)
@@ -419,6 +474,7 @@ class Process:
                 self.messaging.marked(ident, below)
             case messaging.Renew(ident, epoch):
                 self.messaging.renewed(ident, epoch)
+        self.oracle.check_memory(self)
 
     # -- Ends -------------------------------------------------------------------------------------------------
 
@@ -435,11 +491,20 @@ class Process:
         self._settle()
         self.messaging.discard_all()
         self._settle()
+        if self.storage is not None:  # the keeper tries once more what is left to be done
+            self._keeper_stops = True
+            for _ in self._keeper:
+                pass
+            if not self.storage.down:
+                self.storage.close()
         self.node.kill(gently=True)
 
     def abandon_connection(self, end: End) -> None:
-        """Give a connection up, without the other side hearing of it."""
-        end.outgoing.dead = True
+        """Give a connection up, without the other side hearing of it; what was written may still come, out of turn."""
+        if self.rng.random() < 0.5:
+            end.outgoing.dead = True
+        else:
+            end.outgoing.hole_until = self.world.now + self.rng.choice((0.0, 0.3, 1.0))
         end.closed = True
         self.lost(end, "given up")
 
@@ -469,6 +534,17 @@ class Process:
         if self.storage is not None and not self.keeper_idle:
             return False
         return self.messaging.idle and self.messaging.all_handed_over
+
+
+def _behind_last_skip(packets: bytes) -> int:
+    """Where the last SKIP ends, in whole packets; 0 where there is none."""
+    start = found = 0
+    while start < len(packets):
+        end = start + 4 + int.from_bytes(packets[start : start + 4])
+        if packets[start + 4] == FrameType.SKIP:
+            found = end
+        start = end
+    return found
 
 
 def _short(frame: Frame) -> str:

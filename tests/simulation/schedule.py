@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from netcomm import outbox
@@ -19,8 +20,7 @@ from tests.simulation.world import Connection, End, Violation, World
 MESSAGES = 125
 FAULTS = 28
 _BUSY_S = 12.0
-_HEALING_S = 300.0
-_MAX_STEPS = 60_000
+_HEALING_S = 60.0  # ten times what any schedule has taken
 
 
 class Node:
@@ -43,6 +43,11 @@ class Node:
         self.wall_offset = 0.0
         self.dawdle_until = 0.0
         self.keeper_slow_until = 0.0
+        self.storage_back_at = 0.0
+        self.raises_until = 0.0
+        self.first_trap: str | None = None  # for the process that comes next
+        self.ends_when_challenged = False
+        self.sends_when_renewed: Callable[[], None] | None = None
         self.forgets = False
         self.had_impostor = False
         self.clock_jumped = False
@@ -57,10 +62,11 @@ class Node:
 
     def went_back_after(self, message: Sent) -> bool:
         """Whether the storage was restored from a backup since a message was sent."""
-        return self.rewinds_after(message) > 0
+        return any(when >= message.sent_at for when in self._rewinds)
 
-    def rewinds_after(self, message: Sent) -> int:
-        return sum(when >= message.sent_at for when in self._rewinds)
+    @property
+    def rewinds(self) -> int:
+        return len(self._rewinds)
 
     @property
     def went_back(self) -> bool:
@@ -86,16 +92,27 @@ class Node:
         rng = self.world.rng
         self.world.after(rng.choice((0.05, 0.5, 3.0)) * rng.random() if down_s is None else down_s, None, self.start)
 
+    def storage_ready(self, seconds: float) -> bool:
+        """Whether the storage has been well for so long."""
+        assert self.storage is not None
+        return not self.storage.down and self.world.now > max(self.storage_back_at, self.keeper_slow_until) + seconds
+
     def back_up(self) -> None:
         assert self.storage is not None
         self._backups.append(self.storage.backup())
 
-    def restore(self) -> None:
+    def restore(self, newest: bool = False) -> None:
         if self._backups and self.storage is not None:
-            copy = self.world.rng.choice(self._backups)
-            self.kill()
+            copy = self._backups[-1] if newest else self.world.rng.choice(self._backups)
+            self.kill(down_s=0.2 * self.world.rng.random() if newest else None)
             self.storage.restore(copy)
             self._rewinds.append(self.world.now)
+
+    def send_when_renewed(self) -> None:
+        """A stream is being renewed; its user does not wait for that."""
+        if self.sends_when_renewed is not None:
+            self.world.after(0.0, None, self.sends_when_renewed)
+            self.sends_when_renewed = None
 
     # Connectors
 
@@ -189,30 +206,38 @@ class Schedule:
             self.faults = FAULTS + rng.randint(0, 10)
             for _ in range(self.faults):
                 world.after(_BUSY_S * rng.random(), None, self._fault)
+            world.after(1.0, None, self._check)
             world.run(_BUSY_S)
             self._heal()
             until = world.now + _HEALING_S
             while not self._quiet():
-                if world.now >= until or world.steps > _MAX_STEPS:
+                if world.now >= until:
                     raise Violation(f"stuck: {self._stuck()}")
                 world.run(world.now + 0.5)
             self.oracle.at_rest(self.nodes)
+
+    def _check(self) -> None:
+        self.oracle.check_expiries()
+        self.world.after(1.0, None, self._check)
 
     def _send(self, size: int) -> None:
         rng = self.rng
         link = rng.choice(self.links)
         node, other = link if rng.random() < 0.5 else link[::-1]
-        if not node.running or node.process.ending:
+        if node.running and not node.process.ending:
+            self._send_from(node, other, size, node.storage is not None and rng.random() < 0.6)
+        else:
             self.world.after(0.5, None, self._send, size)
-            return
-        persistent = node.storage is not None and rng.random() < 0.6
+
+    def _send_from(self, node: Node, other: Node, size: int, persistent: bool) -> None:
+        rng = self.rng
         ttl = rng.choice((None, None, None, 0.05, 1.0, 4.0))
         if not persistent and rng.random() < 0.1:
             ttl = 0.0
-        room = min(node.limits.max_frame_bytes, 10_000) - 33 - 4
+        room = node.limits.max_frame_bytes - 33
         messages = [
             self.oracle.new_message(
-                other.ident, bytes(room if rng.random() < 0.05 else rng.choice((0, 1, 20, 100))), ttl, persistent
+                other.ident, room if rng.random() < 0.05 else rng.choice((0, 5, 24, 104)), ttl, persistent
             )
             for _ in range(size)
         ]
@@ -233,7 +258,7 @@ class Schedule:
                 stats = node.process.messaging.stats()
                 waiting = {ident: (peer.connected, peer.queued) for ident, peer in stats.items() if peer.queued}
                 found.append(f"{node.name} has (connected, queued) {waiting}")
-        return "; ".join(found) or f"{self.world.steps} steps"
+        return "; ".join(found)
 
     def _heal(self) -> None:
         world = self.world
@@ -244,9 +269,11 @@ class Schedule:
             node.gone = True
             node.kill(gently=True)
         for node in self.nodes.values():
-            node.dawdle_until = node.keeper_slow_until = 0.0
+            node.dawdle_until = node.keeper_slow_until = node.raises_until = 0.0
             if node.storage is not None:
-                node.storage.down = False
+                self._storage_up(node)
+            node.first_trap = node.sends_when_renewed = None
+            node.ends_when_challenged = False
             if node.running:
                 node.process.trap = None
             node.start()
@@ -289,6 +316,8 @@ class Schedule:
         ends = [end for end in node.process.ends.values() if end.connector] if node.running else []
         if ends:
             node.process.abandon_connection(self.rng.choice(ends))
+            if self.rng.random() < 0.3:  # and so with the next one, which is young then
+                self.world.after(0.3 * self.rng.random(), None, self._give_up, node)
 
     def _dribble(self, node: Node) -> None:
         self.world.dribble_until = self.world.now + 0.3
@@ -305,7 +334,9 @@ class Schedule:
             node.process.trap = self.rng.choice(TRAPS)
 
     def _terminate(self, node: Node) -> None:
-        if node.running:
+        if self.rng.random() < 0.7:  # as soon as a second connection of an ident waits
+            node.ends_when_challenged = True
+        elif node.running:
             node.process.terminate()
 
     def _storage_down(self, node: Node) -> None:
@@ -317,6 +348,7 @@ class Schedule:
     def _storage_up(self, node: Node) -> None:
         assert node.storage is not None
         node.storage.down = False
+        node.storage_back_at = self.world.now
 
     def _storage_slow(self, node: Node) -> None:
         node.keeper_slow_until = self.world.now + self.rng.choice((1.0, 4.0))
@@ -328,6 +360,30 @@ class Schedule:
     def _restore(self, node: Node) -> None:
         node.restore()
 
+    def _rewind(self, node: Node) -> None:
+        """The storage loses its last moments, while what was sent in them still waits for the receiver's callbacks."""
+        link = self.rng.choice(self.links)
+        node, other = link if self.rng.random() < 0.5 else link[::-1]
+        if node.storage is not None and node.running and not node.process.ending:
+            node.back_up()
+            other.dawdle_until = self.world.now + 5.0
+            self._send_from(node, other, self.rng.choice((3, 6, 12)), True)
+            for _ in range(self.rng.choice((1, 2))):
+                self.world.after(self.rng.choice((0.3, 1.0, 2.0)), None, self._rewound, node, other)
+
+    def _rewound(self, node: Node, other: Node) -> None:
+        node.restore(newest=True)
+        node.first_trap = self.rng.choice((None, "written anew"))
+        node.sends_when_renewed = partial(self._send_soon, node, other)
+        for _ in range(self.rng.choice((0, 1, 2))):
+            self._send_soon(node, other)
+
+    def _send_soon(self, node: Node, other: Node) -> None:
+        if node.running and not node.process.ending:
+            self._send_from(node, other, self.rng.choice((2, 6)), True)
+        elif self.world.now < _BUSY_S:
+            self.world.after(0.1 * self.rng.random(), None, self._send_soon, node, other)
+
     def _clock_jump(self, node: Node) -> None:
         node.wall_offset += self.rng.choice((-3600.0, -3.0, -0.5, 0.5, 3.0, 3600.0))
         node.clock_jumped = True
@@ -335,9 +391,12 @@ class Schedule:
     def _dawdle(self, node: Node) -> None:
         node.dawdle_until = self.world.now + self.rng.choice((0.5, 3.0))
 
+    def _raise(self, node: Node) -> None:
+        node.raises_until = self.world.now + 1.0
+
     def _impostor(self, node: Node) -> None:
         """Another process says the same ident, by mistake."""
-        victims = [link for link in self.links if not link[0].legacy and not link[1].legacy]
+        victims = [pair for link in self.links for pair in (link, link[::-1]) if not pair[0].legacy]
         if not victims or self._impostors or self.rng.random() < 0.6:
             return
         victim, other = self.rng.choice(victims)
@@ -363,13 +422,15 @@ _FAULTS: dict[Callable[[Schedule, Node], None], int] = {
     Schedule._kill: 4,
     Schedule._kill_both: 1,
     Schedule._trap: 8,
-    Schedule._terminate: 1,
+    Schedule._terminate: 3,
     Schedule._storage_down: 2,
     Schedule._storage_slow: 2,
     Schedule._back_up: 3,
     Schedule._restore: 3,
+    Schedule._rewind: 2,
     Schedule._clock_jump: 1,
     Schedule._dawdle: 3,
+    Schedule._raise: 1,
     Schedule._impostor: 1,
 }
 

@@ -158,9 +158,40 @@ def test_what_was_skipped_counts_as_handed_over_once_all_before_it_is() -> None:
     inbox.skip(VOLATILE, 5)
     accept(inbox, 5)
     inbox.hand_over(VOLATILE, 7, 1)
-    assert told(inbox) == [(1, 6)]
+    assert told(inbox) == [(5, 6)]
     inbox.hand_over(VOLATILE, 7, 6)
     assert told(inbox) == [(6, 6)]
+
+
+def test_what_was_skipped_last_counts_as_handed_over_though_nothing_follows() -> None:
+    inbox = begun()
+    accept(inbox, 0)
+    inbox.skip(VOLATILE, 2)
+    accept(inbox, 2)
+    inbox.skip(VOLATILE, 4)
+    inbox.skip(VOLATILE, 5)
+    inbox.hand_over(VOLATILE, 7, 1)
+    assert told(inbox) == [(2, 5)]
+    inbox.hand_over(VOLATILE, 7, 3)
+    assert told(inbox) == [(5, 5)]
+
+
+def test_an_epoch_that_was_left_and_comes_back_is_to_be_renewed() -> None:
+    inbox = Inbox(False)
+    inbox.begin(Begin(DURABLE, 7, 0, 0))
+    inbox.accept(DURABLE, items(*range(10)))
+    inbox.disconnect()
+    inbox.begin(Begin(DURABLE, 8, 5, 5))
+    inbox.disconnect()
+    for sent_below, received in ((5, 6), (20, 21), (3, 21)):
+        inbox.begin(Begin(DURABLE, 7, 3, sent_below))
+        assert inbox.due_acks()[0].received_seq == received > sent_below
+        inbox.disconnect()
+    # The callbacks of its first time return late: they must not count for more than has come.
+    inbox.begin(Begin(DURABLE, 7, 3, 3))
+    inbox.hand_over(DURABLE, 7, 30)
+    (ack,) = inbox.due_acks()
+    assert ack.next_seq <= ack.received_seq
 
 
 def test_a_skip_with_nothing_pending_moves_the_position() -> None:
