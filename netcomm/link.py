@@ -10,10 +10,8 @@ that to the next `poll`. The rest may be called from any thread.
 
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
-import random
 import selectors
 import socket
 import stat
@@ -190,6 +188,7 @@ class Link:
         self._last_number = 0
         self._overfull = False
         self._loop_thread: int | None = None
+        self._scratch = memoryview(bytearray(_READ_BYTES))  # a new buffer for each read would cost more than the copy
 
     # -- Any thread -------------------------------------------------------------------------------------------
 
@@ -444,11 +443,7 @@ class Link:
     def _read(self, connection: _Connection) -> Iterator[LinkEvent]:
         buffer = connection.buffer
         try:
-            if buffer is None:
-                chunk = connection.sock.recv(_READ_BYTES)
-                count = len(chunk)
-            else:
-                count = connection.sock.recv_into(buffer)
+            count = connection.sock.recv_into(self._scratch if buffer is None else buffer)
         except BlockingIOError:
             return
         except OSError as error:
@@ -457,7 +452,7 @@ class Link:
         if not count:
             self._lose(connection, "closed by the other side")
         elif buffer is None:
-            yield Chunk(connection.number, chunk)
+            yield Chunk(connection.number, bytes(self._scratch[:count]))
         else:
             connection.buffer = None
             yield Filled(connection.number, count)
@@ -560,9 +555,9 @@ class Link:
         if connector.host.startswith(_UNIX_PREFIX):
             self._resolved(connector, [(socket.AF_UNIX, connector.host.removeprefix(_UNIX_PREFIX))])
             return
-        try:
-            ipaddress.ip_address(connector.host.partition("%")[0])
-        except ValueError:
+        if _is_address(connector.host):
+            self._resolved(connector, _lookup(connector.host, connector.port))
+        else:
             # A name server may take its time, and there is no way to ask it without waiting.
             resolver = threading.Thread(
                 target=self._resolve_name, args=(connector,), name="netcomm-resolver", daemon=True
@@ -571,8 +566,6 @@ class Link:
                 resolver.start()
             except RuntimeError as error:  # no thread to be had
                 self._attempt_failed(connector, OSError(errno.EAGAIN, str(error)))
-        else:
-            self._resolved(connector, _lookup(connector.host, connector.port))
 
     def _resolve_name(self, connector: _Connector) -> None:
         try:
@@ -652,7 +645,7 @@ class Link:
     def _try_later(self, connector: _Connector, longest_s: float) -> None:
         delay_s = min(connector.delay_s, max(longest_s, self._limits.reconnect_min_s))
         # Jitter keeps many peers from coming back at the same moment.
-        self._deadlines.set(connector, monotonic() + delay_s * random.uniform(0.5, 1.0))
+        self._deadlines.set(connector, monotonic() + delay_s * (0.5 + int.from_bytes(os.urandom(2)) / 2**17))
         connector.delay_s = min(delay_s * 2, self._limits.reconnect_max_s)
 
 
@@ -665,6 +658,15 @@ def _where(sock: socket.socket, address: Any) -> str:
         return f"{_UNIX_PREFIX}{sock.getsockname()}"
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host is given as an IP address, and not by a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, host.partition("%")[0])
+            return True
+    return False
 
 
 def _lookup(host: str, port: int, flags: int = 0) -> list[tuple[int, Any]]:

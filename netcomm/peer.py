@@ -19,8 +19,6 @@ import enum
 import itertools
 import logging
 import os
-import platform
-import secrets
 import threading
 import weakref
 from collections import deque
@@ -29,7 +27,6 @@ from dataclasses import dataclass
 from time import monotonic, time
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
 
 from netcomm import link, messaging, wire
 from netcomm.callbacks import Callback
@@ -151,9 +148,13 @@ class Peer(threading.Thread):
         if persistent and storage is None:
             if ident is None:
                 raise ConfigurationError("a persistent peer needs an ident: its storage is found again by it")
+            from urllib.parse import quote  # slow to import, as platform is below
+
             storage = f"sqlite:///netcomm-{quote(quote(check_ident(ident), safe=''))}.db"
         if ident is None:
-            ident = f"{platform.node()[:64]}-{os.getpid()}-{secrets.token_hex(3)}"
+            import platform
+
+            ident = f"{platform.node()[:64]}-{os.getpid()}-{os.urandom(3).hex()}"
         self._local_ident = check_ident(ident)
         super().__init__(name=f"netcomm-{ident}", daemon=True)
         if encoding is not None:
@@ -164,7 +165,7 @@ class Peer(threading.Thread):
         self._max_data_bytes = wire.max_data_size(self._limits.max_frame_bytes)
         self._persistent = bool(persistent)
         self._terms = self._ttl, self._persistent and self._ttl != 0  # of messages for which `send` says nothing else
-        self._uuid_prefix = secrets.token_bytes(8)
+        self._uuid_prefix = os.urandom(8)
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
 
         self.on_recv = Callback("on_recv", self._report, self._release)
@@ -184,9 +185,9 @@ class Peer(threading.Thread):
         self._messaging = messaging.Messaging(
             self._local_ident,
             self._limits,
-            peer_id=secrets.token_bytes(16) if self._storage is None else self._storage.store_id,
-            boot_id=secrets.token_bytes(16),
-            first_epoch=secrets.randbits(63),
+            peer_id=os.urandom(16) if self._storage is None else self._storage.store_id,
+            boot_id=os.urandom(16),
+            first_epoch=int.from_bytes(os.urandom(8)) >> 1,
             wait=self._wait_for_delivery,
             stores_positions=self._storage is not None,
         )

@@ -9,18 +9,20 @@ their URLs. They import this module, `netcomm.message` and `netcomm.errors`, and
 class `netcomm.testing.QueueStorageContract` says whether they keep the contract.
 """
 
-import secrets
+import os
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from netcomm.errors import ConfigurationError, StorageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINT_GROUP = "netcomm.storage"
 
@@ -215,7 +217,7 @@ class MemoryQueueStorage(QueueStorage):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._store_id = secrets.token_bytes(16)
+        self._store_id = os.urandom(16)
         self._streams: dict[str, _MemoryStream] = {}
         self._positions: dict[str, Position] = {}
         self._closed = False
@@ -373,5 +375,7 @@ def _load_plugin(scheme: str) -> type[QueueStorage]:
     return plugin
 
 
-def _entry_points() -> Iterable[EntryPoint]:
+def _entry_points() -> Iterable["EntryPoint"]:
+    from importlib.metadata import entry_points  # slow to import, and most programs need it once, or not at all
+
     return entry_points(group=ENTRY_POINT_GROUP)
