@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import layers
 from benchmarks.harness import Contender, Measured, Result, Scale, Spread, Unit, Workload, run
 from benchmarks.payloads import Check, StreamsCheck, make
 from benchmarks.processes import Child, Control, Failed, Missing
@@ -141,3 +142,15 @@ def test_each_workload_runs_with_netcomm(workload: Workload, tmp_path: Path, mon
     for row in result.rows:
         assert row.figure.median > 0 or workload.name == "idle"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cost_of_the_layers_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(layers, "COUNT", 20)
+    monkeypatch.setattr(layers, "ROUNDS", 1)
+    monkeypatch.setattr("sys.argv", ["layers", "10"])
+    layers.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert all(line.endswith(" µs") for line in lines)
