@@ -4,9 +4,10 @@ Three kinds of threads meet here. The *loop* (the Peer itself is this thread) wa
 runs callbacks. *Callers* send and wait. One lock, the mutex, guards messaging and the output of the connections;
 nobody holds it while user code runs, or while anything can block.
 
-Whoever changes messaging, under the mutex, calls `_settle` before letting go: it writes what became writable, and
-acts on what happened. So a message for an idle connection is on its way before `send` returns, without waking the
-loop. A connection that is busy is left to the loop, which sends what has gathered as one batch.
+Whoever changes messaging, under the mutex, calls `_settle` before letting go, and the loop once for all that a pass has
+brought: it writes what became writable, and acts on what happened. So a message for an idle connection is on its way
+before `send` returns, without waking the loop. A connection that is busy is left to the loop, which sends what has
+gathered as one batch.
 
 With a storage, a fourth thread, the *keeper*, does its background work. Persistent messages are stored by the callers,
 before `send` returns: one of those that come at the same time stores the messages of all, in one transaction, under
@@ -628,7 +629,6 @@ class Peer(threading.Thread):
         for event in self._link.poll(timeout):
             with self._mutex:
                 self._act_on_link(event)
-                self._settle()
         with self._mutex:
             now = monotonic()
             if self._tell_at is not None and now >= self._tell_at:
