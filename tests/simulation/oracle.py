@@ -112,7 +112,7 @@ class Oracle:
         if not process.legacy:
             # A process that dies right after it has told so may not have told its storage.
             told = any(other.alive and state is DeliveryState.EXPIRED for other, state in message.drops)
-            if told and not (rewound or node.had_impostor):
+            if told and not (rewound or node.had_impostor or sender.node.had_impostor):
                 raise Violation(f"{message} was handed over after it had been reported as expired")
             self._check_repetition(process, message, marked, rewound)
         if any(state is DeliveryState.REJECTED for _, state in message.drops):

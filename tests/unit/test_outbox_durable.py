@@ -691,6 +691,20 @@ def test_a_renewed_stream_begins_anew_and_everything_is_sent() -> None:
     assert durable(outbox).deletable_below() == 21
 
 
+def test_what_was_appended_behind_the_renewal_waits_for_a_mark() -> None:
+    # The storage has renewed the stream before it was given the last message, and does not know that it may be sent.
+    outbox = ahead()
+    durable(outbox).wants()
+    (late,) = append(outbox, 1)
+    outbox.renew(100)
+    acknowledge(outbox, 0)
+    durable(outbox).wants()
+    deliveries = [*read(15, 16, 17, 18, 19), late]
+    late.data = b"!"
+    outbox.load(deliveries)
+    assert take(outbox) == deliveries[:-1]
+
+
 def test_a_stream_that_is_renewed_after_the_connection_broke_begins_on_the_next_one() -> None:
     outbox = ahead()
     durable(outbox).wants()
