@@ -20,7 +20,7 @@ from sqlite_utils import Database
 
 import netcomm_sqlite
 from netcomm import Limits, Peer, SnakemqConnector, SnakemqListener
-from netcomm.errors import StorageCorrupt, StorageError, StorageUnavailable
+from netcomm.errors import StorageCorrupt, StorageError, StorageLocked, StorageUnavailable
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm_sqlite import SqliteQueueStorage
 from tests.faults.helpers import DEADLINE_S, ROOT
@@ -246,6 +246,26 @@ def test_an_io_error_anywhere_in_a_transaction_leaves_the_storage_as_it_was(
         assert (stream.count, stream.next_seq) == (2, 4)
     with SqliteQueueStorage(path) as storage:
         assert read(storage) == [message(0), message(3)]
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.EWOULDBLOCK, StorageLocked), (errno.ENOLCK, StorageError)])
+def test_a_lock_that_can_not_be_had_is_not_taken_for_another_owner(
+    path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[StorageError]
+) -> None:
+    def lock_file(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(netcomm_sqlite, "_lock_file", lock_file)
+    with pytest.raises(StorageError) as raised:
+        SqliteQueueStorage(path)
+    assert type(raised.value) is error
+
+
+def test_a_protocol_of_locks_that_fails_is_not_taken_for_damage(path: Path) -> None:
+    failure = sqlite3.OperationalError("locking protocol")
+    failure.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL
+    with SqliteQueueStorage(path) as storage:
+        assert type(storage._mapped(failure)) is StorageUnavailable
 
 
 def test_a_database_that_another_program_has_locked_is_reported_and_used_again_after(

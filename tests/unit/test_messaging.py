@@ -1481,6 +1481,17 @@ def test_strangers_idents_do_not_fill_the_memory() -> None:
     assert len(host.messaging._deadlines._heap) < 200
 
 
+@pytest.mark.parametrize("stream", Stream)
+def test_strangers_that_begin_a_stream_do_not_fill_the_memory(stream: Stream) -> None:
+    net = Net()
+    host = net.host("a", Limits(max_idle_peers=20))
+    for number in range(100):
+        end = net.raw(host)
+        net.exchange(end, helpers.netcomm_handshake(f"stranger-{number}") + helpers.begin(stream=stream))
+        end.lose()
+        assert len(host.messaging.stats()) <= 21
+
+
 def test_a_peer_whose_connection_is_being_replaced_is_not_forgotten() -> None:
     net = Net()
     host = net.host("a", Limits(max_idle_peers=2))
