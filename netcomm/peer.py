@@ -19,6 +19,7 @@ import atexit
 import enum
 import itertools
 import logging
+import math
 import os
 import threading
 import weakref
@@ -41,7 +42,7 @@ from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 log = logging.getLogger("netcomm.peer")
 
 _OUTPUT_BUDGET_BYTES = 256 * 1024
-# Of so many transient messages at a time, the first are on their way while the next are made.
+# Of so many transient messages, or of _OUTPUT_BUDGET_BYTES, the first are on their way while the next are made.
 _BATCH_COUNT = 1000
 # So long may the acknowledgement of a message wait for its successors, to go out together with theirs.
 _ACK_DELAY_S = 0.005
@@ -389,7 +390,8 @@ class Peer(threading.Thread):
         a callback.
         """
         ttl, persistent = self._check_terms(ident, ttl, persistent)
-        deliveries = self._make_deliveries(ident, (data,), ttl, persistent)
+        deliveries: list[Delivery] = []
+        self._make_deliveries(deliveries, ident, (data,), ttl, persistent)
         if persistent:
             self._commit(ident, deliveries, ttl)
         else:
@@ -414,18 +416,24 @@ class Peer(threading.Thread):
         all of them together.
         """
         ttl, persistent = self._check_terms(ident, ttl, persistent)
+        deliveries: list[Delivery] = []
         if persistent:
-            stored = self._make_deliveries(ident, items, ttl, True)
-            self._commit(ident, stored, ttl)
-            return stored
+            self._make_deliveries(deliveries, ident, items, ttl, True)
+            self._commit(ident, deliveries, ttl)
+            return deliveries
         until = None if timeout is None else monotonic() + timeout
-        deliveries = []
         left = iter(items)
-        while batch := list(itertools.islice(left, _BATCH_COUNT)):
-            made = self._make_deliveries(ident, batch, ttl, False)
-            self._queue(ident, made, until)
+        while True:
+            made: list[Delivery] = []
+            try:
+                batch = itertools.islice(left, _BATCH_COUNT)
+                self._make_deliveries(made, ident, batch, ttl, False, _OUTPUT_BUDGET_BYTES)
+            finally:  # also where one of them can't be made
+                if made:
+                    self._queue(ident, made, until)
+            if not made:
+                return deliveries
             deliveries += made
-        return deliveries
 
     def _check_terms(
         self, ident: str, ttl: float | _Unset | None, persistent: bool | _Unset
@@ -444,12 +452,18 @@ class Peer(threading.Thread):
         return ttl, ttl != 0
 
     def _make_deliveries(
-        self, ident: str, items: Iterable[Data], ttl: float | None, persistent: bool
-    ) -> list[Delivery]:
+        self,
+        made: list[Delivery],
+        ident: str,
+        items: Iterable[Data],
+        ttl: float | None,
+        persistent: bool,
+        max_bytes: float = math.inf,
+    ) -> None:
+        """Append the Deliveries of items to `made`, up to the one that reaches `max_bytes`."""
         expires_at = None if ttl is None else monotonic() + ttl
         max_data_bytes, overhead = self._max_data_bytes, wire.packet_size(0)
         prefix, number, wait = self._uuid_prefix, self._uuid_counter.__next__, self._wait_delivery
-        deliveries = []
         for data in items:
             if type(data) is not bytes:
                 data = self._to_bytes(data)
@@ -457,8 +471,10 @@ class Peer(threading.Thread):
             if size > max_data_bytes:
                 raise MessageTooLarge(f"message of {size} bytes, {max_data_bytes} are allowed")
             uuid = prefix + number().to_bytes(8)
-            deliveries.append(Delivery(ident, uuid, data, size + overhead, expires_at, persistent, wait))
-        return deliveries
+            made.append(Delivery(ident, uuid, data, size + overhead, expires_at, persistent, wait))
+            max_bytes -= size
+            if max_bytes <= 0:
+                break
 
     def _queue(self, ident: str, deliveries: list[Delivery], until: float | None) -> None:
         """Queue transient messages, as there is room for them."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from netcomm import Limits, MessageTooLarge, QueueFull, SnakemqConnector, wire
+from netcomm import ConfigurationError, Limits, MessageTooLarge, QueueFull, SnakemqConnector, wire
 from tests.integration.helpers import (
     DEADLINE_S,
     PeakMemory,
@@ -292,3 +292,28 @@ def test_the_memory_of_a_receiver_that_blocks_grows_by_its_window_only() -> None
         program.tell("end")
         assert int(program.line()) == 1000
         assert program.wait() == 0
+
+
+def test_send_many_takes_no_more_of_an_iterator_than_there_is_room_for() -> None:
+    taken = 0
+
+    def items() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield bytes(100_000)
+
+    with SnakemqConnector("bob", "unix:/nobody/listens", 0, limits=Limits(max_queued_bytes=1_000_000)) as bob:
+        with pytest.raises(QueueFull):
+            bob.send_many("niess", items(), timeout=0)
+        assert bob.stats().peers["niess"].queued == 9
+        bob.terminate(0)
+    assert taken < 9 + 5
+
+
+def test_send_many_queues_what_comes_before_an_item_that_can_not_be_sent() -> None:
+    with SnakemqConnector("bob", "unix:/nobody/listens", 0) as bob:
+        with pytest.raises(ConfigurationError, match="int"):
+            bob.send_many("niess", [b"0", b"1", 2, b"3"])
+        assert bob.stats().peers["niess"].queued == 2
+        bob.terminate(0)
