@@ -119,7 +119,7 @@ def stream(storage: QueueStorage, ident: str) -> StoredStream:
     return summaries(storage)[ident]
 
 
-class _Torn(Sequence[StoredMessage]):
+class Torn(Sequence[StoredMessage]):
     """Messages that can't be had to their end: the fault that every storage can be given."""
 
     def __init__(self, whole: list[StoredMessage]) -> None:
@@ -301,7 +301,7 @@ class QueueStorageContract:
         torn = [
             Append("bob", _EPOCH, messages(1, 2)),
             Append("new", _EPOCH, messages(0)),
-            Append("eve", _EPOCH, _Torn(messages(1, 2))),
+            Append("eve", _EPOCH, Torn(messages(1, 2))),
         ]
         with pytest.raises(StorageError):
             storage.append(torn)

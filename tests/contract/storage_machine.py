@@ -4,9 +4,8 @@ What it asks for is what `QueueStorage` says, and nothing more. So `delete_below
 `close` returns: the model keeps each seq below which messages may be gone, and takes any of those for an answer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import overload
 
 import pytest
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from netcomm.errors import StorageError, StorageLocked
 from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream
+from netcomm.testing.storage_contract import Torn
 
 Open = Callable[[bool], QueueStorage]
 # What becomes one Append: the receiver, the epoch, and, for each message, how many seqs are passed over before it.
@@ -56,25 +56,6 @@ class Stream:
         """Let the highest floor be the one."""
         self.messages = self.possible()[-1]
         del self.floors[:-1]
-
-
-class Torn(Sequence[StoredMessage]):
-    """Messages of which the last can't be had."""
-
-    def __init__(self, whole: list[StoredMessage]) -> None:
-        self._whole = whole
-
-    def __len__(self) -> int:
-        return len(self._whole) + 1
-
-    @overload
-    def __getitem__(self, index: int) -> StoredMessage: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[StoredMessage]: ...
-    def __getitem__(self, index: int | slice) -> StoredMessage | Sequence[StoredMessage]:
-        if isinstance(index, int) and index < len(self._whole):
-            return self._whole[index]
-        raise StorageError("torn")
 
 
 class StorageMachine(RuleBasedStateMachine):

@@ -1,29 +1,10 @@
-"""What an action costs, counted and not timed; and whether a property finds what is wrong."""
+"""Whether a check, or a property over examples, finds what is wrong."""
 
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from hypothesis import Phase, given, settings
 from hypothesis.strategies import SearchStrategy
-
-
-def calls(action: Callable[[], object]) -> int:
-    """How many functions an action calls, those in C as well."""
-    count = 0
-
-    def profile(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        action()
-    finally:
-        sys.setprofile(before)
-    return count
 
 
 def fails(check: Callable[[], object]) -> bool:

@@ -10,10 +10,10 @@ from netcomm import wire
 from netcomm.message import Limits
 from tests.fuzz import strategies
 from tests.fuzz.codec import LIMITS, check_reader, packets_of, read, write
-from tests.fuzz.measures import calls, finds
+from tests.fuzz.measures import finds
 from tests.fuzz.planted import DEFECTS
 from tests.unit import helpers
-from tests.unit.helpers import make_delivery
+from tests.unit.helpers import calls, make_delivery
 
 SIZES = st.lists(st.integers(0, 60), max_size=12)
 

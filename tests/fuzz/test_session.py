@@ -11,11 +11,11 @@ from netcomm.session import Session
 from tests.fuzz import strategies
 from tests.fuzz.conversation import OWN_HELLO, check_session
 from tests.fuzz.legacy import check_legacy
-from tests.fuzz.measures import calls, finds
+from tests.fuzz.measures import finds
 from tests.fuzz.planted import DEFECTS
 from tests.fuzz.world import FRAMES, HEAL, Step, check_world
 from tests.unit import helpers
-from tests.unit.helpers import Net
+from tests.unit.helpers import Net, calls
 
 BYTE = st.integers(0, 255)
 

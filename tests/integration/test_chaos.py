@@ -214,14 +214,20 @@ def wreak_havoc(proxy: FaultProxy, rng: random.Random, cuts: int, check: Callabl
     proxy.delay = 0.0
 
 
-def test_nothing_is_lost_nothing_comes_twice_and_order_is_kept(stack: ExitStack, seed: int) -> None:
-    rng = random.Random(seed)
+def talk(stack: ExitStack, seed: int) -> tuple[FaultProxy, tuple[tuple[Log, Log], ...]]:
+    """Start niess, and bob behind a proxy; returns the proxy, and each of the two with the other."""
     niess = Log(SnakemqListener("niess", "127.0.0.1", 0, limits=QUICK), dawdle)
     proxy = stack.enter_context(FaultProxy(niess.peer.address, seed=seed))
     bob = Log(SnakemqConnector("bob", *proxy.address, limits=QUICK), dawdle)
     pairs = ((niess, bob), (bob, niess))
     for log, _ in pairs:
         stack.enter_context(log.peer)
+    return proxy, pairs
+
+
+def test_nothing_is_lost_nothing_comes_twice_and_order_is_kept(stack: ExitStack, seed: int) -> None:
+    rng = random.Random(seed)
+    proxy, pairs = talk(stack, seed)
     senders = []
     for log, other in pairs:
         own_rng = random.Random(rng.random())
@@ -253,12 +259,7 @@ def test_nothing_is_lost_nothing_comes_twice_and_order_is_kept(stack: ExitStack,
 
 def test_a_message_either_expires_or_is_handed_over(stack: ExitStack, seed: int) -> None:
     rng = random.Random(seed)
-    niess = Log(SnakemqListener("niess", "127.0.0.1", 0, limits=QUICK), dawdle)
-    proxy = stack.enter_context(FaultProxy(niess.peer.address, seed=seed))
-    bob = Log(SnakemqConnector("bob", *proxy.address, limits=QUICK), dawdle)
-    pairs = ((niess, bob), (bob, niess))
-    for log, _ in pairs:
-        stack.enter_context(log.peer)
+    proxy, pairs = talk(stack, seed)
     senders = []
     for log, other in pairs:
         own_rng = random.Random(rng.random())

@@ -1,9 +1,13 @@
-"""What the unit tests share: packets made by hand, deliveries, and hosts joined by byte queues and a fake clock."""
+"""What the unit tests share: packets made by hand, deliveries, hosts joined by byte queues and a fake clock; costs."""
 
 import random
 import struct
+import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
 
 from netcomm import messaging
 from netcomm.message import Delivery, Limits
@@ -20,6 +24,23 @@ INFINITE = 0xFFFFFFFF
 FIRST_EPOCH = 1 << 32
 # What a message takes on the wire beside its data: size, type, seq, uuid, ttl and flags.
 OVERHEAD = 4 + 1 + 8 + 16 + 4 + 4
+
+
+def calls(action: Callable[[], object]) -> int:
+    """How many functions an action calls, those in C as well."""
+    count = 0
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return count
 
 
 def packet(frame_type: int, payload: bytes = b"") -> bytes:
