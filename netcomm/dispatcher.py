@@ -17,14 +17,26 @@ class Dispatcher(Generic[T]):
     All methods may be called from any thread.
     """
 
-    def __init__(self, name: str, handle: Callable[[T], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[T], None],
+        idle: Callable[[], bool] = lambda: False,
+        awaken: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make it; no thread runs before `start`.
 
         handle: called with each item.
+        idle: called while there is none. It may wait for something else than items; then it returns True, and is
+            called again. Once it returns False, the thread waits for an item.
+        awaken: called when there is an item, from any thread, so that `idle` returns.
         """
         self._handle = handle
+        self._idle = idle
+        self._awaken = awaken
         self._items: SimpleQueue[T | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread_id: int | None = None
 
     def start(self) -> None:
         """Start the thread."""
@@ -33,10 +45,12 @@ class Dispatcher(Generic[T]):
     def put(self, item: T) -> None:
         """Queue an item."""
         self._items.put(item)
+        self._awaken()
 
     def stop(self) -> None:
         """Let the thread end, once it has handled what was put before."""
         self._items.put(None)
+        self._awaken()
 
     def join(self, timeout: float) -> None:
         """Wait for the thread's end, at most `timeout` seconds; returns at once on the thread itself."""
@@ -45,10 +59,21 @@ class Dispatcher(Generic[T]):
 
     def is_current(self) -> bool:
         """Whether the caller runs on this thread."""
-        return threading.current_thread() is self._thread
+        return threading.get_ident() == self._thread_id
+
+    @property
+    def empty(self) -> bool:
+        """Whether no item waits."""
+        return self._items.empty()
+
+    def _next(self) -> T | None:
+        while self._items.empty() and self._idle():
+            pass
+        return self._items.get()
 
     def _run(self) -> None:
-        while (item := self._items.get()) is not None:
+        self._thread_id = threading.get_ident()
+        while (item := self._next()) is not None:
             try:
                 self._handle(item)
             except Exception:

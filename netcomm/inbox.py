@@ -156,6 +156,11 @@ class Inbox:
             state.handed(min(position.next_seq, state.next_seq))
             state.ack_due = True
 
+    @property
+    def ack_due(self) -> bool:
+        """Whether there is something to be told to the sender on the present connection."""
+        return any(state.ack_due and state.begun for state in self._streams.values())
+
     def due_acks(self) -> list[Ack]:
         """What is to be told to the sender on the present connection; it counts as told."""
         due = []

@@ -3,9 +3,9 @@
 It moves bytes and knows nothing of what they mean. `poll` is the loop's one step: it waits, and yields what happened,
 for the owner to act on before it goes on. What the owner has to say goes through `write`, `close` and `pause`.
 
-Threads: `poll` and `shut` belong to the loop's thread. `write`, `flush`, `close`, `receive_into`, `pause`, `has_room`
-and `established` may be called from any thread that holds the owner's lock; they never touch the selector, but leave
-that to the next `poll`. The rest may be called from any thread.
+Threads: one at a time may call `poll`, and none may after `shut`. `write`, `flush`, `close`, `receive_into`, `pause`,
+`has_room` and `established` may be called from any thread that holds the owner's lock; they never touch the selector,
+but leave that to the next `poll`. The rest may be called from any thread.
 """
 
 import contextlib
@@ -38,11 +38,14 @@ _LINGER_S = 1.0
 _ACCEPT_PAUSE_S = 1.0
 _ACCEPTS_PER_PASS = 64
 _UNIX_PREFIX = "unix:"
+# To put a processor to sleep and to wake it takes longer than many an answer.
+_SPIN_S = 0.0003 if (os.cpu_count() or 1) > 1 else 0.0
+_MOST_CAUTIOUS = 64
 
 Address = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Opened:
     """A connection was made: by connector number `connector`, or accepted where that is 0."""
 
@@ -51,7 +54,7 @@ class Opened:
     connector: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """Bytes came in."""
 
@@ -59,7 +62,7 @@ class Chunk:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Filled:
     """So many bytes came in, into the buffer that `receive_into` has named."""
 
@@ -67,14 +70,14 @@ class Filled:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Writable:
     """The kernel takes bytes again: call `flush`, and write more."""
 
     connection: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Closed:
     """A connection is gone."""
 
@@ -82,7 +85,7 @@ class Closed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unreachable:
     """A connector failed, for the first time since it was last connected. It goes on trying."""
 
@@ -127,6 +130,35 @@ class _Waker:
             self._sender.close()
 
 
+class _Patience:
+    """Waits for a selector: asleep, or, where that has proved worth it, awake for the first moment.
+
+    It is worth it where what is waited for mostly comes within that moment. Each time that it does not, more short
+    waits in a row have to pass asleep before it is tried again: somebody else may need the processor.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._select = selector.select
+        self._short_waits = 0
+        self._caution = 1
+
+    def wait(self, timeout: float | None, eager: bool) -> list[tuple[selectors.SelectorKey, int]]:
+        """As `select`; eager: what is waited for may well come at once."""
+        if not eager or (timeout is not None and timeout < _SPIN_S):
+            return self._select(timeout)
+        started = monotonic()
+        if self._short_waits >= self._caution:
+            while monotonic() - started < _SPIN_S:
+                if ready := self._select(0):
+                    self._caution = 1
+                    return ready
+            self._short_waits = 0
+            self._caution = min(2 * self._caution, _MOST_CAUTIOUS)
+        ready = self._select(timeout)
+        self._short_waits = self._short_waits + 1 if monotonic() - started < _SPIN_S else 0
+        return ready
+
+
 class _Listener:
     def __init__(self, sock: socket.socket, path: str | None) -> None:
         self.sock = sock
@@ -166,16 +198,14 @@ class _Connection:
 
 
 class Link:
-    """The sockets of one peer.
-
-    ring: lets `poll` return soon; may be called from any thread.
-    """
+    """The sockets of one peer."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._selector = selectors.DefaultSelector()
+        self._patience = _Patience(self._selector)
         self._waker = _Waker()
-        self.ring = self._waker.ring
+        self.waiting = False  # `poll` waits for the sockets, or is about to
         self._selector.register(self._waker.receiver, selectors.EVENT_READ, self._waker)
         self._thunks: deque[Callable[[], None]] = deque()
         self._stale: deque[_Connection] = deque()  # the selector has to be told
@@ -187,7 +217,6 @@ class Link:
         self._lingering: set[_Connection] = set()
         self._last_number = 0
         self._overfull = False
-        self._loop_thread: int | None = None
         self._scratch = memoryview(bytearray(_READ_BYTES))  # a new buffer for each read would cost more than the copy
 
     # -- Any thread -------------------------------------------------------------------------------------------
@@ -216,9 +245,21 @@ class Link:
         self._connectors.append(connector)
         self._call_soon(partial(self._resolve, connector))
 
+    def will_wait(self) -> None:
+        """From now on, `ring` ends the wait of the next `poll`.
+
+        Call it before looking at what decides for how long to wait, so that no change goes unnoticed.
+        """
+        self.waiting = True
+
+    def ring(self) -> None:
+        """Let `poll` return soon, if it waits."""
+        if self.waiting:
+            self._waker.ring()
+
     def _call_soon(self, thunk: Callable[[], None]) -> None:
         self._thunks.append(thunk)
-        self._waker.ring()
+        self.ring()
 
     def abandon(self) -> None:
         """In a forked child: close this process's copies of the descriptors, and leave the parent's alone."""
@@ -265,8 +306,8 @@ class Link:
         self._lingering.add(connection)
         self._mark_stale(connection)
 
-    def receive_into(self, number: int, buffer: memoryview | None) -> None:
-        """Let the next bytes of a connection go into a buffer, once; None lets them come as a Chunk."""
+    def receive_into(self, number: int, buffer: memoryview) -> None:
+        """Let the next bytes of a connection go into a buffer, once, in place of a Chunk."""
         connection = self._connections.get(number)
         if connection is not None:
             connection.buffer = buffer
@@ -313,33 +354,36 @@ class Link:
 
     def _mark_stale(self, connection: _Connection) -> None:
         self._stale.append(connection)
-        if threading.get_ident() != self._loop_thread:
-            self._waker.ring()
+        self.ring()
 
-    # -- The loop's thread ------------------------------------------------------------------------------------
+    # -- The loop ---------------------------------------------------------------------------------------------
 
-    def poll(self, timeout: float | None) -> Iterator[LinkEvent]:
+    def poll(self, timeout: float | None, eager: bool = False) -> Iterator[LinkEvent]:
         """Wait for something to happen, at most `timeout` seconds (None: as long as it takes); yields what did.
+
+        eager: something may well happen at once, and is to be noticed as soon as can be.
 
         The owner acts on each event before it asks for the next.
         """
-        self._loop_thread = threading.get_ident()
-        self._catch_up()
+        self.will_wait()
+        if self._thunks or self._stale:
+            self._catch_up()
         if self._events:
             timeout = 0
         due = self._deadlines.next()
         if due is not None:
             left = max(0.0, due - monotonic())
             timeout = left if timeout is None else min(timeout, left)
-        ready = self._selector.select(timeout)
+        ready = self._patience.wait(timeout, eager)
+        self.waiting = False
         for key, events in ready:
             target = key.data
             if isinstance(target, _Connection):
                 if target.lingering:
                     self._linger(target)
                     continue
-                if events & selectors.EVENT_READ:
-                    yield from self._read(target)
+                if events & selectors.EVENT_READ and (event := self._read(target)) is not None:
+                    yield event
                 if events & selectors.EVENT_WRITE and not target.lingering:
                     yield Writable(target.number)
             elif isinstance(target, _Listener):
@@ -348,9 +392,9 @@ class Link:
                 self._connected(target)
             else:
                 target.silence()
-        self._catch_up()
-        now = monotonic()
-        for item in self._deadlines.pop_due(now):
+        if self._thunks or self._stale:
+            self._catch_up()
+        for item in self._deadlines.pop_due(monotonic()):
             if isinstance(item, _Connection):
                 self._drop(item)
             elif isinstance(item, _Listener):
@@ -440,22 +484,22 @@ class Link:
         self._watch(connection)
         self._events.append(Opened(connection.number, where, connector.number if connector else 0))
 
-    def _read(self, connection: _Connection) -> Iterator[LinkEvent]:
+    def _read(self, connection: _Connection) -> Chunk | Filled | None:
         buffer = connection.buffer
         try:
             count = connection.sock.recv_into(self._scratch if buffer is None else buffer)
         except BlockingIOError:
-            return
+            return None
         except OSError as error:
             self._lose(connection, _reason(error))
-            return
+            return None
         if not count:
             self._lose(connection, "closed by the other side")
-        elif buffer is None:
-            yield Chunk(connection.number, bytes(self._scratch[:count]))
-        else:
-            connection.buffer = None
-            yield Filled(connection.number, count)
+            return None
+        if buffer is None:
+            return Chunk(connection.number, bytes(self._scratch[:count]))
+        connection.buffer = None
+        return Filled(connection.number, count)
 
     def _lose(self, connection: _Connection, reason: str) -> None:
         """A connection has died by itself."""

@@ -27,7 +27,7 @@ from netcomm.storage import Position, StoredMessage, StoredStream
 log = logging.getLogger("netcomm.messaging")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Connected:
     """A peer can be talked to; `connection` is established."""
 
@@ -35,14 +35,14 @@ class Connected:
     connection: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Disconnected:
     """A peer that was connected is not any more."""
 
     ident: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Received:
     """Messages came in; the caller calls `Messaging.hand_over` when their callbacks have returned.
 
@@ -58,26 +58,29 @@ class Received:
     items: list[DataItem]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Dropped:
     """Messages have ended without being delivered."""
 
     deliveries: list[Delivery]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Settled:
     """Messages have ended; whoever waits for one may look."""
 
 
-@dataclass(frozen=True, slots=True)
+_SETTLED = Settled()
+
+
+@dataclass(slots=True)
 class Failed:
     """Something the user should hear of."""
 
     error: Exception
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Close:
     """A connection has to be closed, once `farewell`, in buffers, is sent."""
 
@@ -85,7 +88,7 @@ class Close:
     farewell: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PauseReading:
     """Nothing more may be read from a connection, or reading may go on."""
 
@@ -93,7 +96,7 @@ class PauseReading:
     paused: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Load:
     """The storage is to be read; `Messaging.loaded` takes the result."""
 
@@ -103,7 +106,7 @@ class Load:
     max_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FindExpired:
     """The storage is to be searched from a seq on for what has expired; `Messaging.expired_found` takes the result."""
 
@@ -111,7 +114,7 @@ class FindExpired:
     from_seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mark:
     """The storage is to remember up to where a stream may be sent; then `Messaging.marked` is called."""
 
@@ -119,7 +122,7 @@ class Mark:
     below: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Renew:
     """The storage is to give a stream another epoch; then `Messaging.renewed` is called."""
 
@@ -127,7 +130,7 @@ class Renew:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StorePosition:
     """The storage is to take a position, or a later one; then `Messaging.position_stored` is called."""
 
@@ -135,7 +138,7 @@ class StorePosition:
     position: Position
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DeleteBelow:
     """The storage may forget the messages of a stream below a seq. Nobody waits for it."""
 
@@ -143,7 +146,7 @@ class DeleteBelow:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delete:
     """The storage may forget messages of a stream. Nobody waits for it."""
 
@@ -223,7 +226,7 @@ class _Peer:
 
 # With fewer messages that are not acknowledged, two peers converse, and each message goes out by itself: an answer
 # often comes before the acknowledgement of what it answers. With more, it is a stream, and what gathers goes together.
-_CONVERSATION = 4
+CONVERSATION = 4
 
 # A deadline belongs to a connection (its session's), or to a peer.
 _SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
@@ -347,29 +350,29 @@ class Messaging:
         else:
             self._disconnect(peer, connection, reason, now)
 
-    def data_received(self, number: int, chunk: bytes, now: float) -> None:
-        """Bytes came in on a connection; a number that is not known is passed over."""
+    def data_received(self, number: int, chunk: bytes, now: float) -> memoryview | None:
+        """Bytes came in on a connection; a number that is not known is passed over.
+
+        Returns where the next ones are best received, None for no matter where. Once they are there, `buffer_filled` is
+        to be called, in place of this.
+        """
         connection = self._connections.get(number)
         if connection is not None:
             answered = connection.session.ping_outstanding
             connection.session.receive_data(chunk, now)
             self._received(connection, len(chunk), answered, now)
+            return connection.session.buffer()
+        return None
 
-    def buffer(self, number: int) -> memoryview | None:
-        """Where the next bytes of a connection are best received, None for no matter where.
-
-        Once they are there, `buffer_filled` is to be called, in place of `data_received`.
-        """
-        connection = self._connections.get(number)
-        return None if connection is None else connection.session.buffer()
-
-    def buffer_filled(self, number: int, count: int, now: float) -> None:
-        """So many bytes, one at least, have come in on a connection, and are in `buffer`."""
+    def buffer_filled(self, number: int, count: int, now: float) -> memoryview | None:
+        """So many bytes, one at least, have come in on a connection, where they were said to be best received."""
         connection = self._connections.get(number)
         if connection is not None:
             answered = connection.session.ping_outstanding
             connection.session.buffer_filled(count, now)
             self._received(connection, count, answered, now)
+            return connection.session.buffer()
+        return None
 
     def _received(self, connection: _Connection, count: int, answered: bool, now: float) -> None:
         if answered:  # the next look is due before the answer would have been
@@ -383,7 +386,6 @@ class Messaging:
 
     def _process(self, connection: _Connection, now: float) -> None:
         session = connection.session
-        self._writable[connection.number] = None
         try:
             while (event := session.next_event()) is not None:
                 if session.legacy and not session.established:
@@ -391,7 +393,7 @@ class Messaging:
                 if isinstance(event, wire.Data | wire.Messages) and self._is_full(connection):
                     session.put_back(event)  # until enough is handed over
                     self._pause(connection, True)
-                    return
+                    break
                 match event:
                     case wire.Data(stream, items):
                         self._receive(connection, stream, items)
@@ -414,6 +416,17 @@ class Messaging:
             text = f"protocol error of {connection.name}: {error}"
             self._complain(connection, text, RemoteProtocolError(text))
             self._close(connection, "protocol error", now)
+        else:
+            if self._has_to_say(connection):
+                self._writable[connection.number] = None
+
+    @staticmethod
+    def _has_to_say(connection: _Connection) -> bool:
+        """Whether `output` may have something for a connection."""
+        peer = connection.peer
+        if connection.session.has_output:
+            return True
+        return peer is not None and peer.connection is connection and (peer.outbox.has_waiting or peer.inbox.ack_due)
 
     def _complain(self, connection: _Connection, text: str, error: Exception | None = None) -> None:
         """Tell why a connection is closed: loudly, but not again for each attempt of a connector."""
@@ -611,7 +624,7 @@ class Messaging:
         peer.inbox.acknowledge(Stream.DURABLE, position)
         if peer.connection is not None:
             self._writable[peer.connection.number] = None
-        self._events.append(Settled())
+        self._events.append(_SETTLED)
 
     def stop_receiving(self) -> None:
         """Read no more from any connection: the peer is being terminated."""
@@ -638,7 +651,7 @@ class Messaging:
         Returns how many were taken: of transient messages, those that there is room for.
         """
         peer = self._peers.get(ident) or self._peer(ident)
-        self.prompt = self.prompt or peer.outbox.volatile.queued < _CONVERSATION
+        self.prompt = self.prompt or peer.outbox.volatile.queued < CONVERSATION
         taken = peer.outbox.append(deliveries, now)
         connection = peer.connection
         if connection is not None:
@@ -665,21 +678,20 @@ class Messaging:
         if not delivered:
             return
         peer.delivered += len(delivered)
-        self._events.append(Settled())
+        self._events.append(_SETTLED)
         if delivered[0].persistent:
             assert peer.outbox.durable is not None
             self._events.append(DeleteBelow(peer.ident, peer.outbox.durable.deletable_below()))
 
     def _reject(self, peer: _Peer, session: Session, rejected: list[Delivery]) -> None:
-        if rejected:
-            limits = self._limits if session.remote is None else session.remote
-            log.warning(
-                "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
-                len(rejected),
-                peer.ident,
-                limits.max_frame_bytes,
-            )
-            self._drop(peer, rejected)
+        limits = self._limits if session.remote is None else session.remote
+        log.warning(
+            "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
+            len(rejected),
+            peer.ident,
+            limits.max_frame_bytes,
+        )
+        self._drop(peer, rejected)
 
     def _drop(self, peer: _Peer, deliveries: list[Delivery]) -> None:
         if not deliveries:
@@ -872,7 +884,8 @@ class Messaging:
         self._drop(peer, peer.outbox.expire(now))
         while (taken := peer.outbox.take(budget)) is not None:
             stream, epoch, next_seq, batch, rejected = taken
-            self._reject(peer, session, rejected)
+            if rejected:
+                self._reject(peer, session, rejected)
             if batch and session.legacy:
                 buffers += wire.messages(batch, now)
                 sent_below = batch[-1].seq + 1

@@ -32,7 +32,7 @@ _LOAD_COUNT = 5_000
 _MARK_AHEAD = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Load:
     """The storage is to be read, from a seq on."""
 
@@ -41,14 +41,14 @@ class Load:
     max_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mark:
     """The storage is to remember that messages below a seq may be sent."""
 
     below: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Renew:
     """The stream is to get a new epoch."""
 
@@ -653,7 +653,8 @@ class Outbox:
             in_flight_bytes += size
             batch.append(delivery)
         self.in_flight_bytes = in_flight_bytes
-        stream.settle(rejected, DeliveryState.REJECTED)
+        if rejected:
+            stream.settle(rejected, DeliveryState.REJECTED)
         if batch:
             if self._connected_only:
                 self._connected_only.difference_update(batch)

@@ -1,13 +1,14 @@
 """`Peer`: the thread that joins link, messaging, dispatcher and callers.
 
-Three kinds of threads meet here. The *loop* (the Peer itself is this thread) waits for the sockets. The *dispatcher*
-runs callbacks. *Callers* send and wait. One lock, the mutex, guards messaging and the output of the connections;
-nobody holds it while user code runs, or while anything can block.
+Three kinds of threads meet here. The *dispatcher* runs callbacks. *Callers* send and wait. And the *loop* waits for the
+sockets: it is a role, see `netcomm.leadership`, and the dispatcher's while no callback is to be run. The Peer itself,
+which is a thread, is the deputy. One lock, the mutex, guards messaging and the output of the connections; nobody holds
+it while user code runs, or while anything can block.
 
 Whoever changes messaging, under the mutex, calls `_settle` before letting go, and the loop once for all that a pass has
 brought: it writes what became writable, and acts on what happened. So a message for an idle connection is on its way
-before `send` returns, without waking the loop. A connection that is busy is left to the loop, which sends what has
-gathered as one batch.
+before `send` returns, without waking the loop; and what a callback sends, when the callback returns. A connection that
+is busy is left to the loop, which sends what has gathered as one batch.
 
 With a storage, a fourth thread, the *keeper*, does its background work. Persistent messages are stored by the callers,
 before `send` returns: one of those that come at the same time stores the messages of all, in one transaction, under
@@ -35,6 +36,7 @@ from netcomm.callbacks import Callback
 from netcomm.dispatcher import Dispatcher
 from netcomm.errors import ConfigurationError, LifecycleError, MessageTooLarge, NetcommError, QueueFull
 from netcomm.keeper import Keeper
+from netcomm.leadership import Leadership
 from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
 from netcomm.messaging import PeerStats
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
@@ -179,8 +181,8 @@ class Peer(threading.Thread):
 
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
+        self._waiters = 0
         self._phase = _Phase.NEW
-        self._stop_asked = threading.Event()
         if not isinstance(storage, str | QueueStorage | None):
             raise ConfigurationError(f"a storage must be a URL or a QueueStorage, not {type(storage).__name__}")
         self._storage = open_storage(storage) if isinstance(storage, str) else storage
@@ -200,7 +202,10 @@ class Peer(threading.Thread):
         self._link = link.Link(self._limits)
         self._commit_lock = threading.Lock()
         self._uncommitted: list[_Batch] = []
-        self._dispatcher: Dispatcher[messaging.Event | _Release] = Dispatcher(f"{self.name}-dispatcher", self._dispatch)
+        self._leadership = Leadership(self._link.ring)
+        self._dispatcher: Dispatcher[messaging.Event | _Release] = Dispatcher(
+            f"{self.name}-dispatcher", self._dispatch, self._lead, self._link.ring
+        )
         self._wait_delivery = self._wait_for_delivery  # bound once, not for each message
 
         # What the dispatcher is at: of `_batch`, the first `_returned` have been through their callbacks, and
@@ -210,9 +215,10 @@ class Peer(threading.Thread):
         self._told = 0
         self._tell_at: float | None = None
         self._wake_at: float | None = None  # when the loop will look at the deadlines again by itself
-        # What came in while there was no function to hand it to; only the dispatcher touches it.
+        # What came in while there was no function to hand it to; only the dispatcher changes it.
         self._held: deque[messaging.Received] = deque()
         self._muted = False  # no more received messages to callbacks
+        self._conversing = False  # few messages have come in last: perhaps the next answers the answer
         _peers.add(self)
 
     def _restore(self, storage: QueueStorage) -> None:
@@ -334,8 +340,7 @@ class Peer(threading.Thread):
                     self._wait_until(self._may_close, until - _CLOSING_S)
                 finally:  # also when the caller is interrupted
                     self._muted = True
-                    self._stop_asked.set()
-                    self._link.ring()
+                    self._leadership.stop()
         if self.ident is not None:
             self.join(max(2 * _CLOSING_S, until - monotonic()))
         self._dispatcher.join(max(0.0, until - monotonic()))
@@ -485,10 +490,11 @@ class Peer(threading.Thread):
                 deliveries = deliveries[taken:]
                 self._settle()
                 self._wait_for_room(ident, deliveries[0].size, until)
-            if self._messaging.prompt:
-                self._settle()
-            else:
+            if not self._messaging.prompt:
                 self._link.ring()
+            elif not (self._dispatcher.is_current() and self._leadership.vacant):
+                self._settle()
+            # else a callback sends: it goes out together with what the callback's end brings
 
     def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
         def room_or_end() -> bool:
@@ -602,7 +608,14 @@ class Peer(threading.Thread):
 
     def _wait_until(self, true: Callable[[], bool], until: float | None) -> bool:
         """Wait, with the mutex held, until a condition on what it guards has come true; returns whether it has."""
-        return self._changed.wait_for(true, None if until is None else max(0.0, until - monotonic()))
+        if self._dispatcher.is_current():
+            self._settle()
+            self._leadership.await_deputy()
+        self._waiters += 1
+        try:
+            return self._changed.wait_for(true, None if until is None else max(0.0, until - monotonic()))
+        finally:
+            self._waiters -= 1
 
     # -- Looking ----------------------------------------------------------------------------------------------
 
@@ -627,22 +640,56 @@ class Peer(threading.Thread):
     # -- The loop ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run the loop; `start` calls it, on the peer's own thread."""
+        """Lead while callbacks keep the dispatcher from it, and in the end close everything; `start` calls it."""
         try:
-            while not self._stop_asked.is_set():
-                self._pass()
-            self._close_connections()
+            while self._leadership.deputize():
+                try:
+                    with self._mutex:
+                        self._tell_at = monotonic()  # so the first pass writes what callbacks have left until their end
+                    while not self._leadership.wanted:
+                        self._pass()
+                finally:
+                    self._leadership.release()
+            self._leadership.acquire_last()
+            try:
+                self._close_connections()
+            finally:
+                self._leadership.release()
         except BaseException as error:
-            log.critical("the loop of %r has failed", self._local_ident, exc_info=True)
-            self._dispatcher.put(messaging.Failed(NetcommError(f"the loop has failed: {error!r}")))
+            self._fail(error)
         finally:
             self._end()
 
+    def _lead(self) -> bool:
+        """On the dispatcher's thread, when nothing waits for callbacks: be the loop for a pass.
+
+        Returns False when there is no loop any more.
+        """
+        if not self._leadership.acquire():
+            return False
+        try:
+            self._link.will_wait()
+            if self._dispatcher.empty:
+                self._pass()
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            self._leadership.release()
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        log.critical("the loop of %r has failed", self._local_ident, exc_info=error)
+        self._dispatcher.put(messaging.Failed(NetcommError(f"the loop has failed: {error!r}")))
+        self._leadership.stop()
+
     def _pass(self) -> None:
+        self._link.will_wait()
         with self._mutex:
+            if self._leadership.wanted:
+                return
             when = self._wake_at = self._next_deadline()
         timeout = None if when is None else max(0.0, when - monotonic())
-        for event in self._link.poll(timeout):
+        for event in self._link.poll(timeout, self._conversing):
             with self._mutex:
                 self._act_on_link(event)
         with self._mutex:
@@ -661,11 +708,13 @@ class Peer(threading.Thread):
         now = monotonic()
         match event:
             case link.Chunk(connection, data):
-                self._messaging.data_received(connection, data, now)
-                self._link.receive_into(connection, self._messaging.buffer(connection))
+                buffer = self._messaging.data_received(connection, data, now)
+                if buffer is not None:
+                    self._link.receive_into(connection, buffer)
             case link.Filled(connection, count):
-                self._messaging.buffer_filled(connection, count, now)
-                self._link.receive_into(connection, self._messaging.buffer(connection))
+                buffer = self._messaging.buffer_filled(connection, count, now)
+                if buffer is not None:
+                    self._link.receive_into(connection, buffer)
             case link.Writable(connection):
                 self._link.flush(connection)
                 self._pump(connection)
@@ -683,6 +732,8 @@ class Peer(threading.Thread):
         changed = False
         for event in self._messaging.next_events():
             match event:
+                case messaging.Received():
+                    self._dispatcher.put(event)
                 case messaging.Settled():
                     changed = True
                 case messaging.Close(connection, farewell):
@@ -697,12 +748,13 @@ class Peer(threading.Thread):
                     if isinstance(event, messaging.Connected):
                         self._link.established(event.connection)
                     self._dispatcher.put(event)
-        if changed:
+        if changed and self._waiters:
             self._changed.notify_all()
-        when = self._next_deadline()
-        if when is not None and (self._wake_at is None or when < self._wake_at):
-            self._wake_at = when
-            self._link.ring()
+        if self._link.waiting:
+            when = self._next_deadline()
+            if when is not None and (self._wake_at is None or when < self._wake_at):
+                self._wake_at = when
+                self._link.ring()
 
     def _on_storage_answer(self, request: messaging.StorageRequest, result: Any) -> None:
         """On the keeper's thread: the storage has done what messaging asked for."""
@@ -750,6 +802,7 @@ class Peer(threading.Thread):
 
     def _end_under_mutex(self) -> None:
         self._phase = _Phase.TERMINATED
+        self._leadership.stop()
         self._messaging.discard_all()
         self._settle()
         self._link.shut()
@@ -773,12 +826,19 @@ class Peer(threading.Thread):
     # -- The dispatcher ---------------------------------------------------------------------------------------
 
     def _dispatch(self, event: "messaging.Event | _Release") -> None:
+        self._leadership.begin_work()
         match event:
             case messaging.Received():
-                if not self._held and not (self.on_recv or self.on_message):
+                if self._held:
+                    self._held.append(event)
+                    self._hand_over_held()
+                elif self.on_recv or self.on_message:
+                    self._hand_over(event)
+                else:
+                    with self._mutex:
+                        self._held.append(event)
+                        self._changed.notify_all()  # `terminate` does not wait for what is held back
                     log.warning("%r holds messages back: on_recv and on_message are empty", self._local_ident)
-                self._held.append(event)
-                self._hand_over_held()
             case _Release():
                 self._hand_over_held()
             case messaging.Connected(ident):
@@ -790,6 +850,14 @@ class Peer(threading.Thread):
                     self.on_drop(delivery.ident, delivery)
             case messaging.Failed(error):
                 self.on_error(error)
+        if self._messaging.prompt:
+            self._settle_callback()
+
+    def _settle_callback(self) -> None:
+        """Send what a callback has sent, together with the acknowledgement of what it was called for."""
+        with self._mutex:
+            self._tell()
+            self._settle()
 
     def _release(self) -> None:
         self._dispatcher.put(_Release())
@@ -800,16 +868,19 @@ class Peer(threading.Thread):
 
     def _hand_over(self, received: messaging.Received) -> None:
         """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end."""
+        self._conversing = len(received.items) < messaging.CONVERSATION
         with self._mutex:
             self._batch, self._returned, self._told = received, 0, 0
-            if len(received.items) > 1:
-                # The loop looks once, in case that a callback blocks behind others that have returned.
+            if len(received.items) > 1 and not self._leadership.vacant:
+                # The deputy looks once, in case that a callback blocks behind others that have returned.
                 self._tell_at = monotonic() + _ACK_DELAY_S
                 self._settle()
         ident = received.ident
         on_recv, on_message, encoding = self.on_recv, self.on_message, self._encoding
         tell_at = monotonic() + _ACK_DELAY_S
         for item in received.items:
+            if self._messaging.prompt:
+                self._settle_callback()
             if self._muted:
                 return
             data: Any = item[4]
@@ -833,7 +904,8 @@ class Peer(threading.Thread):
             self._tell()
             self._batch = None
             self._settle()
-            self._changed.notify_all()
+            if self._phase is not _Phase.RUNNING:
+                self._changed.notify_all()
 
     def _tell(self) -> bool:
         """With the mutex held: tell messaging of the callbacks that have returned; returns whether any had."""

@@ -18,7 +18,7 @@ from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemotePr
 from netcomm.message import Limits
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Identified:
     """The other side has said who it is. Nothing more comes out of the session until it is admitted."""
 
@@ -58,10 +58,12 @@ class Session:
 
     remote_ident: the other side's name, None until it is known.
     remote: its HELLO, None for a legacy peer.
+    legacy: whether it is a snakeMQ peer that this side has admitted.
     established: whether the other side has accepted this one too, so that messages may flow.
     """
 
     __slots__ = (
+        "_allowed",
         "_error",
         "_frames",
         "_last_received",
@@ -74,6 +76,7 @@ class Session:
         "_started_at",
         "_state",
         "established",
+        "legacy",
         "remote",
         "remote_ident",
     )
@@ -83,7 +86,7 @@ class Session:
         self._reader = wire.Reader(limits)
         self._frames: deque[wire.Frame] = deque()
         self._error: RemoteProtocolError | None = None
-        self._state = State.AWAIT_VERSION
+        self._enter(State.AWAIT_VERSION)
         self._started_at = now
         self._last_received = now
         self._ping_sent_at: float | None = None
@@ -92,12 +95,8 @@ class Session:
         self._output = [wire.version(), wire.hello(hello), wire.ident(ident)]
         self.remote_ident: str | None = None
         self.remote: wire.Hello | None = None
+        self.legacy = False
         self.established = False
-
-    @property
-    def legacy(self) -> bool:
-        """Whether the other side is a snakeMQ peer."""
-        return self._state is State.LEGACY
 
     @property
     def extended(self) -> bool:
@@ -134,7 +133,7 @@ class Session:
         """
         while self._state is not State.IDENTIFIED and self._frames:
             frame = self._frames.popleft()
-            if type(frame) not in _ALLOWED[self._state]:
+            if type(frame) not in self._allowed:
                 raise RemoteProtocolError(f"unexpected {type(frame).__name__.upper()} ({self._state.name})")
             match frame:
                 case wire.Data() | wire.Messages() | wire.Begin() | wire.Ack() | wire.Skip():
@@ -152,7 +151,7 @@ class Session:
                     self.remote = frame
                 case wire.Ident(ident):
                     self.remote_ident = ident
-                    self._state = State.IDENTIFIED
+                    self._enter(State.IDENTIFIED)
                     return Identified(ident)
                 case wire.Incompatible():
                     raise ConnectionRefusedByPeer(
@@ -169,17 +168,22 @@ class Session:
         """Let `next_event` return a frame once more."""
         self._frames.appendleft(frame)
 
+    def _enter(self, state: State) -> None:
+        self._state = state
+        self._allowed = _ALLOWED[state]
+
     def _receive_version(self, number: int) -> None:
         if number != wire.PROTOCOL_VERSION:
             self._output.append(wire.INCOMPATIBLE)
             raise RemoteProtocolError(f"protocol version {number}, only {wire.PROTOCOL_VERSION} is spoken here")
-        self._state = State.AWAIT_IDENT
+        self._enter(State.AWAIT_IDENT)
 
     def admit(self) -> None:
         """Let the identified other side in: its frames come out of `next_event` from now on."""
         if self._state is not State.IDENTIFIED:
             raise LocalProtocolError(f"admit in state {self._state.name}")
-        self._state = State.LEGACY if self.remote is None else State.EXTENDED
+        self.legacy = self.remote is None
+        self._enter(State.LEGACY if self.legacy else State.EXTENDED)
 
     def begin(self, frame: wire.Begin) -> None:
         """Tell the other side where a stream begins."""
@@ -219,6 +223,11 @@ class Session:
     def wait_for_refusal(self, now: float) -> None:
         """Let `deadline` be the end of the moment in which a legacy peer may refuse the ident, by closing."""
         self._refusable_until = now + LEGACY_GRACE_S
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is something to be sent: `take_output` tells what."""
+        return bool(self._output)
 
     def take_output(self) -> list[bytes]:
         """The packets that the session wants sent, which it then forgets."""

@@ -20,8 +20,8 @@ DEFECTS = {
         Mutation(
             "everybody-is-a-netcomm-peer",
             "session.Session.admit",
-            "State.LEGACY if self.remote is None else State.EXTENDED",
-            "State.EXTENDED",
+            "self.legacy = self.remote is None",
+            "self.legacy = False",
         ),
         Mutation("last-seq", "inbox.Inbox.accept", "if next_seq > _MAX_SEQ:", "if False:"),
         Mutation(

@@ -60,6 +60,7 @@ class Site:
         self.good = SnakemqConnector("good", *self.address)
         self.echoed = record(self.good.on_recv)
         self.sent: list[bytes] = []
+        self._order = threading.Lock()
         self._seen = 0
 
     def news(self) -> str:
@@ -76,9 +77,11 @@ class Site:
 
     def exchange(self) -> None:
         """The well-behaved peer sends one message: it must be delivered."""
-        data = b"%d" % len(self.sent)
-        self.sent.append(data)
-        assert self.good.send("echo", data).wait(DEADLINE_S / 2)
+        with self._order:  # two threads may do this at once
+            data = b"%d" % len(self.sent)
+            self.sent.append(data)
+            delivery = self.good.send("echo", data)
+        assert delivery.wait(DEADLINE_S / 2)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ from netcomm import (
     LifecycleError,
     Limits,
     Message,
+    wire,
 )
+from netcomm.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -133,6 +135,67 @@ def test_no_exception_in_any_callback_ends_the_dispatcher(name: str) -> None:
         dropped = record(bob.on_drop)
         bob.send("nobody", b"y", ttl=0)
         dropped.wait(1)
+
+
+def test_what_a_callback_sends_does_not_wait_for_its_end(pair: Pair) -> None:
+    answers = record(pair.bob.on_recv)
+    go_on = threading.Event()
+
+    @pair.niess.on_recv.add
+    def answer_and_go_on(ident: str, data: bytes) -> None:
+        pair.niess.send(ident, b"begun")
+        go_on.wait(DEADLINE_S)
+
+    delivery = pair.bob.send("niess", b"question")
+    wait_until(lambda: answers.calls == [("niess", b"begun")], "the answer", timeout=5)
+    assert not delivery.done
+    go_on.set()
+    assert delivery.wait(DEADLINE_S)
+
+
+def test_an_answer_and_the_acknowledgement_go_out_together(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 100
+    packets: list[bytes] = []
+    write = Link.write
+
+    def note(link: Link, number: int, buffers: list[bytes]) -> None:
+        if threading.current_thread().name.startswith("netcomm-niess"):
+            packets.append(b"".join(buffers))
+        write(link, number, buffers)
+
+    pair.niess.on_recv.add(lambda ident, data: pair.niess.send(ident, data))
+    answers = record(pair.bob.on_recv)
+    monkeypatch.setattr(Link, "write", note)
+    for number in range(count):
+        pair.bob.send("niess", b"%d" % number)
+        answers.wait(number + 1)
+    assert pair.bob.flush(DEADLINE_S)
+    both = [frames for frames in map(kinds, packets) if frames == [wire.Ack, wire.Data]]
+    # Where the callback has taken long, for this machine, the deputy has sent the answer before.
+    assert len(both) > count * 0.8
+
+
+def kinds(packets: bytes) -> list[type]:
+    reader = wire.Reader(Limits(max_handshake_frame_bytes=2**20))
+    frames, error = reader.feed(packets)
+    assert error is None
+    return [type(frame) for frame in frames]
+
+
+def test_callbacks_run_on_one_thread_whoever_reads(pair: Pair) -> None:
+    threads = set()
+
+    @pair.niess.on_recv.add
+    def note(ident: str, data: bytes) -> None:
+        threads.add(threading.current_thread().name)
+        if int(data) % 20 == 0:
+            time.sleep(0.02)  # the deputy reads meanwhile
+
+    for number in range(100):
+        pair.bob.send("niess", b"%d" % number)
+        pair.bob.send("niess", b"%d" % (100 + number)).wait(0.001)
+    assert pair.bob.flush(DEADLINE_S)
+    assert threads == {"netcomm-niess-dispatcher"}
 
 
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), GeneratorExit()])

@@ -133,3 +133,41 @@ def test_put_may_be_called_from_any_thread() -> None:
     dispatcher.join(DEADLINE_S)
     for part in range(4):
         assert [number for who, number in handled if who == part] == list(range(500))
+
+
+def test_while_there_is_no_item_the_dispatcher_idles() -> None:
+    handled: list[int] = []
+    bell = threading.Event()
+    idled = threading.Event()
+
+    def idle() -> bool:
+        idled.set()
+        assert bell.wait(DEADLINE_S)
+        bell.clear()
+        return True
+
+    dispatcher: Dispatcher[int] = Dispatcher("d", handled.append, idle, bell.set)
+    dispatcher.start()
+    assert idled.wait(DEADLINE_S)
+    for item in range(10):
+        dispatcher.put(item)
+    dispatcher.stop()
+    dispatcher.join(DEADLINE_S)
+    assert handled == list(range(10))
+
+
+def test_where_it_can_not_idle_it_waits_for_items() -> None:
+    handled: list[int] = []
+    asked: list[None] = []
+
+    def idle() -> bool:
+        asked.append(None)
+        return False
+
+    dispatcher: Dispatcher[int] = Dispatcher("d", handled.append, idle)
+    dispatcher.start()
+    dispatcher.put(1)
+    dispatcher.stop()
+    dispatcher.join(DEADLINE_S)
+    assert handled == [1]
+    assert len(asked) <= 2

@@ -1,0 +1,105 @@
+"""`Leadership`: which of two threads waits for the sockets.
+
+The pattern is "Leader/Followers" (Schmidt et al., Pattern-Oriented Software Architecture, volume 2): whoever leads
+waits for what happens, and then works on it itself, so that no other thread has to be woken for it. Here one thread,
+the *worker*, leads whenever it has no other work. Should its work keep it, the *deputy* leads until the worker is back.
+"""
+
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+# So long may the worker's work leave nobody to lead.
+PATIENCE_S = 0.005
+
+
+class Leadership:
+    """Held by one thread at a time.
+
+    The worker calls `acquire`, `release`, `begin_work` and `await_deputy`; the deputy calls `deputize` and `release`,
+    and in the end `acquire_last`; anybody may call `stop`.
+    """
+
+    __slots__ = ("_alarm", "_held", "_resting", "_ring", "_stopped", "_turns", "_wanted", "_worker_leads")
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        """ring: ends the waiting of the thread that leads; may be called from any thread."""
+        self._ring = ring
+        self._held = threading.Lock()
+        self._alarm: SimpleQueue[bool] = SimpleQueue()  # to the deputy; True: do not be patient
+        self._resting = False  # the deputy waits for the alarm alone
+        self._wanted = False
+        self._stopped = False
+        self._turns = 0  # how often the worker has led
+        self._worker_leads = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether who leads has to give it up, as soon as it can."""
+        return self._wanted or self._stopped
+
+    @property
+    def vacant(self) -> bool:
+        """Whether nobody leads now."""
+        return not self._held.locked()
+
+    def stop(self) -> None:
+        """Let nobody lead any more."""
+        self._stopped = True
+        self._ring()
+        self._alarm.put(False)
+
+    def release(self) -> None:
+        """Give up what `acquire`, `deputize` or `acquire_last` has given."""
+        self._worker_leads = False
+        self._held.release()
+
+    def acquire(self) -> bool:
+        """Let the worker lead, as soon as the deputy has given it up; returns False after `stop`."""
+        if not self._held.acquire(blocking=False):
+            self._wanted = True
+            self._ring()
+            self._held.acquire()
+            self._wanted = False
+        if self._stopped:
+            self._held.release()
+            return False
+        self._turns += 1
+        self._worker_leads = True
+        return True
+
+    def begin_work(self) -> None:
+        """The worker, which does not lead now, begins something that may take long."""
+        if self._resting:
+            self._resting = False
+            self._alarm.put(False)
+
+    def await_deputy(self) -> None:
+        """The worker is going to wait for something that only who leads can bring about."""
+        self._alarm.put(True)
+
+    def deputize(self) -> bool:
+        """Wait until the deputy has to lead, which it then does; returns False after `stop`.
+
+        While the worker leads and nothing happens, this sleeps; while the worker works, it looks now and then.
+        """
+        last_turns = -1
+        while not self._stopped:
+            turns = self._turns
+            self._resting = self._worker_leads and turns == last_turns
+            # Looked at once more: the worker may have left before it could see that the deputy rests.
+            patience_s = None if self._resting and self._worker_leads else PATIENCE_S
+            try:
+                urgent = self._alarm.get(timeout=patience_s)
+            except Empty:
+                urgent = True
+            self._resting = False
+            kept = urgent and not self._worker_leads and turns == self._turns
+            if kept and self._held.acquire(blocking=False):
+                return True
+            last_turns = turns
+        return False
+
+    def acquire_last(self) -> None:
+        """After `stop`: lead for the last time, once nobody else does."""
+        self._held.acquire()
