@@ -20,7 +20,7 @@ class Leadership:
     and in the end `acquire_last`; anybody may call `stop`.
     """
 
-    __slots__ = ("_alarm", "_held", "_resting", "_ring", "_stopped", "_turns", "_wanted", "_worker_leads")
+    __slots__ = ("_alarm", "_begun", "_held", "_resting", "_ring", "_stopped", "_turns", "_wanted", "_working")
 
     def __init__(self, ring: Callable[[], None]) -> None:
         """ring: ends the waiting of the thread that leads; may be called from any thread."""
@@ -30,8 +30,9 @@ class Leadership:
         self._resting = False  # the deputy waits for the alarm alone
         self._wanted = False
         self._stopped = False
-        self._turns = 0  # how often the worker has led
-        self._worker_leads = False
+        self._working = False  # the worker has begun something, and has not led since
+        self._begun = 0  # how often it has
+        self._turns = 0  # how often it has led
 
     @property
     def wanted(self) -> bool:
@@ -51,7 +52,6 @@ class Leadership:
 
     def release(self) -> None:
         """Give up what `acquire`, `deputize` or `acquire_last` has given."""
-        self._worker_leads = False
         self._held.release()
 
     def acquire(self) -> bool:
@@ -65,11 +65,13 @@ class Leadership:
             self._held.release()
             return False
         self._turns += 1
-        self._worker_leads = True
+        self._working = False
         return True
 
     def begin_work(self) -> None:
         """The worker, which does not lead now, begins something that may take long."""
+        self._begun += 1
+        self._working = True
         if self._resting:
             self._resting = False
             self._alarm.put(False)
@@ -81,23 +83,23 @@ class Leadership:
     def deputize(self) -> bool:
         """Wait until the deputy has to lead, which it then does; returns False after `stop`.
 
-        While the worker leads and nothing happens, this sleeps; while the worker works, it looks now and then.
+        While the worker has no work, this sleeps; while there is some, it looks now and then.
         """
-        last_turns = -1
+        last_begun = -1
         while not self._stopped:
-            turns = self._turns
-            self._resting = self._worker_leads and turns == last_turns
-            # Looked at once more: the worker may have left before it could see that the deputy rests.
-            patience_s = None if self._resting and self._worker_leads else PATIENCE_S
+            begun, turns = self._begun, self._turns
+            self._resting = begun == last_begun and not self._working
+            # Looked at once more: work may have begun before it could be seen that the deputy rests.
+            patience_s = None if self._resting and not self._working else PATIENCE_S
             try:
                 urgent = self._alarm.get(timeout=patience_s)
             except Empty:
                 urgent = True
             self._resting = False
-            kept = urgent and not self._worker_leads and turns == self._turns
+            kept = urgent and self._working and turns == self._turns
             if kept and self._held.acquire(blocking=False):
                 return True
-            last_turns = turns
+            last_begun = begun
         return False
 
     def acquire_last(self) -> None:

@@ -57,12 +57,13 @@ def test_the_deputy_leads_while_the_worker_is_kept(scene: tuple[Leadership, Depu
 def test_the_deputy_gives_way_to_the_worker(scene: tuple[Leadership, Deputy]) -> None:
     leadership, deputy = scene
     deputy.thread.start()
+    leadership.begin_work()
     assert deputy.leads.wait(DEADLINE_S)
     assert leadership.acquire()
     assert not deputy.leads.is_set()
     assert not leadership.vacant
     leadership.release()
-    assert leadership.vacant or deputy.leads.wait(DEADLINE_S)
+    assert leadership.vacant
 
 
 def test_the_deputy_does_not_lead_while_the_worker_does(scene: tuple[Leadership, Deputy]) -> None:
@@ -71,6 +72,7 @@ def test_the_deputy_does_not_lead_while_the_worker_does(scene: tuple[Leadership,
     deputy.thread.start()
     assert not deputy.leads.wait(20 * PATIENCE_S)
     leadership.release()
+    assert not deputy.leads.wait(20 * PATIENCE_S)
     leadership.begin_work()
     assert deputy.leads.wait(DEADLINE_S)
 
@@ -81,6 +83,7 @@ def test_a_worker_that_waits_is_stood_in_for_at_once(
     monkeypatch.setattr("netcomm.leadership.PATIENCE_S", DEADLINE_S)
     leadership, deputy = scene
     deputy.thread.start()
+    leadership.begin_work()
     leadership.await_deputy()
     assert deputy.leads.wait(DEADLINE_S / 2)
 
@@ -102,6 +105,7 @@ def test_nobody_leads_after_stop(scene: tuple[Leadership, Deputy]) -> None:
 def test_stop_ends_the_leading_of_the_deputy(scene: tuple[Leadership, Deputy]) -> None:
     leadership, deputy = scene
     deputy.thread.start()
+    leadership.begin_work()
     assert deputy.leads.wait(DEADLINE_S)
     leadership.stop()
     deputy.thread.join(DEADLINE_S)
