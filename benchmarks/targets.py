@@ -71,6 +71,7 @@ TARGETS = [
     Target("persistent-many", "snakeMQ", least=100.0),
     Target("drain-200k", "snakeMQ", least=100.0),
     Target("fan-in", "netcomm", "200", of="kept", least=70.0),
+    Target("fan-in", "netcomm send_many", "200", of="kept", least=70.0),
     Target("idle", "netcomm", "memory", of="figure", most=24.0),
     Target("idle", "netcomm", "CPU", of="figure", most=1.0),
     Target("restart", "netcomm", of="figure", most=0.5),

@@ -17,19 +17,28 @@ from benchmarks.processes import Child, Control
 from benchmarks.workloads.throughput import expect_all, receive
 
 _SIZE = 100
+_CONNECTIONS = (1, 10, 50, 200)
 _PROCESSES = 4
 _MESSAGES = 40_000
-_BURST = 10  # messages that one connector sends before it is the next one's turn
+# So many messages one connector sends before it is the next one's turn.
+_BURST = 10
+_LARGE_BURST = 100
 _IDLE_S = 2.0
 
 
 @dataclass
 class FanIn:
-    """netcomm with so and so many connectors, in a few processes, that send to one listener at the same time."""
+    """netcomm with so and so many connectors, in a few processes, that send to one listener at the same time.
+
+    many: whether with `send_many`, and in larger bursts.
+    cpu: whether to tell what CPU the listener took for each message, too.
+    """
 
     name: str
     points: Sequence[int]
     count: int
+    many: bool = False
+    cpu: bool = False
 
     def open(self, stack: ExitStack) -> None:
         self._runs = []
@@ -39,7 +48,7 @@ class FanIn:
             processes = min(connections, _PROCESSES)
             cuts = [connections * number // processes for number in range(processes + 1)]
             senders = [
-                stack.enter_context(Child(send, address=address, first=first, stop=stop))
+                stack.enter_context(Child(send, address=address, first=first, stop=stop, many=self.many))
                 for first, stop in pairwise(cuts)
             ]
             for sender in senders:
@@ -48,32 +57,40 @@ class FanIn:
             self._rate(connections, receiver, senders, connections)
 
     def measure(self) -> Measured:
-        return {str(run[0]): self._rate(*run, self.count) for run in self._runs}
+        figures = {}
+        for connections, receiver, senders in self._runs:
+            rate, microseconds = self._rate(connections, receiver, senders, self.count)
+            figures[str(connections)] = rate
+            if self.cpu:
+                figures[f"{connections} CPU"] = microseconds
+        return figures
 
-    def _rate(self, connections: int, receiver: Child, senders: Sequence[Child], count: int) -> float:
+    def _rate(self, connections: int, receiver: Child, senders: Sequence[Child], count: int) -> tuple[float, float]:
+        """Messages a second in all, and the microseconds of CPU that each took of the listener."""
         each = max(1, count // connections)
         receiver.ask(count=each * connections, size=_SIZE, streams=connections)
         for sender in senders:
             sender.tell(count=each, connections=connections)
         times = [sender.hear() for sender in senders]
-        expect_all(receiver, each * connections)
+        cpu = expect_all(receiver, each * connections)
         # The clock is the same for all processes: from when the first of them began until the last one was done.
         seconds = max(time["ended"] for time in times) - min(time["started"] for time in times)
-        return each * connections / seconds
+        return each * connections / seconds, 1e6 * cpu / (each * connections)
 
 
-def send(control: Control, address: Address, first: int, stop: int) -> None:
+def send(control: Control, address: Address, first: int, stop: int, many: bool) -> None:
     peer = import_module("benchmarks.peers.netcomm_peer")
-    senders = [peer.Sender(address, f"sender-{number}") for number in range(first, stop)]
+    senders = [peer.Sender(address, f"sender-{number}", many) for number in range(first, stop)]
+    burst = _LARGE_BURST if many else _BURST
     control.tell(connected=True)
     for order in control:
         count, connections = order["count"], order["connections"]
         messages = payloads.make(count * connections, _SIZE)
         parts = [messages[number * count : (number + 1) * count] for number in range(first, stop)]
         started = perf_counter()
-        for done in range(0, count, _BURST):
+        for done in range(0, count, burst):
             for sender, part in zip(senders, parts, strict=True):
-                sender.post(part[done : done + _BURST])
+                sender.post(part[done : done + burst])
         for sender in senders:
             sender.flush()
         control.tell(started=started, ended=perf_counter())
@@ -129,7 +146,11 @@ def connect(control: Control, peer: str, address: Address) -> None:
 
 
 def _fan_in(scale: Scale) -> Sequence[Contender]:
-    return [FanIn("netcomm", scale.points(1, 10, 50, 200), scale.count(_MESSAGES))]
+    points, count = scale.points(*_CONNECTIONS), scale.count(_MESSAGES)
+    return [
+        FanIn("netcomm", points, count, cpu=True),
+        FanIn("netcomm send_many", points, 4 * count, many=True, cpu=True),
+    ]
 
 
 def _growth(scale: Scale) -> Sequence[Contender]:
@@ -150,7 +171,13 @@ WORKLOADS = [
         "fan-in",
         f"messages of {_SIZE} bytes over so many connections into one listener, in all",
         _fan_in,
-        notes=(f"the connectors are in {_PROCESSES} processes, where there are so many",),
+        units={f"{connections} CPU": Unit("µs/msg", more_is_better=False) for connections in _CONNECTIONS},
+        notes=(
+            f"the connectors are in {_PROCESSES} processes, where there are so many; they share the processors with the"
+            " listener",
+            f"netcomm: send() one by one, in bursts of {_BURST}; send_many: in bursts of {_LARGE_BURST}",
+            "CPU: what the listener takes for each message",
+        ),
     ),
     Workload(
         "idle",

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from benchmarks import payloads, servers
@@ -16,6 +16,7 @@ from benchmarks.peers import Address
 from benchmarks.processes import Child, Control, Failed
 
 _WARM_UP = 50
+_COLLECT_AT = 100_000
 
 
 @dataclass
@@ -68,11 +69,16 @@ def _fill_in(options: Mapping[str, Any], folder: str) -> dict[str, Any]:
     return {key: value.format(folder=folder) if isinstance(value, str) else value for key, value in options.items()}
 
 
-def expect_all(receiver: Child, count: int) -> None:
-    """Hear from a receiver what has arrived. Raises Failed where it is not what was sent."""
+def expect_all(receiver: Child, count: int) -> float:
+    """Hear from a receiver what has arrived; returns the seconds of CPU that it took, if it tells.
+
+    Raises Failed where it is not what was sent.
+    """
     received = receiver.hear()
+    seconds: float = received.pop("cpu", 0.0)
     if received != {"taken": count, "wrong": 0}:
         raise Failed(f"of {count} messages, this has arrived: {received}")
+    return seconds
 
 
 def receive(control: Control, peer: str, options: dict[str, Any]) -> None:
@@ -83,8 +89,9 @@ def receive(control: Control, peer: str, options: dict[str, Any]) -> None:
         check = Check(**order) if streams == 1 else StreamsCheck(**order, streams=streams)
         receiver.expect(check)
         control.tell(ready=True)
+        before = process_time()
         receiver.finish()
-        control.tell(taken=check.taken, wrong=check.wrong)
+        control.tell(taken=check.taken, wrong=check.wrong, cpu=process_time() - before)
 
 
 def send(control: Control, peer: str, name: str, address: Address, options: dict[str, Any]) -> None:
@@ -102,6 +109,7 @@ def _contenders(count: int, size: int, snakemq_count: int, scale: Scale) -> Sequ
     return [
         OneWay("netcomm", "netcomm_peer", sizes),
         OneWay("netcomm send_many", "netcomm_peer", sizes, to_sender={"many": True}),
+        OneWay("… collecting late", "netcomm_peer", sizes, to_sender={"many": True, "collect_at": _COLLECT_AT}),
         OneWay("pyzmq", "zeromq", sizes),
         OneWay("snakeMQ", "snakemq_peer", {"": (scale.count(snakemq_count), size)}),
         OneWay("plain sockets", "sockets", sizes),
@@ -113,6 +121,7 @@ def _contenders(count: int, size: int, snakemq_count: int, scale: Scale) -> Sequ
 
 _NOTES = (
     "netcomm: send() one by one; until every message is acknowledged, after the callback has returned",
+    f"… collecting late: send_many, in a program that has called gc.set_threshold({_COLLECT_AT:_})",
     "pyzmq, pynng: PUSH and PULL; until the receiver says over a second socket that it has got all",
     "plain sockets: batches of 64 KiB, and a loop that slices the messages; the limit, without any guarantee",
     "snakeMQ, pynng, NATS, RabbitMQ: fewer messages, since they are slower; the rates are compared",
