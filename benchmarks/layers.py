@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from time import process_time
 
-from netcomm.message import Delivery, Limits
+from netcomm.message import Batch, Delivery, Limits
 from netcomm.messaging import Messaging, Received
 from netcomm.wire import packet_size
 
@@ -45,18 +45,17 @@ def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None
         niess.data_received(1, _output(bob), 0.0)
         bob.data_received(1, _output(niess), 0.0)
     data = bytes(size)
-    deliveries: list[Delivery] = []
+    payloads = [data] * BATCH
+    batches: list[Batch] = []
     packets = acknowledgement = b""
 
     def make() -> None:
-        prefix = b"p" * 8
-        for number in range(COUNT):
-            uuid = prefix + number.to_bytes(8)
-            deliveries.append(Delivery("niess", uuid, data, packet_size(size), None, False, _not_waited_for))
+        for number in range(COUNT // BATCH):
+            batches.append(Batch("niess", b"p" * 8, number << 10, payloads, packet_size(0), None, _not_waited_for))
 
     def queue() -> None:
-        for start in range(0, COUNT, BATCH):
-            bob.send("niess", deliveries[start : start + BATCH], 0.0)
+        for batch in batches:
+            bob.send("niess", batch.runs[0], 0.0)
 
     def write() -> None:
         nonlocal packets
@@ -74,14 +73,14 @@ def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None
     def acknowledge() -> None:
         bob.data_received(1, acknowledgement, 0.0)
 
-    time("sender: make the Delivery", make)
+    time("sender: make the batch", make)
     time("sender: number and queue", queue)
     time("sender: window, packets, join", write)
     time("receiver: parse, look for duplicates", read)
     time("receiver: count as handed over", hand_over)
     acknowledgement = _output(niess)
     time("sender: take the acknowledgement", acknowledge)
-    assert all(delivery.done for delivery in deliveries)
+    assert all(run.done for batch in batches for run in batch.runs)
 
 
 def main() -> None:

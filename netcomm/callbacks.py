@@ -20,10 +20,12 @@ class Callback:
     A function that raises does not keep the others from being called: the exception is logged with its
     traceback, and handed to `report`.
 
+    functions: those that are in it now.
+
     All methods may be called from any thread.
     """
 
-    __slots__ = ("_added", "_functions", "_lock", "_name", "_report")
+    __slots__ = ("_added", "_lock", "_name", "_report", "functions")
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class Callback:
         self._name = name
         self._report = report
         self._lock = threading.Lock()
-        self._functions: tuple[Callable[..., Any], ...] = ()
+        self.functions: tuple[Callable[..., Any], ...] = ()
 
     def add(self, function: F) -> F:
         """Append a function; returns it, so that it serves as a decorator.
@@ -49,7 +51,7 @@ class Callback:
         A function that was added twice is called twice.
         """
         with self._lock:
-            self._functions = (*self._functions, function)
+            self.functions = (*self.functions, function)
         if self._added is not None:
             self._added()
         return function
@@ -60,26 +62,30 @@ class Callback:
         Raises ValueError where it is not in the list.
         """
         with self._lock:
-            functions = list(self._functions)
+            functions = list(self.functions)
             functions.remove(function)
-            self._functions = tuple(functions)
+            self.functions = tuple(functions)
 
     def __call__(self, *args: Any) -> None:
         """Call every function with these arguments."""
-        for function in self._functions:
+        for function in self.functions:
             try:
                 function(*args)
             # Everything, SystemExit too: the thread that calls belongs to the library, not to the function.
             except BaseException as error:
-                log.exception("%s: %r raised", self._name, function)
-                if self._report is not None:
-                    self._report(error)
+                self.failed(function, error)
+
+    def failed(self, function: Callable[..., Any], error: BaseException) -> None:
+        """Tell that a function has raised; called while the exception is handled."""
+        log.exception("%s: %r raised", self._name, function)
+        if self._report is not None:
+            self._report(error)
 
     def __len__(self) -> int:
-        return len(self._functions)
+        return len(self.functions)
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
-        return iter(self._functions)
+        return iter(self.functions)
 
     def __repr__(self) -> str:
-        return f"<Callback {self._name}: {len(self._functions)} functions>"
+        return f"<Callback {self._name}: {len(self.functions)} functions>"

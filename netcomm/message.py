@@ -2,8 +2,11 @@
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import overload
 
 from netcomm.errors import ConfigurationError
 
@@ -65,7 +68,7 @@ class Message:
 
 
 class Delivery:
-    """One message on its way out: the entry of the queue, and the sender's view of it.
+    """One message on its way out: an entry of the queue, and the sender's view of it.
 
     ident: the receiver's name.
     uuid: 16 bytes that name the message.
@@ -126,6 +129,235 @@ class Delivery:
 
     def __repr__(self) -> str:
         return f"<Delivery {self.uuid.hex()} to {self.ident!r}: {self.state.value}>"
+
+    # -- As an entry of the queue -----------------------------------------------------------------------------
+
+    count = 1
+
+    @property
+    def largest(self) -> int:
+        """The size of the largest message, as `size` has it."""
+        return self.size
+
+    @property
+    def first_size(self) -> int:
+        """The size of the first message, as `size` has it."""
+        return self.size
+
+    def deliveries(self) -> "Sequence[Delivery]":
+        """One for each message."""
+        return (self,)
+
+
+class Batch:
+    """Transient messages of one call for one receiver: what they have in common, and their payloads.
+
+    number: the low half of the first uuid, which the others count on from; `uuid_prefix` is the high half.
+    data: their payloads, None of those that were delivered.
+    largest: the size on the wire of the largest.
+    runs: the messages by what has become of them, in their order.
+    """
+
+    __slots__ = ("data", "expires_at", "ident", "largest", "number", "runs", "uuid_prefix", "wait")
+
+    def __init__(
+        self,
+        ident: str,
+        uuid_prefix: bytes,
+        number: int,
+        data: list[bytes],
+        overhead: int,
+        expires_at: float | None,
+        wait: "Callable[[Delivery, float | None], bool]",
+    ) -> None:
+        """overhead: what each message takes on the wire beside its payload, in bytes."""
+        self.ident = ident
+        self.uuid_prefix = uuid_prefix
+        self.number = number
+        sizes = list(map(len, data))
+        self.data: list[bytes | None] = list(data)
+        self.largest = max(sizes) + overhead
+        self.expires_at = expires_at
+        self.wait = wait
+        self.runs = [Run(self, 0, len(data), sum(sizes) + overhead * len(data), overhead)]
+
+    def state_of(self, index: int) -> DeliveryState:
+        """What has become of a message; may be called from any thread."""
+        # While a run is being split, the message is found in the one or the other, and both have the same state.
+        return next(run.state for run in reversed(self.runs) if run.start <= index)
+
+
+class Run:
+    """Consecutive messages of a batch that share their state: an entry of the queue.
+
+    start, stop: their place in the batch.
+    seq: the place of the first of them in the stream.
+    size: the bytes that they take on the wire.
+    """
+
+    __slots__ = ("_overhead", "batch", "seq", "size", "start", "state", "stop")
+
+    persistent = False
+
+    def __init__(self, batch: Batch, start: int, stop: int, size: int, overhead: int) -> None:
+        self.batch = batch
+        self.start = start
+        self.stop = stop
+        self.seq = -1
+        self.size = size
+        self._overhead = overhead
+        self.state = DeliveryState.QUEUED
+
+    @property
+    def count(self) -> int:
+        """How many messages these are."""
+        return self.stop - self.start
+
+    @property
+    def largest(self) -> int:
+        """The size on the wire of the largest message of the batch."""
+        return self.batch.largest
+
+    @property
+    def first_size(self) -> int:
+        """The size on the wire of the first message."""
+        return len(self.batch.data[self.start] or b"") + self._overhead
+
+    @property
+    def uuid_prefix(self) -> bytes:
+        """The high half of all uuids."""
+        return self.batch.uuid_prefix
+
+    @property
+    def number(self) -> int:
+        """The low half of the first uuid."""
+        return self.batch.number + self.start
+
+    def payloads(self) -> list[bytes]:
+        """The payloads of messages that have not been delivered."""
+        return self.batch.data[self.start : self.stop]  # type: ignore[return-value]
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the messages expire, on the clock of the outbox, in seconds."""
+        return self.batch.expires_at
+
+    @property
+    def data(self) -> list[bytes] | None:
+        """The payloads, None once they are forgotten; may be set to None."""
+        return self.payloads()
+
+    @data.setter
+    def data(self, nothing: None) -> None:
+        self.batch.data[self.start : self.stop] = [None] * (self.stop - self.start)
+
+    @property
+    def done(self) -> bool:
+        """Whether the messages have ended, one way or another."""
+        return self.state not in _OPEN_STATES
+
+    def fitting(self, max_bytes: int) -> int:
+        """How many of these messages, from the first on, take no more than so many bytes on the wire."""
+        if self.size <= max_bytes:
+            return self.stop - self.start
+        ends = list(accumulate([len(payload) + self._overhead for payload in self.payloads()]))
+        return bisect_right(ends, max_bytes)
+
+    def split(self, count: int) -> "Run":
+        """Cut off the first `count` messages, fewer than all, none of which has been delivered; returns them."""
+        batch, middle = self.batch, self.start + count
+        size = sum(map(len, batch.data[self.start : middle])) + count * self._overhead  # type: ignore[arg-type]
+        head = Run(batch, self.start, middle, size, self._overhead)
+        head.seq = self.seq
+        head.state = self.state
+        batch.runs.insert(batch.runs.index(self), head)
+        self.start = middle
+        self.seq += count
+        self.size -= size
+        return head
+
+    def deliveries(self) -> "Sequence[Delivery]":
+        """One for each message."""
+        return [BatchDelivery(self.batch, index) for index in range(self.start, self.stop)]
+
+
+class BatchDelivery(Delivery):
+    """The sender's view of one message of a batch. Two views of one message are equal."""
+
+    __slots__ = ("_batch", "_index")
+
+    def __init__(self, batch: Batch, index: int) -> None:
+        self._batch = batch
+        self._index = index
+
+    @property
+    def ident(self) -> str:  # type: ignore[override]
+        """The receiver's name."""
+        return self._batch.ident
+
+    @property
+    def uuid(self) -> bytes:  # type: ignore[override]
+        """16 bytes that name the message."""
+        return self._batch.uuid_prefix + (self._batch.number + self._index).to_bytes(8)
+
+    @property
+    def data(self) -> bytes | None:  # type: ignore[override]
+        """The payload; None once it was delivered."""
+        return self._batch.data[self._index]
+
+    @property
+    def persistent(self) -> bool:  # type: ignore[override]
+        """Whether a storage keeps it."""
+        return False
+
+    @property
+    def state(self) -> DeliveryState:  # type: ignore[override]
+        """See `DeliveryState`."""
+        return self._batch.state_of(self._index)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See `Delivery.wait`."""
+        return self._batch.wait(self, timeout)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BatchDelivery):
+            return NotImplemented
+        return (self._batch, self._index) == (other._batch, other._index)
+
+    def __hash__(self) -> int:
+        return hash((self._batch, self._index))
+
+
+class Deliveries(Sequence[Delivery]):
+    """The Deliveries of the messages of one call, each made when it is asked for."""
+
+    __slots__ = ("_batches", "_ends")
+
+    def __init__(self) -> None:
+        self._batches: list[Batch] = []
+        self._ends: list[int] = []  # how many messages there are up to the end of each batch
+
+    def add(self, batch: Batch) -> None:
+        """Append the messages of a batch."""
+        self._batches.append(batch)
+        self._ends.append(len(self) + len(batch.data))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Delivery: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Delivery]: ...
+    def __getitem__(self, index: int | slice) -> Delivery | list[Delivery]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        number = bisect_right(self._ends, place)
+        return BatchDelivery(self._batches[number], place - (self._ends[number - 1] if number else 0))
+
+    def __repr__(self) -> str:
+        return f"<Deliveries of {len(self)} messages>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ None of it is thread-safe; `netcomm.peer` holds a lock around it.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,7 +20,7 @@ from netcomm.deadlines import Deadlines
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.inbox import DataItem, Inbox
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
-from netcomm.outbox import DurableOutStream, Outbox
+from netcomm.outbox import DurableOutStream, Entry, Outbox
 from netcomm.session import Identified, Session
 from netcomm.storage import Position, StoredMessage, StoredStream
 
@@ -49,6 +49,7 @@ class Received:
     items: `(seq, uuid, ttl, flags, data)` each.
     stream, epoch: what they belong to; a legacy peer has no streams: None, and 0.
     redelivered_below: messages with a lower seq may have been handed over by an earlier process.
+    size: the bytes that they take on the wire.
     """
 
     ident: str
@@ -56,6 +57,7 @@ class Received:
     epoch: int
     redelivered_below: int
     items: list[DataItem]
+    size: int
 
 
 @dataclass(slots=True)
@@ -227,6 +229,8 @@ class _Peer:
 # With fewer messages that are not acknowledged, two peers converse, and each message goes out by itself: an answer
 # often comes before the acknowledgement of what it answers. With more, it is a stream, and what gathers goes together.
 CONVERSATION = 4
+
+_OVERHEAD_BYTES = wire.packet_size(0)
 
 # A deadline belongs to a connection (its session's), or to a peer.
 _SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
@@ -573,20 +577,23 @@ class Messaging:
         peer = self._peer_of(connection)
         state, fresh = peer.inbox.accept(stream, items)
         if fresh:
-            self._took(peer, connection, fresh)
-            self._events.append(Received(peer.ident, stream, state.epoch, state.redelivered_below, fresh))
+            size = self._took(peer, connection, fresh)
+            self._events.append(Received(peer.ident, stream, state.epoch, state.redelivered_below, fresh, size))
 
     def _receive_legacy(self, connection: _Connection, items: list[tuple[bytes, int, int, bytes]]) -> None:
         peer = self._peer_of(connection)
         numbered = [(0, *item) for item in items]
-        self._took(peer, connection, numbered)
-        self._events.append(Received(peer.ident, None, 0, 0, numbered))
+        size = self._took(peer, connection, numbered)
+        self._events.append(Received(peer.ident, None, 0, 0, numbered, size))
 
-    def _took(self, peer: _Peer, connection: _Connection, items: list[DataItem]) -> None:
+    def _took(self, peer: _Peer, connection: _Connection, items: list[DataItem]) -> int:
+        """Count messages that have come in; returns their size."""
+        size = _size(items)
         peer.received += len(items)
-        peer.inbox.pending_bytes += _size(items)
+        peer.inbox.pending_bytes += size
         if self._is_full(connection):
             self._pause(connection, True)
+        return size
 
     def _is_full(self, connection: _Connection) -> bool:
         """Whether more waits for callbacks than this connection may add to."""
@@ -600,10 +607,11 @@ class Messaging:
     def hand_over(self, received: Received, start: int, stop: int, now: float) -> None:
         """The callbacks of `received.items[start:stop]` have returned; all before them have been named before."""
         peer = self._peers[received.ident]
-        items = received.items[start:stop]
-        peer.inbox.pending_bytes -= _size(items)
+        items = received.items
+        whole = stop - start == len(items)
+        peer.inbox.pending_bytes -= received.size if whole else _size(items[start:stop])
         if received.stream is not None:
-            position = peer.inbox.hand_over(received.stream, received.epoch, items[-1][0] + 1)
+            position = peer.inbox.hand_over(received.stream, received.epoch, items[stop - 1][0] + 1)
             if position is not None:
                 self._unstored[peer.ident] = position
                 self._events.append(StorePosition(peer.ident, position))
@@ -645,27 +653,41 @@ class Messaging:
         peer = self._peers.get(ident)
         return peer is None or peer.outbox.has_room(size)
 
-    def send(self, ident: str, deliveries: list[Delivery], now: float) -> int:
-        """Queue messages for `ident`, all persistent or all transient, and all with the same time to live.
+    def send(self, ident: str, entry: Entry, now: float) -> int:
+        """Queue transient messages for `ident`; returns how many were taken: as many as there is room for.
 
-        Returns how many were taken: of transient messages, those that there is room for.
+        What was not taken is left in `entry`, if that is a Run.
         """
         peer = self._peers.get(ident) or self._peer(ident)
+        self._note_queueing(peer)
+        taken = peer.outbox.append(entry, now)
+        if entry.expires_at is not None:
+            if entry.state is DeliveryState.EXPIRED:
+                self._drop(peer, [entry])
+            else:
+                self._watch_expiry(peer)
+        self._after_queueing(peer, now)
+        return taken
+
+    def send_stored(self, ident: str, deliveries: list[Delivery], now: float) -> None:
+        """Queue persistent messages for `ident`, which are numbered and stored, and all have the same time to live."""
+        peer = self._peer(ident)
+        self._note_queueing(peer)
+        peer.outbox.add_stored(deliveries)
+        if deliveries[0].expires_at is not None:
+            self._watch_expiry(peer)
+        self._after_queueing(peer, now)
+        self._ask_storage(peer)
+
+    def _note_queueing(self, peer: _Peer) -> None:
         self.prompt = self.prompt or peer.outbox.volatile.queued < CONVERSATION
-        taken = peer.outbox.append(deliveries, now)
+
+    def _after_queueing(self, peer: _Peer, now: float) -> None:
         connection = peer.connection
         if connection is not None:
             self._writable[connection.number] = None
         if connection is None or not connection.session.established:
             self._diagnose_later(peer, now)
-        first = deliveries[0]
-        if first.state is DeliveryState.EXPIRED:
-            self._drop(peer, deliveries)
-        elif first.expires_at is not None:
-            self._watch_expiry(peer)
-        if first.persistent:
-            self._ask_storage(peer)
-        return taken
 
     def _acknowledge(self, connection: _Connection, ack: wire.Ack) -> None:
         peer = self._peer_of(connection)
@@ -674,16 +696,16 @@ class Messaging:
         self._deliver(peer, delivered)
         self._ask_storage(peer)
 
-    def _deliver(self, peer: _Peer, delivered: list[Delivery]) -> None:
+    def _deliver(self, peer: _Peer, delivered: Sequence[Entry]) -> None:
         if not delivered:
             return
-        peer.delivered += len(delivered)
+        peer.delivered += sum([entry.count for entry in delivered])
         self._events.append(_SETTLED)
         if delivered[0].persistent:
             assert peer.outbox.durable is not None
             self._events.append(DeleteBelow(peer.ident, peer.outbox.durable.deletable_below()))
 
-    def _reject(self, peer: _Peer, session: Session, rejected: list[Delivery]) -> None:
+    def _reject(self, peer: _Peer, session: Session, rejected: Sequence[Entry]) -> None:
         limits = self._limits if session.remote is None else session.remote
         log.warning(
             "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
@@ -693,9 +715,10 @@ class Messaging:
         )
         self._drop(peer, rejected)
 
-    def _drop(self, peer: _Peer, deliveries: list[Delivery]) -> None:
-        if not deliveries:
+    def _drop(self, peer: _Peer, entries: Sequence[Entry]) -> None:
+        if not entries:
             return
+        deliveries = [delivery for entry in entries for delivery in entry.deliveries()]
         peer.dropped += len(deliveries)
         self._events.append(Dropped(deliveries))
         stored = [delivery.seq for delivery in deliveries if delivery.persistent]
@@ -888,7 +911,7 @@ class Messaging:
                 self._reject(peer, session, rejected)
             if batch and session.legacy:
                 buffers += wire.messages(batch, now)
-                sent_below = batch[-1].seq + 1
+                sent_below = batch[-1].seq + batch[-1].count
                 buffers.append(session.barrier(wire.Ack(stream, epoch, sent_below, sent_below)))
             elif batch:
                 buffers += wire.data(batch, next_seq, now)
@@ -1044,7 +1067,7 @@ class Messaging:
 
 
 def _size(items: list[DataItem]) -> int:
-    return sum([len(item[4]) for item in items]) + wire.packet_size(0) * len(items)
+    return sum([len(item[4]) for item in items]) + _OVERHEAD_BYTES * len(items)
 
 
 def _same_connector(one: Session, other: Session) -> bool:

@@ -11,14 +11,18 @@ beginning moves on. The outbox does no I/O: it says what it wants of the storage
 
 import heapq
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from weakref import WeakValueDictionary
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import Delivery, DeliveryState, Limits, Stream
+from netcomm.message import Delivery, DeliveryState, Limits, Run, Stream
 from netcomm.storage import StoredStream
 from netcomm.wire import Ack, Begin, packet_size
+
+Entry = Delivery | Run
+"""What stands in a queue: one message, or consecutive ones of a batch."""
 
 QUEUED = DeliveryState.QUEUED
 SENT = DeliveryState.SENT
@@ -91,8 +95,8 @@ class OutStream:
         self.empty_places = 0
         self.queued = 0
         self.queued_bytes = 0
-        self.waiting: deque[Delivery] = deque()
-        self.in_flight: deque[Delivery] = deque()
+        self.waiting: deque[Entry] = deque()
+        self.in_flight: deque[Entry] = deque()
 
     def first_seq(self) -> int:
         """The seq of the first message that has not ended; where all have, that of the next to be added."""
@@ -114,41 +118,49 @@ class OutStream:
         """Messages below this seq may go on the wire already."""
         return self.next_seq
 
-    def acknowledge(self, next_seq: int) -> list[Delivery]:
+    def acknowledge(self, next_seq: int) -> list[Entry]:
         """The receiver has handed over all below `next_seq`; returns what that settles."""
-        delivered = []
+        delivered: list[Entry] = []
         in_flight = self.in_flight
         while in_flight and in_flight[0].seq < next_seq:
-            delivered.append(in_flight.popleft())
+            entry = in_flight.popleft()
+            if isinstance(entry, Run) and entry.seq + entry.count > next_seq:
+                in_flight.appendleft(entry)
+                entry = entry.split(next_seq - entry.seq)
+            delivered.append(entry)
         self.settle(delivered, DELIVERED)
         return delivered
 
-    def settle(self, deliveries: list[Delivery], state: DeliveryState) -> int:
+    def settle(self, entries: Sequence[Entry], state: DeliveryState) -> int:
         """End messages; returns their size."""
-        size = sum([delivery.size for delivery in deliveries])
-        for delivery in deliveries:
-            delivery.state = state
+        size = sum([entry.size for entry in entries])
+        for entry in entries:
+            entry.state = state
         if state is DELIVERED:
-            for delivery in deliveries:
-                delivery.data = None
-        self.queued -= len(deliveries)
+            for entry in entries:
+                entry.data = None
+        self.queued -= sum([entry.count for entry in entries])
         self.queued_bytes -= size
         return size
 
-    def requeue(self, from_seq: int = 0) -> list[Delivery]:
-        """Put what is in flight, from a seq on, back in front of what waits; returns it."""
-        returned = [delivery for delivery in self.in_flight if delivery.seq >= from_seq]
-        for delivery in returned:
-            self.in_flight.pop()
-            delivery.state = QUEUED
-        self.waiting.extendleft(reversed(returned))
+    def requeue(self, from_seq: int = 0) -> list[Entry]:
+        """Put what is in flight, from a seq on, back in front of what waits; returns it, the last first."""
+        returned: list[Entry] = []
+        in_flight = self.in_flight
+        while in_flight and in_flight[-1].seq + in_flight[-1].count > from_seq:
+            entry = in_flight.pop()
+            if isinstance(entry, Run) and entry.seq < from_seq:
+                in_flight.append(entry.split(from_seq - entry.seq))
+            entry.state = QUEUED
+            returned.append(entry)
+        self.waiting.extendleft(returned)
         return returned
 
     def leave_place(self) -> None:
         """A waiting message has expired; close the empty places once they are half of what waits."""
         self.empty_places += 1
         if self.empty_places > len(self.waiting) // 2:
-            self.waiting = deque([delivery for delivery in self.waiting if delivery.state is QUEUED])
+            self.waiting = deque([entry for entry in self.waiting if entry.state is QUEUED])
             self.empty_places = 0
 
 
@@ -163,24 +175,25 @@ class VolatileOutStream(OutStream):
             self.queued < limits.max_queued_messages and self.queued_bytes + size <= limits.max_queued_bytes
         )
 
-    def append(self, deliveries: list[Delivery], limits: Limits) -> int:
-        """Number and append messages, as far as there is room for them; returns how many those are."""
-        first_seq = seq = self.next_seq
-        seq_end = seq + limits.max_queued_messages - self.queued
+    def append(self, entry: Entry, limits: Limits) -> Entry | None:
+        """Number and append messages, as far as there is room for them; returns what was appended, cut off `entry`."""
+        room = limits.max_queued_messages - self.queued
         room_bytes = limits.max_queued_bytes - self.queued_bytes
-        size = 0
-        for delivery in deliveries:
-            if (seq >= seq_end or size + delivery.size > room_bytes) and (self.queued or seq > first_seq):
-                deliveries = deliveries[: seq - first_seq]
-                break
-            size += delivery.size
-            delivery.seq = seq
-            seq += 1
-        self.next_seq = self.added_below = seq
-        self.waiting += deliveries
-        self.queued += len(deliveries)
-        self.queued_bytes += size
-        return len(deliveries)
+        if entry.count > room or entry.size > room_bytes:
+            fitting = 0 if isinstance(entry, Delivery) else min(room, entry.fitting(room_bytes))
+            if fitting <= 0:
+                if self.queued:
+                    return None
+                fitting = 1
+            if isinstance(entry, Run) and fitting < entry.count:
+                entry = entry.split(fitting)
+        entry.seq = self.next_seq
+        self.next_seq += entry.count
+        self.added_below = self.next_seq
+        self.waiting.append(entry)
+        self.queued += entry.count
+        self.queued_bytes += entry.size
+        return entry
 
 
 class DurableOutStream(OutStream):
@@ -359,15 +372,15 @@ class DurableOutStream(OutStream):
         self.loaded_bytes += sum(delivery.size for delivery in deliveries)
         self.settle(deliveries, DeliveryState.EXPIRED)
 
-    def settle(self, deliveries: list[Delivery], state: DeliveryState) -> int:
-        size = super().settle(deliveries, state)
+    def settle(self, entries: Sequence[Entry], state: DeliveryState) -> int:
+        size = super().settle(entries, state)
         self.loaded_bytes -= size
         return size
 
     def may_send_below(self) -> int:
         return self.marked_below
 
-    def acknowledge(self, next_seq: int) -> list[Delivery]:
+    def acknowledge(self, next_seq: int) -> list[Entry]:
         delivered = super().acknowledge(next_seq)
         self.acknowledged_below = max(self.acknowledged_below, next_seq)
         return delivered
@@ -460,13 +473,13 @@ class Outbox:
         self.durable: DurableOutStream | None = None
         self._turn = 0
         self._connected = False
-        self._connected_only: set[Delivery] = set()  # of ttl 0: they expire with the connection, and not before
+        self._connected_only: set[Entry] = set()  # of ttl 0: they expire with the connection, and not before
         self._legacy = False
         self._window_bytes = 0
         self._max_packet_bytes = 0
         self._receiver_boot: bytes | None = None  # of the process that answered BEGIN last
-        self._expiries: list[tuple[float, int, Delivery]] = []
-        self._order = count()  # Deliveries are not comparable
+        self._expiries: list[tuple[float, int, Entry]] = []
+        self._order = count()  # entries are not comparable
         self.in_flight_bytes = 0
 
     @property
@@ -481,7 +494,7 @@ class Outbox:
     @property
     def in_flight(self) -> int:
         """How many messages are in flight."""
-        return sum(len(stream.in_flight) for stream in self._streams)
+        return sum(entry.count for stream in self._streams for entry in stream.in_flight)
 
     def has_room(self, size: int) -> bool:
         """Whether a transient message of `size` bytes on the wire may be appended."""
@@ -497,39 +510,37 @@ class Outbox:
         """Whether no message is queued."""
         return not self.volatile.queued and (self.durable is None or not self.durable.queued)
 
-    def append(self, deliveries: list[Delivery], now: float) -> int:
-        """Queue messages at the end of their stream, all of the same one, and with the same time to live.
+    def append(self, entry: Entry, now: float) -> int:
+        """Queue transient messages at the end of their stream; returns how many there was room for.
 
-        Persistent ones are numbered, and stored, already. Transient ones whose time is up already (ttl 0) end at once,
-        unless the peer is connected: then they wait for their turn, and expire only with the connection.
-
-        Returns how many were taken: of transient messages, those that there is room for.
+        What there was no room for is left in `entry`, if that is a Run. Messages whose time is up already (ttl 0) end
+        at once, unless the peer is connected: then they wait for their turn, and expire only with the connection.
         """
-        first = deliveries[0]
-        if first.persistent:
-            assert self.durable is not None
-            self.durable.add(deliveries)
-            self._watch(deliveries)
-            return len(deliveries)
-        if first.expires_at is None:
-            return self.volatile.append(deliveries, self._limits)  # none of them expires
-        outdated = first.expires_at <= now
-        if outdated and not self._connected:
-            for delivery in deliveries:
-                delivery.state = DeliveryState.EXPIRED
-            return len(deliveries)
-        taken = self.volatile.append(deliveries, self._limits)
-        if outdated:
-            self._connected_only.update(deliveries[:taken])
-        else:
-            self._watch(deliveries[:taken])
-        return taken
+        expires_at = entry.expires_at
+        if expires_at is not None and expires_at <= now and not self._connected:
+            entry.state = DeliveryState.EXPIRED
+            return entry.count
+        taken = self.volatile.append(entry, self._limits)
+        if taken is None:
+            return 0
+        if expires_at is not None:
+            if expires_at <= now:
+                self._connected_only.add(taken)
+            else:
+                self._watch([taken])
+        return taken.count
 
-    def _watch(self, deliveries: list[Delivery]) -> None:
-        """Let messages expire in their time, those that have one and are in memory."""
-        for delivery in deliveries:
-            if delivery.expires_at is not None and delivery.data is not None:
-                heapq.heappush(self._expiries, (delivery.expires_at, next(self._order), delivery))
+    def add_stored(self, deliveries: list[Delivery]) -> None:
+        """Queue persistent messages, which are numbered and stored already, at the end of their stream."""
+        assert self.durable is not None
+        self.durable.add(deliveries)
+        self._watch([delivery for delivery in deliveries if delivery.expires_at is not None])
+
+    def _watch(self, entries: Sequence[Entry]) -> None:
+        """Let messages expire in their time, those that are in memory."""
+        for entry in entries:
+            if entry.expires_at is not None and entry.data is not None:
+                heapq.heappush(self._expiries, (entry.expires_at, next(self._order), entry))
         # Most messages leave the queue in other ways; their entries are swept before they outnumber the rest.
         if len(self._expiries) > 2 * self.queued + 64:
             self._watch_expiries()
@@ -582,7 +593,7 @@ class Outbox:
         self._legacy = False
         self._watch_expiries()
 
-    def acknowledge(self, ack: Ack) -> list[Delivery]:
+    def acknowledge(self, ack: Ack) -> list[Entry]:
         """The receiver says how far a stream has come; returns what that settles.
 
         Raises RemoteProtocolError where that was never sent.
@@ -600,7 +611,7 @@ class Outbox:
             state.renewing = True
             return []
         delivered = state.acknowledge(ack.next_seq)
-        self.in_flight_bytes -= sum([delivery.size for delivery in delivered])
+        self.in_flight_bytes -= sum([entry.size for entry in delivered])
         if first_answer:
             # The rest of what was in flight has not arrived, so it is sent again.
             self._requeue(state, ack.received_seq)
@@ -610,7 +621,7 @@ class Outbox:
                 state.resolve_doubt()
         return delivered
 
-    def take(self, budget: int) -> tuple[Stream, int, int, list[Delivery], list[Delivery]] | None:
+    def take(self, budget: int) -> tuple[Stream, int, int, list[Entry], list[Entry]] | None:
         """Move waiting messages of one stream to in flight: about `budget` bytes, as far as the window allows.
 
         Returns the stream, its epoch, the seq that the receiver expects next, the messages to be sent, and those that
@@ -629,29 +640,37 @@ class Outbox:
                 return stream.stream, stream.epoch, next_seq, batch, rejected
         return None
 
-    def _take_from(self, stream: OutStream, budget: int) -> tuple[list[Delivery], list[Delivery]]:
-        batch: list[Delivery] = []
-        rejected: list[Delivery] = []
+    def _take_from(self, stream: OutStream, budget: int) -> tuple[list[Entry], list[Entry]]:
+        batch: list[Entry] = []
+        rejected: list[Entry] = []
         waiting = stream.waiting
         in_flight_bytes = self.in_flight_bytes
         window = self._window_bytes
         may_send_below = stream.may_send_below()
         end = in_flight_bytes + budget
+        limit = min(window, end)
+        largest = self._max_packet_bytes
         while waiting and in_flight_bytes < end:
-            delivery = waiting.popleft()
-            if delivery.state is not QUEUED:
+            entry = waiting.popleft()
+            if entry.state is not QUEUED:
                 stream.empty_places -= 1
                 continue
-            size = delivery.size
-            if size > self._max_packet_bytes:
-                rejected.append(delivery)
+            size = entry.size
+            if (size > largest or in_flight_bytes + size > limit) and isinstance(entry, Run):
+                count = 1 if entry.largest > largest else max(1, entry.fitting(limit - in_flight_bytes))
+                if count < entry.count:
+                    waiting.appendleft(entry)
+                    entry = self._split(stream, entry, count)
+                    size = entry.size
+            if size > largest and entry.count == 1:
+                rejected.append(entry)
                 continue
-            if (in_flight_bytes and in_flight_bytes + size > window) or delivery.seq >= may_send_below:
-                waiting.appendleft(delivery)
+            if (in_flight_bytes and in_flight_bytes + size > window) or entry.seq >= may_send_below:
+                waiting.appendleft(entry)
                 break
-            delivery.state = SENT
+            entry.state = SENT
             in_flight_bytes += size
-            batch.append(delivery)
+            batch.append(entry)
         self.in_flight_bytes = in_flight_bytes
         if rejected:
             stream.settle(rejected, DeliveryState.REJECTED)
@@ -659,9 +678,19 @@ class Outbox:
             if self._connected_only:
                 self._connected_only.difference_update(batch)
             stream.in_flight += batch
-            stream.receiver_next = batch[-1].seq + 1
+            last = batch[-1]
+            stream.receiver_next = last.seq + last.count
             stream.sent_below = max(stream.sent_below, stream.receiver_next)
         return batch, rejected
+
+    def _split(self, stream: OutStream, run: Run, count: int) -> Run:
+        """Cut off the first messages of a waiting run; both parts expire as the whole would have."""
+        head = run.split(count)
+        if run in self._connected_only:
+            self._connected_only.add(head)
+        elif head.expires_at is not None and head.seq >= stream.untold_below:
+            heapq.heappush(self._expiries, (head.expires_at, next(self._order), head))
+        return head
 
     def next_expiry(self) -> float | None:
         """When `expire` is due, or None; of messages in the storage alone, see `DurableOutStream.expires_at`."""
@@ -670,16 +699,16 @@ class Outbox:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
-    def expire(self, now: float) -> list[Delivery]:
+    def expire(self, now: float) -> list[Entry]:
         """End the waiting messages in memory whose time has run out; returns them."""
         expired = []
         while (when := self.next_expiry()) is not None and when <= now:
-            _, _, delivery = heapq.heappop(self._expiries)
-            stream = self.durable if delivery.persistent else self.volatile
+            _, _, entry = heapq.heappop(self._expiries)
+            stream = self.durable if entry.persistent else self.volatile
             assert stream is not None
-            stream.settle([delivery], DeliveryState.EXPIRED)
+            stream.settle([entry], DeliveryState.EXPIRED)
             stream.leave_place()
-            expired.append(delivery)
+            expired.append(entry)
         return expired
 
     def load(self, deliveries: list[Delivery]) -> tuple[list[Delivery], int]:
@@ -687,7 +716,7 @@ class Outbox:
         assert self.durable is not None
         before = len(self.durable.in_flight)
         result = self.durable.load(deliveries)
-        self.in_flight_bytes += sum([delivery.size for delivery in islice(self.durable.in_flight, before, None)])
+        self.in_flight_bytes += sum([entry.size for entry in islice(self.durable.in_flight, before, None)])
         self._watch_expiries()
         return result
 
@@ -698,11 +727,11 @@ class Outbox:
         self._requeue(self.durable)
         return self.durable.begin() if self._connected and not self._legacy else None
 
-    def discard(self) -> list[Delivery]:
+    def discard(self) -> list[Entry]:
         """End every transient message that has not ended; returns them. Persistent ones stay in their storage."""
         stream = self.volatile
-        discarded = [delivery for delivery in (*stream.in_flight, *stream.waiting) if not delivery.done]
-        self.in_flight_bytes -= sum(delivery.size for delivery in stream.in_flight)
+        discarded = [entry for entry in (*stream.in_flight, *stream.waiting) if not entry.done]
+        self.in_flight_bytes -= sum(entry.size for entry in stream.in_flight)
         stream.settle(discarded, DeliveryState.DISCARDED)
         stream.in_flight.clear()
         stream.waiting.clear()
@@ -712,18 +741,18 @@ class Outbox:
     def _requeue(self, stream: OutStream, from_seq: int = 0) -> None:
         returned = stream.requeue(from_seq)
         if returned:
-            self.in_flight_bytes -= sum([delivery.size for delivery in returned])
+            self.in_flight_bytes -= sum([entry.size for entry in returned])
             self._watch_expiries()
 
     def _watch_expiries(self) -> None:
         """Make the heap of expiries anew, of what waits."""
         self._expiries = [
-            (delivery.expires_at, next(self._order), delivery)
+            (entry.expires_at, next(self._order), entry)
             for stream in self._streams
-            for delivery in stream.waiting
-            if delivery.expires_at is not None
-            and delivery.state is QUEUED
-            and delivery.seq >= stream.untold_below
-            and delivery not in self._connected_only
+            for entry in stream.waiting
+            if entry.expires_at is not None
+            and entry.state is QUEUED
+            and entry.seq >= stream.untold_below
+            and entry not in self._connected_only
         ]
         heapq.heapify(self._expiries)

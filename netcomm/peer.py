@@ -20,16 +20,15 @@ import atexit
 import enum
 import itertools
 import logging
-import math
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, time
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from netcomm import link, messaging, wire
 from netcomm.callbacks import Callback
@@ -37,7 +36,17 @@ from netcomm.dispatcher import Dispatcher
 from netcomm.errors import ConfigurationError, LifecycleError, MessageTooLarge, NetcommError, QueueFull
 from netcomm.keeper import Keeper
 from netcomm.leadership import Leadership
-from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
+from netcomm.message import (
+    FLAG_PERSISTENT,
+    Batch,
+    Deliveries,
+    Delivery,
+    DeliveryState,
+    Limits,
+    Message,
+    Run,
+    check_ident,
+)
 from netcomm.messaging import PeerStats
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 
@@ -46,6 +55,8 @@ log = logging.getLogger("netcomm.peer")
 _OUTPUT_BUDGET_BYTES = 256 * 1024
 # Of so many transient messages, or of _OUTPUT_BUDGET_BYTES, the first are on their way while the next are made.
 _BATCH_COUNT = 1000
+_NUMBER_BITS = 10  # of a uuid: they count the messages of a batch
+_OVERHEAD_BYTES = wire.packet_size(0)
 # So long may the acknowledgement of a message wait for its successors, to go out together with theirs.
 _ACK_DELAY_S = 0.005
 # Set aside for ending, of the time that terminate() may take.
@@ -72,7 +83,7 @@ class _Phase(enum.Enum):
 
 
 @dataclass(slots=True)
-class _Batch:
+class _Uncommitted:
     """Persistent messages of one call that are numbered; error: what kept them from being stored."""
 
     ident: str
@@ -201,12 +212,12 @@ class Peer(threading.Thread):
             self._restore(self._storage)
         self._link = link.Link(self._limits)
         self._commit_lock = threading.Lock()
-        self._uncommitted: list[_Batch] = []
+        self._uncommitted: list[_Uncommitted] = []
         self._leadership = Leadership(self._link.ring)
         self._dispatcher: Dispatcher[messaging.Event | _Release] = Dispatcher(
             f"{self.name}-dispatcher", self._dispatch, self._lead, self._link.ring
         )
-        self._wait_delivery = self._wait_for_delivery  # bound once, not for each message
+        self._wait = self._wait_for_delivery  # bound once, not for each message
 
         # What the dispatcher is at: of `_batch`, the first `_returned` have been through their callbacks, and
         # messaging has been told of the first `_told`. The dispatcher counts; telling is under the mutex.
@@ -395,13 +406,12 @@ class Peer(threading.Thread):
         a callback.
         """
         ttl, persistent = self._check_terms(ident, ttl, persistent)
-        deliveries: list[Delivery] = []
-        self._make_deliveries(deliveries, ident, (data,), ttl, persistent)
+        delivery = self._make_delivery(ident, data, ttl, persistent)
         if persistent:
-            self._commit(ident, deliveries, ttl)
+            self._commit(ident, [delivery], ttl)
         else:
-            self._queue(ident, deliveries, None if timeout is None else monotonic() + timeout)
-        return deliveries[0]
+            self._queue(ident, delivery, None if timeout is None else monotonic() + timeout)
+        return delivery
 
     sendMsg = send
 
@@ -413,32 +423,34 @@ class Peer(threading.Thread):
         ttl: float | _Unset | None = UNSET,
         persistent: bool | _Unset = UNSET,
         timeout: float | None = None,
-    ) -> list[Delivery]:
+    ) -> Sequence[Delivery]:
         """Queue messages for one peer, in their order; returns their Deliveries.
 
         It is `send` for each of `items`, made cheaper. Persistent messages are stored in one transaction: all of them,
         or, where it raises, none. Of transient messages, those before the one that failed are queued; `timeout` is for
-        all of them together.
+        all of them together, and each Delivery is made when it is looked at.
         """
         ttl, persistent = self._check_terms(ident, ttl, persistent)
-        deliveries: list[Delivery] = []
         if persistent:
-            self._make_deliveries(deliveries, ident, items, ttl, True)
-            self._commit(ident, deliveries, ttl)
-            return deliveries
+            stored = [self._make_delivery(ident, data, ttl, True) for data in items]
+            self._commit(ident, stored, ttl)
+            return stored
         until = None if timeout is None else monotonic() + timeout
+        expires_at = None if ttl is None else monotonic() + ttl
+        deliveries = Deliveries()
         left = iter(items)
         while True:
-            made: list[Delivery] = []
+            payloads: list[bytes] = []
             try:
-                batch = itertools.islice(left, _BATCH_COUNT)
-                self._make_deliveries(made, ident, batch, ttl, False, _OUTPUT_BUDGET_BYTES)
-            finally:  # also where one of them can't be made
-                if made:
-                    self._queue(ident, made, until)
-            if not made:
+                self._take_payloads(payloads, itertools.islice(left, _BATCH_COUNT))
+            finally:  # also where one of them can't be sent
+                if payloads:
+                    number = next(self._uuid_counter) << _NUMBER_BITS
+                    batch = Batch(ident, self._uuid_prefix, number, payloads, _OVERHEAD_BYTES, expires_at, self._wait)
+                    deliveries.add(batch)
+                    self._queue(ident, batch.runs[0], until)
+            if not payloads:
                 return deliveries
-            deliveries += made
 
     def _check_terms(
         self, ident: str, ttl: float | _Unset | None, persistent: bool | _Unset
@@ -456,40 +468,43 @@ class Peer(threading.Thread):
             raise ConfigurationError("the peer has no storage for persistent messages")
         return ttl, ttl != 0
 
-    def _make_deliveries(
-        self,
-        made: list[Delivery],
-        ident: str,
-        items: Iterable[Data],
-        ttl: float | None,
-        persistent: bool,
-        max_bytes: float = math.inf,
-    ) -> None:
-        """Append the Deliveries of items to `made`, up to the one that reaches `max_bytes`."""
+    def _make_delivery(self, ident: str, data: Data, ttl: float | None, persistent: bool) -> Delivery:
+        if type(data) is not bytes:
+            data = self._to_bytes(data)
+        size = len(data)
+        if size > self._max_data_bytes:
+            self._refuse_size(size)
         expires_at = None if ttl is None else monotonic() + ttl
-        max_data_bytes, overhead = self._max_data_bytes, wire.packet_size(0)
-        prefix, number, wait = self._uuid_prefix, self._uuid_counter.__next__, self._wait_delivery
+        uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
+        return Delivery(ident, uuid, data, size + _OVERHEAD_BYTES, expires_at, persistent, self._wait)
+
+    def _take_payloads(self, payloads: list[bytes], items: Iterable[Data]) -> None:
+        """Append the payloads of items, up to the one that reaches _OUTPUT_BUDGET_BYTES."""
+        left = _OUTPUT_BUDGET_BYTES
         for data in items:
             if type(data) is not bytes:
                 data = self._to_bytes(data)
             size = len(data)
-            if size > max_data_bytes:
-                raise MessageTooLarge(f"message of {size} bytes, {max_data_bytes} are allowed")
-            uuid = prefix + number().to_bytes(8)
-            made.append(Delivery(ident, uuid, data, size + overhead, expires_at, persistent, wait))
-            max_bytes -= size
-            if max_bytes <= 0:
+            if size > self._max_data_bytes:
+                self._refuse_size(size)
+            payloads.append(data)
+            left -= size
+            if left <= 0:
                 break
 
-    def _queue(self, ident: str, deliveries: list[Delivery], until: float | None) -> None:
+    def _refuse_size(self, size: int) -> NoReturn:
+        raise MessageTooLarge(f"message of {size} bytes, {self._max_data_bytes} are allowed")
+
+    def _queue(self, ident: str, entry: Delivery | Run, until: float | None) -> None:
         """Queue transient messages, as there is room for them."""
         with self._mutex:
             if self._phase is not _Phase.RUNNING:
                 self._check_usable()
-            while (taken := self._messaging.send(ident, deliveries, monotonic())) < len(deliveries):
-                deliveries = deliveries[taken:]
+            left = entry.count
+            while (taken := self._messaging.send(ident, entry, monotonic())) < left:
+                left -= taken
                 self._settle()
-                self._wait_for_room(ident, deliveries[0].size, until)
+                self._wait_for_room(ident, entry.first_size, until)
             if not self._messaging.prompt:
                 self._link.ring()
             elif not (self._dispatcher.is_current() and self._leadership.vacant):
@@ -516,7 +531,7 @@ class Peer(threading.Thread):
             return
         with self._mutex:
             self._check_usable()
-            batch = _Batch(ident, self._messaging.number(ident, deliveries), ttl, deliveries)
+            batch = _Uncommitted(ident, self._messaging.number(ident, deliveries), ttl, deliveries)
             self._uncommitted.append(batch)
         with self._commit_lock:
             with self._mutex:
@@ -528,14 +543,14 @@ class Peer(threading.Thread):
                     for stored in batches:
                         stored.error = error
                         if error is None:
-                            self._messaging.send(stored.ident, stored.deliveries, now)
+                            self._messaging.send_stored(stored.ident, stored.deliveries, now)
                         else:
                             self._messaging.not_stored(stored.ident, stored.deliveries)
                     self._settle()
         if batch.error is not None:
             raise batch.error
 
-    def _store(self, storage: QueueStorage, batches: list[_Batch]) -> Exception | None:
+    def _store(self, storage: QueueStorage, batches: list[_Uncommitted]) -> Exception | None:
         """Store batches in one transaction; returns what kept them from being stored."""
         now = self._wall_clock()
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
@@ -887,8 +902,12 @@ class Peer(threading.Thread):
             if encoding is not None:
                 data = self._decode(data, encoding, ident)
             if data is not None:
-                on_recv(ident, data)
-            if on_message:
+                for function in on_recv.functions:  # as on_recv(ident, data), which costs a call more for each message
+                    try:
+                        function(ident, data)
+                    except BaseException as error:
+                        on_recv.failed(function, error)
+            if on_message.functions:
                 on_message(ident, _message(item, received.redelivered_below))
             if self._muted:  # the callback has terminated the peer, and terminate() has counted it
                 return

@@ -11,13 +11,13 @@ frame may come now is for `netcomm.session` to say.
 import enum
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeAlias
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import FLAG_PERSISTENT, MAX_IDENT_BYTES, Delivery, Limits, Stream
+from netcomm.message import FLAG_PERSISTENT, MAX_IDENT_BYTES, Delivery, Limits, Run, Stream
 
 PROTOCOL_VERSION = 1
 EXTENSION_VERSION = 1
@@ -58,6 +58,7 @@ _ACK = struct.Struct(">BQQQ")
 _SKIP = struct.Struct(">BQ")
 _REFUSE = struct.Struct(">H")
 _DATA_HEAD = struct.Struct(">IBQ16sII")
+_NUMBERED_DATA_HEAD = struct.Struct(">IBQ8sQII")  # the same, for a uuid in two halves
 _MESSAGE_HEAD = struct.Struct(">IB16sII")
 
 _TYPE_SIZE = 1
@@ -250,32 +251,41 @@ def max_data_size(max_frame_bytes: int) -> int:
     return max_frame_bytes - _DATA_OVERHEAD
 
 
-def _remaining_ttl(delivery: Delivery, now: float) -> int:
-    if delivery.expires_at is None:
+def _remaining_ttl(expires_at: float | None, now: float) -> int:
+    if expires_at is None:
         return INFINITE_TTL
     # Rounded up: a message on its way has not expired yet.
-    return min(max(0, math.ceil(delivery.expires_at - now)), INFINITE_TTL - 1)
+    return min(max(0, math.ceil(expires_at - now)), INFINITE_TTL - 1)
 
 
-def data(batch: list[Delivery], next_seq: int, now: float) -> list[bytes]:
-    """The packets of a batch of one stream, in buffers: headers and payloads, not joined.
+def data(batch: Sequence[Delivery | Run], next_seq: int, now: float) -> list[bytes]:
+    """The packets of messages of one stream, in buffers: headers and payloads, not joined.
 
     A SKIP goes before each message whose seq lies above the one that the receiver, told so far up to
     `next_seq`, expects.
     """
     buffers: list[bytes] = []
     append = buffers.append
-    pack = _DATA_HEAD.pack
+    pack, pack_numbered = _DATA_HEAD.pack, _NUMBERED_DATA_HEAD.pack
     overhead, frame_type = _DATA_OVERHEAD - _DATA_HEAD.size, int(FrameType.DATA)
     flags = FLAG_PERSISTENT if batch[0].persistent else 0
-    for delivery in batch:
-        seq = delivery.seq
+    for entry in batch:
+        seq = entry.seq
         if seq > next_seq:
             append(skip(Stream.DURABLE if flags else Stream.VOLATILE, seq))
-        next_seq = seq + 1
-        ttl = INFINITE_TTL if delivery.expires_at is None else _remaining_ttl(delivery, now)
-        append(pack(delivery.size + overhead, frame_type, seq, delivery.uuid, ttl, flags))
-        append(delivery.data)  # type: ignore[arg-type]  # only what has ended has none
+        ttl = INFINITE_TTL if entry.expires_at is None else _remaining_ttl(entry.expires_at, now)
+        if isinstance(entry, Run):
+            prefix, number = entry.uuid_prefix, entry.number
+            for payload in entry.payloads():
+                append(pack_numbered(len(payload) + _DATA_OVERHEAD, frame_type, seq, prefix, number, ttl, flags))
+                append(payload)
+                seq += 1
+                number += 1
+            next_seq = seq
+        else:
+            append(pack(entry.size + overhead, frame_type, seq, entry.uuid, ttl, flags))
+            append(entry.data)  # type: ignore[arg-type]  # only what has ended has none
+            next_seq = seq + 1
     return buffers
 
 
@@ -298,21 +308,18 @@ def joined(buffers: list[bytes]) -> list[bytes]:
     return result
 
 
-def messages(batch: Iterable[Delivery], now: float) -> list[bytes]:
+def messages(batch: Sequence[Delivery | Run], now: float) -> list[bytes]:
     """The packets of a batch for a snakeMQ peer, in buffers: headers and payloads, not joined."""
     buffers: list[bytes] = []
     overhead = _MESSAGE_HEAD.size - _SIZE_SIZE
-    for delivery in batch:
-        payload = delivery.data
-        assert payload is not None
-        head = _MESSAGE_HEAD.pack(
-            len(payload) + overhead,
-            FrameType.MESSAGE,
-            delivery.uuid,
-            _remaining_ttl(delivery, now),
-            FLAG_PERSISTENT if delivery.persistent else 0,
-        )
-        buffers += (head, payload)
+    for entry in batch:
+        ttl = _remaining_ttl(entry.expires_at, now)
+        flags = FLAG_PERSISTENT if entry.persistent else 0
+        for delivery in entry.deliveries():
+            payload = delivery.data
+            assert payload is not None
+            head = _MESSAGE_HEAD.pack(len(payload) + overhead, FrameType.MESSAGE, delivery.uuid, ttl, flags)
+            buffers += (head, payload)
     return buffers
 
 
@@ -448,14 +455,15 @@ class Reader:
     def _parse(self, chunk: bytes, start: int, frames: list[Frame]) -> int:
         """Append the complete frames of `chunk` from `start` on; returns where the first incomplete one starts."""
         available = len(chunk)
-        data_items: list[tuple[int, bytes, int, int, bytes]] = []
-        persistent = 0
+        items: list[tuple[int, bytes, int, int, bytes]] = []
+        append = items.append
+        persistent = -1  # of the messages that `append` appends
         if frames and isinstance(last := frames[-1], Data):
-            data_items = last.items
+            append = last.items.append
             persistent = FLAG_PERSISTENT if last.stream is Stream.DURABLE else 0
         unpack_data = _DATA_HEAD.unpack_from
-        data_head_size = _DATA_HEAD.size
-        data_type = int(FrameType.DATA)
+        data_head_size, size_size = _DATA_HEAD.size, _SIZE_SIZE
+        data_type, persistent_flag, data_overhead = int(FrameType.DATA), FLAG_PERSISTENT, _DATA_OVERHEAD
         limit = self._limit
         while True:
             if available - start >= data_head_size:
@@ -471,18 +479,19 @@ class Reader:
                 return start
             if not 0 < size <= limit:
                 self._check_size(size)
-            end = start + _SIZE_SIZE + size
+            end = start + size_size + size
             if end > available:
                 self._needed = end - start
                 return start
-            if frame_type == data_type and size >= _DATA_OVERHEAD:
-                if not data_items or flags & FLAG_PERSISTENT != persistent:
-                    data_items = []
-                    persistent = flags & FLAG_PERSISTENT
-                    frames.append(Data(Stream.DURABLE if persistent else Stream.VOLATILE, data_items))
-                data_items.append((seq, uuid, ttl, flags, chunk[start + data_head_size : end]))
+            if frame_type == data_type and size >= data_overhead:
+                if flags & persistent_flag != persistent:
+                    persistent = flags & persistent_flag
+                    data = Data(Stream.DURABLE if persistent else Stream.VOLATILE, [])
+                    frames.append(data)
+                    append = data.items.append
+                append((seq, uuid, ttl, flags, chunk[start + data_head_size : end]))
             else:
-                data_items = []
+                persistent = -1
                 self._parse_other(frame_type, chunk, start + _HEAD.size, end, frames)
                 limit = self._limit
             start = end

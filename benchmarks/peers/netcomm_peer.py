@@ -1,6 +1,5 @@
 """netcomm, through what its users import, with its defaults."""
 
-import gc
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -31,22 +30,11 @@ class Receiver(_Receiving):
 
 
 class Sender:
-    """`send` one by one, or from several threads, or `send_many`; then all deliveries are acknowledged.
-
-    collect_at: of how many new objects the collector of garbage begins; None leaves Python's setting.
-    """
+    """`send` one by one, or from several threads, or `send_many`; then all deliveries are acknowledged."""
 
     def __init__(
-        self,
-        address: Address,
-        ident: str = "sender",
-        many: bool = False,
-        threads: int = 1,
-        collect_at: int | None = None,
-        **options: Any,
+        self, address: Address, ident: str = "sender", many: bool = False, threads: int = 1, **options: Any
     ) -> None:
-        if collect_at is not None:
-            gc.set_threshold(collect_at)
         self._many = many
         self._threads = threads
         self._connector = SnakemqConnector(ident, "127.0.0.1", address, **options)

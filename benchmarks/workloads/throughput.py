@@ -16,7 +16,6 @@ from benchmarks.peers import Address
 from benchmarks.processes import Child, Control, Failed
 
 _WARM_UP = 50
-_COLLECT_AT = 100_000
 
 
 @dataclass
@@ -109,7 +108,6 @@ def _contenders(count: int, size: int, snakemq_count: int, scale: Scale) -> Sequ
     return [
         OneWay("netcomm", "netcomm_peer", sizes),
         OneWay("netcomm send_many", "netcomm_peer", sizes, to_sender={"many": True}),
-        OneWay("… collecting late", "netcomm_peer", sizes, to_sender={"many": True, "collect_at": _COLLECT_AT}),
         OneWay("pyzmq", "zeromq", sizes),
         OneWay("snakeMQ", "snakemq_peer", {"": (scale.count(snakemq_count), size)}),
         OneWay("plain sockets", "sockets", sizes),
@@ -121,7 +119,6 @@ def _contenders(count: int, size: int, snakemq_count: int, scale: Scale) -> Sequ
 
 _NOTES = (
     "netcomm: send() one by one; until every message is acknowledged, after the callback has returned",
-    f"… collecting late: send_many, in a program that has called gc.set_threshold({_COLLECT_AT:_})",
     "pyzmq, pynng: PUSH and PULL; until the receiver says over a second socket that it has got all",
     "plain sockets: batches of 64 KiB, and a loop that slices the messages; the limit, without any guarantee",
     "snakeMQ, pynng, NATS, RabbitMQ: fewer messages, since they are slower; the rates are compared",

@@ -19,8 +19,8 @@ def check_legacy(chunks: Sequence[bytes], queued: int) -> None:
         "a", LIMITS, peer_id=bytes(16), boot_id=b"A" * 16, first_epoch=1, wait=not_waited_for, stores_positions=False
     )
     deliveries = [make_delivery("b", bytes([number])) for number in range(queued)]
-    if deliveries:
-        messaging.send("b", deliveries, 0.0)
+    for delivery in deliveries:
+        messaging.send("b", delivery, 0.0)
     messaging.connection_opened(1, "place", 0, 0.0)
     said = b""
     received: list[bytes] = []

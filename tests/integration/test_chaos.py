@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -169,7 +170,7 @@ class Traffic(threading.Thread):
 
 def dawdle(message: Message) -> None:
     """Let messages gather that were received and not handed over, so that cuts find the receiver in that state."""
-    if message.uuid[-1] % 64 == 0:
+    if zlib.crc32(message.uuid) % 64 == 0:
         threading.Event().wait(0.05)
 
 

@@ -744,7 +744,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
     def send(sender: Messaging, count: int) -> list[Delivery]:
         deliveries = [Delivery("receiver", bytes(16), b"x", 38, None, True, lambda *args: False) for _ in range(count)]
         sender.number("receiver", deliveries)
-        sender.send("receiver", deliveries, 0.0)
+        sender.send_stored("receiver", deliveries, 0.0)
         return deliveries
 
     receiver = messaging_of("receiver", first_epoch=1, stores_positions=True)

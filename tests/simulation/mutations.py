@@ -124,14 +124,14 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "a message too many counted as handed over",
         f"{messaging}.hand_over",
-        "items[-1][0] + 1",
-        "items[-1][0] + 2",
+        "items[stop - 1][0] + 1",
+        "items[stop - 1][0] + 2",
     )
     yield Mutation(
         "what waits for callbacks miscounted",
         f"{messaging}.hand_over",
-        "pending_bytes -= _size(items)",
-        "pending_bytes -= _size(items[1:])",
+        "pending_bytes -= received.size if whole",
+        "pending_bytes -= received.size // 2 if whole",
     )
     yield Mutation("reading not resumed", f"{messaging}.hand_over", "if connection.paused", "if False", seed=114)
     yield Mutation(
@@ -153,28 +153,40 @@ def _catalogue() -> Iterator[Mutation]:
         "in_flight_bytes + size > window",
         "in_flight_bytes > window",
     )
-    yield Mutation("expired messages sent", f"{outbox}._take_from", "if delivery.state is not QUEUED", "if False")
-    yield Mutation(
-        "rejected though it fits", f"{outbox}._take_from", "> self._max_packet_bytes", ">= self._max_packet_bytes"
-    )
+    yield Mutation("expired messages sent", f"{outbox}._take_from", "if entry.state is not QUEUED", "if False")
+    yield Mutation("rejected though it fits", f"{outbox}._take_from", "if size > largest and", "if size >= largest and")
     yield Mutation("sent before the mark", f"{durable}.may_send_below", "return self.marked_below", "return 2**64")
     yield Mutation(
         "in-flight messages lost when put back",
         f"{stream}.requeue",
-        "extendleft(reversed(returned))",
-        "extendleft(reversed(returned[1:]))",
+        "extendleft(returned)",
+        "extendleft(returned[:-1])",
     )
     yield Mutation(
-        "order lost when put back", f"{stream}.requeue", "extendleft(reversed(returned))", "extendleft(returned)"
+        "order lost when put back", f"{stream}.requeue", "extendleft(returned)", "extendleft(reversed(returned))"
     )
     yield Mutation("not sent again", f"{outbox}.acknowledge", "self._requeue(state, ack.received_seq)", "pass")
     yield Mutation(
         "in flight miscounted when put back",
         f"{outbox}._requeue",
-        "self.in_flight_bytes -= sum([delivery.size for delivery in returned])",
+        "self.in_flight_bytes -= sum([entry.size for entry in returned])",
         "pass",
     )
-    yield Mutation("one too many acknowledged", f"{stream}.acknowledge", ".seq < next_seq", ".seq <= next_seq")
+    yield Mutation(
+        "a whole run acknowledged, where part of it was handed over",
+        f"{stream}.acknowledge",
+        "entry.seq + entry.count > next_seq",
+        "False",
+    )
+    yield Mutation(
+        "a whole run put back, where part of it has arrived", f"{stream}.requeue", "entry.seq < from_seq", "False"
+    )
+    yield Mutation(
+        "one too many acknowledged",
+        f"{outbox}.acknowledge",
+        "acknowledge(ack.next_seq)",
+        "acknowledge(ack.next_seq + 1)",
+    )
     yield Mutation("messages in doubt expire", f"{outbox}.disconnect", "if self._legacy:", "if True:")
     yield Mutation("messages expire early", f"{outbox}.expire", "when <= now", "when <= now + 0.5")
     yield Mutation(
@@ -249,7 +261,10 @@ def _catalogue() -> Iterator[Mutation]:
     # Connections
     yield Mutation("pongs miscounted", f"{session}.probe", "self._pings.append(None)", "pass", seed=114)
     yield Mutation(
-        "barrier ahead of its messages", f"{messaging}._take", "sent_below = batch[-1].seq + 1", "sent_below = 2**60"
+        "barrier ahead of its messages",
+        f"{messaging}._take",
+        "sent_below = batch[-1].seq + batch[-1].count",
+        "sent_below = 2**60",
     )
     yield Mutation(
         "dead connections kept",

@@ -13,7 +13,7 @@ from typing import Any
 from netcomm import messaging
 from netcomm.callbacks import Callback
 from netcomm.errors import RemoteProtocolError, StorageCorrupt, StorageError
-from netcomm.message import Delivery, Limits
+from netcomm.message import Batch, BatchDelivery, Delivery, Limits, Run
 from netcomm.messaging import Messaging
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm.wire import Data, Frame, FrameType, Messages, Reader, packet_size
@@ -258,14 +258,15 @@ class Process:
         numbered = False
         for (persistent, ttl), group in groupby(messages, lambda message: (message.persistent, message.ttl)):
             batch = list(group)
-            deliveries = [self._make_delivery(message, release) for message in batch]
             receiver = batch[0].receiver
             if persistent:
+                deliveries = [self._make_delivery(message, release) for message in batch]
                 epoch = self.messaging.number(receiver, deliveries)
                 self._uncommitted.append(_Batch(receiver, epoch, ttl, batch, deliveries))
                 numbered = True
             else:
-                for message in batch[: self.messaging.send(receiver, deliveries, self.now)]:
+                entry = self._make_delivery(batch[0], release) if len(batch) == 1 else self._make_run(batch, release)
+                for message in batch[: self.messaging.send(receiver, entry, self.now)]:
                     self.oracle.accepted(message, self)
         if numbered:
             self._pass("numbered")
@@ -285,6 +286,18 @@ class Process:
         if self.rng.random() >= release:
             message.delivery = delivery
         return delivery
+
+    def _make_run(self, messages: list[Sent], release: float) -> Run:
+        first = messages[0]
+        expires_at = None if first.ttl is None else self.now + first.ttl
+        prefix, number = first.uuid[:8], int.from_bytes(first.uuid[8:])
+        data = [message.data for message in messages]
+        batch = Batch(first.receiver, prefix, number, data, packet_size(0), expires_at, _no_wait)
+        for index, message in enumerate(messages):
+            message.sender = self
+            if self.rng.random() >= release:
+                message.delivery = BatchDelivery(batch, index)
+        return batch.runs[0]
 
     def _commit(self) -> None:
         batches, self._uncommitted = self._uncommitted, []
@@ -307,7 +320,7 @@ class Process:
             if error is None:
                 for message in batch.messages:
                     self.oracle.accepted(message, self)
-                self.messaging.send(batch.receiver, batch.deliveries, self.now)
+                self.messaging.send_stored(batch.receiver, batch.deliveries, self.now)
             else:
                 for message in batch.messages:
                     message.delivery = None

@@ -192,7 +192,7 @@ class Host:
 
     def send(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
         delivery = make_delivery(to, payload, ttl, self.net.now)
-        self.messaging.send(delivery.ident, [delivery], self.net.now)
+        self.messaging.send(delivery.ident, delivery, self.net.now)
         return delivery
 
     def send_persistent(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
@@ -212,7 +212,7 @@ class Host:
         assert delivery.data is not None
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, self.net.wall_now, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
-        self.messaging.send(delivery.ident, [delivery], self.net.now)
+        self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
 
     def answer(self, count: int = 1 << 30) -> bool:
         """Let the storage carry out, and answer, its next requests; returns whether there were any."""

@@ -131,6 +131,7 @@ def test_received_messages_tell_where_they_belong() -> None:
         9,
         5,
         [(3, helpers.UUID, 60, 0, b"x"), (4, helpers.UUID, helpers.INFINITE, 0, b"y")],
+        2 * (helpers.OVERHEAD + 1),
     )
 
 

@@ -50,7 +50,7 @@ def connected(window: int = LARGE, max_packet: int = LARGE, **limits: int) -> Ou
 def append(outbox: Outbox, *sizes: int, ttl: float | None = None, now: float = 0.0) -> list[Delivery]:
     """Queue messages of so many bytes on the wire."""
     deliveries = [make_delivery(payload=bytes(size - OVERHEAD), ttl=ttl, now=now) for size in sizes]
-    assert outbox.append(deliveries, now) == len(deliveries)
+    assert [outbox.append(delivery, now) for delivery in deliveries] == [1] * len(deliveries)
     return deliveries
 
 

@@ -53,7 +53,7 @@ def append(outbox: Outbox, *sizes: int, ttl: float | None = None, now: float = 0
     """Messages of so many bytes that were numbered, stored and queued."""
     deliveries = number(outbox, *sizes, ttl=ttl, now=now)
     if deliveries:
-        outbox.append(deliveries, now)
+        outbox.add_stored(deliveries)
     return deliveries
 
 
@@ -136,7 +136,7 @@ def test_the_two_streams_count_by_themselves_and_take_turns() -> None:
     outbox = connected()
     (persistent,) = append(outbox, 5)
     transient = make_delivery()
-    outbox.append([transient], 0)
+    outbox.append(transient, 0)
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 0, 0))
     assert (persistent.seq, transient.seq) == (1, 0)
     assert (outbox.queued, outbox.volatile.queued, durable(outbox).queued) == (2, 1, 1)
@@ -159,7 +159,7 @@ def test_numbers_of_messages_that_could_not_be_stored_stay_unused() -> None:
     outbox = connected()
     first, failed, second, failed_too = number(outbox, 1, 2, 3, 4)
     for delivery in (first, second):
-        outbox.append([delivery], 0)
+        outbox.add_stored([delivery])
     assert [first.seq, second.seq] == [1, 3]
     assert take(outbox) == [first, second]
     assert acknowledge(outbox, 4) == [first, second]
@@ -178,7 +178,7 @@ def test_begin_does_not_promise_what_is_numbered_and_not_stored_yet() -> None:
     begin = connect(outbox)
     assert begin == Begin(DURABLE, EPOCH, 0, 0)
     for delivery in (early, late):
-        outbox.append([delivery], 0)
+        outbox.add_stored([delivery])
     mark(outbox)
     assert outbox.take(LARGE) == (DURABLE, EPOCH, 0, [early, late], [])
 
@@ -737,7 +737,7 @@ def test_terminating_leaves_persistent_messages_in_their_storage() -> None:
     outbox = connected()
     (persistent,) = append(outbox, 1)
     transient = make_delivery()
-    outbox.append([transient], 0)
+    outbox.append(transient, 0)
     assert outbox.discard() == [transient]
     assert persistent.state is QUEUED
 
@@ -780,7 +780,7 @@ def test_random_use_delivers_every_stored_message_once_and_in_order(seed: int) -
                     assert delivery.data is not None
                     storage.messages[delivery.seq] = delivery
                     appended.append(delivery)
-                    outbox.append([delivery], 0)
+                    outbox.add_stored([delivery])
             case "ask":
                 storage.asked += stream.wants()
             case "answer" if storage.asked:

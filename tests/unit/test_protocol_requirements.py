@@ -379,7 +379,7 @@ def test_what_was_begun_on_the_last_connection_is_not_begun_on_this_one(frame: b
 def test_where_the_first_messages_have_expired_unsent_begin_says_that_they_might_have_been_sent() -> None:
     outbox = Outbox(Limits(), 7)
     for ttl in (1, 1, None):
-        outbox.append([helpers.make_delivery(ttl=ttl)], 0)
+        outbox.append(helpers.make_delivery(ttl=ttl), 0)
     outbox.expire(1)
     assert outbox.connect(1000, 1000, b"r" * 16) == [Begin(Stream.VOLATILE, 7, 2, 2)]
 

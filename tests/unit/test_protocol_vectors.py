@@ -163,7 +163,7 @@ def test_the_conversation_is_what_two_peers_say() -> None:
     peers["niess"].connection_opened(1, "bob's place", 0, 0.0)
     message = delivery_of(bytes(range(16)), wire.INFINITE_TTL, 0, b"hello")
     message.ident = "niess"
-    peers["bob"].send("niess", [message], 0.0)
+    peers["bob"].send("niess", message, 0.0)
 
     portions: list[tuple[str, bytes]] = []
     for line in block("conversation").splitlines():

@@ -1,0 +1,245 @@
+"""Batches: messages of one call go the same way as the same messages one by one, and cost less."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from netcomm import wire
+from netcomm.message import Batch, BatchDelivery, Deliveries, Delivery, DeliveryState, Limits, Run, Stream
+from netcomm.outbox import Entry, Outbox
+from netcomm.wire import Ack
+from tests.unit.helpers import OVERHEAD, not_waited_for
+
+PREFIX = b"prefix-8"
+BOOT = b"B" * 16
+LARGE = 1 << 30
+
+
+def make_batch(*payloads: bytes, number: int = 0, expires_at: float | None = None, to: str = "b") -> Batch:
+    return Batch(to, PREFIX, number, list(payloads), OVERHEAD, expires_at, not_waited_for)
+
+
+def uuid_of(number: int) -> bytes:
+    return PREFIX + number.to_bytes(8)
+
+
+def deliveries_of(batch: Batch) -> Deliveries:
+    deliveries = Deliveries()
+    deliveries.add(batch)
+    return deliveries
+
+
+def split_in_three() -> tuple[Batch, Run, Run, Run]:
+    batch = make_batch(*[b"%d" % number for number in range(10)])
+    (run,) = batch.runs
+    run.seq = 100
+    first = run.split(3)
+    return batch, first, run.split(4), run
+
+
+def test_a_batch_is_one_run_at_first() -> None:
+    batch = make_batch(b"", b"xx", b"yyy", number=5)
+    (run,) = batch.runs
+    assert (run.count, run.size, run.largest, run.first_size) == (3, 5 + 3 * OVERHEAD, 3 + OVERHEAD, OVERHEAD)
+    assert (run.persistent, run.state, run.done, run.number) == (False, DeliveryState.QUEUED, False, 5)
+    assert run.data == run.payloads() == [b"", b"xx", b"yyy"]
+
+
+def test_a_run_that_is_split_stays_whole_in_all() -> None:
+    batch, *runs = split_in_three()
+    assert batch.runs == runs
+    assert [run.seq for run in runs] == [100, 103, 107]
+    assert [run.count for run in runs] == [3, 4, 3]
+    assert [payload for run in runs for payload in run.payloads()] == [b"%d" % number for number in range(10)]
+    assert [run.number for run in runs] == [0, 3, 7]
+    assert sum(run.size for run in runs) == 10 * (1 + OVERHEAD)
+
+
+def test_each_message_has_the_state_of_its_run() -> None:
+    batch, first, second, _ = split_in_three()
+    deliveries = deliveries_of(batch)
+    first.state, second.state = DeliveryState.DELIVERED, DeliveryState.SENT
+    assert [delivery.state for delivery in deliveries[:3]] == [DeliveryState.DELIVERED] * 3
+    assert [delivery.state for delivery in deliveries[3:7]] == [DeliveryState.SENT] * 4
+    assert [delivery.state for delivery in deliveries[7:]] == [DeliveryState.QUEUED] * 3
+    assert [delivery.done for delivery in deliveries] == [True] * 3 + [False] * 7
+
+
+@pytest.mark.parametrize(("max_bytes", "fitting"), [(0, 0), (OVERHEAD, 1), (3 * OVERHEAD, 2), (10_000, 3)])
+def test_how_many_fit(max_bytes: int, fitting: int) -> None:
+    (run,) = make_batch(b"", b"xx", b"yyy").runs
+    assert run.fitting(max_bytes) == fitting
+
+
+def test_deliveries_are_a_sequence() -> None:
+    deliveries = Deliveries()
+    assert list(deliveries) == []
+    for number in (0, 1024, 2048):
+        deliveries.add(make_batch(b"a", b"b", number=number))
+    assert len(deliveries) == 6
+    numbers = [0, 1, 1024, 1025, 2048, 2049]
+    assert [delivery.uuid for delivery in deliveries] == [uuid_of(number) for number in numbers]
+    assert [delivery.data for delivery in deliveries] == [b"a", b"b"] * 3
+    assert {(delivery.ident, delivery.persistent) for delivery in deliveries} == {("b", False)}
+    assert deliveries[-1].uuid == deliveries[5].uuid == uuid_of(2049)
+    assert [delivery.uuid for delivery in deliveries[1:5:2]] == [uuid_of(1), uuid_of(1025)]
+    for index in (6, -7):
+        with pytest.raises(IndexError):
+            deliveries[index]
+    assert "6 messages" in repr(deliveries)
+    assert uuid_of(0).hex() in repr(deliveries[0])
+
+
+def test_views_of_one_message_are_equal_and_others_are_not() -> None:
+    batch, other = make_batch(b"a", b"b"), make_batch(b"a", b"b")
+    deliveries = deliveries_of(batch)
+    assert deliveries[0] == BatchDelivery(batch, 0)
+    assert deliveries[0] != deliveries[1]
+    assert deliveries[0] != BatchDelivery(other, 0)
+    assert deliveries[0] != "a"
+    assert len({deliveries[0], deliveries[1], BatchDelivery(batch, 0)}) == 2
+    assert isinstance(deliveries[0], Delivery)
+
+
+def test_waiting_for_a_message_of_a_batch_asks_for_that_message() -> None:
+    asked = []
+
+    def wait(delivery: Delivery, timeout: float | None) -> bool:
+        asked.append((delivery.uuid, timeout))
+        return True
+
+    batch = Batch("b", PREFIX, 7, [b"a", b"b"], OVERHEAD, None, wait)
+    assert BatchDelivery(batch, 1).wait(3)
+    assert asked == [(uuid_of(8), 3)]
+
+
+def test_what_was_delivered_keeps_no_payload() -> None:
+    batch = make_batch(b"a", b"b", b"c")
+    deliveries = deliveries_of(batch)
+    outbox = new_outbox()
+    outbox.append(batch.runs[0], 0.0)
+    outbox.connect_legacy(LARGE)
+    outbox.take(LARGE)
+    outbox.acknowledge(Ack(Stream.VOLATILE, 7, 2, 2))
+    assert [delivery.data for delivery in deliveries] == [None, None, b"c"]
+
+
+def new_outbox(**limits: int) -> Outbox:
+    return Outbox(Limits(**limits), 7)
+
+
+class Twin:
+    """Two outboxes with the same messages: one by one in the first, in batches in the second."""
+
+    def __init__(self, **limits: int) -> None:
+        self.single, self.batched = new_outbox(**limits), new_outbox(**limits)
+        self.singles: list[Delivery] = []
+        self.views: list[Delivery] = []
+        self._number = 0
+
+    def append(self, payloads: Sequence[bytes], ttl: float | None, now: float) -> None:
+        expires_at = None if ttl is None else now + ttl
+        taken = 0
+        for place, payload in enumerate(payloads):
+            uuid = uuid_of(self._number + place)
+            delivery = Delivery("b", uuid, payload, OVERHEAD + len(payload), expires_at, False, not_waited_for)
+            if not self.single.append(delivery, now):
+                break
+            self.singles.append(delivery)
+            taken += 1
+        batch = make_batch(*payloads, number=self._number, expires_at=expires_at)
+        run = batch.runs[0]
+        assert self.batched.append(run, now) == taken
+        self.views += deliveries_of(batch)[:taken]
+        if taken < len(payloads):
+            assert run.payloads() == list(payloads[taken:])  # what there was no room for
+        self._number += len(payloads)
+
+    def both(self, act: str, *arguments: object) -> tuple[object, object]:
+        return getattr(self.single, act)(*arguments), getattr(self.batched, act)(*arguments)
+
+    def take(self, budget: int) -> None:
+        """All that the window lets through."""
+        assert self._packets(self.single, budget) == self._packets(self.batched, budget)
+
+    @staticmethod
+    def _packets(outbox: Outbox, budget: int) -> tuple[bytes, list[bytes]]:
+        packets = b""
+        rejected: list[bytes] = []
+        while (taken := outbox.take(budget)) is not None:
+            _, _, next_seq, batch, refused = taken
+            rejected += uuids(refused)
+            if batch:
+                packets += b"".join(wire.data(batch, next_seq, 0.0))
+                assert b"".join(wire.messages(batch, 0.0)).count(PREFIX) == sum(entry.count for entry in batch)
+        return packets, rejected
+
+    def check(self) -> None:
+        assert [delivery.state for delivery in self.views] == [delivery.state for delivery in self.singles]
+        assert [delivery.data for delivery in self.views] == [delivery.data for delivery in self.singles]
+        counters = [
+            (
+                outbox.queued,
+                outbox.volatile.queued_bytes,
+                outbox.in_flight,
+                outbox.in_flight_bytes,
+                outbox.next_expiry(),
+            )
+            for outbox in (self.single, self.batched)
+        ]
+        assert counters[0] == counters[1]
+
+
+def uuids(entries: Sequence[Entry]) -> list[bytes]:
+    return [delivery.uuid for entry in entries for delivery in entry.deliveries()]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_batch_goes_the_way_of_its_messages(seed: int) -> None:
+    chance = random.Random(seed)
+    twin = Twin(window_bytes=1000, max_queued_messages=60, max_queued_bytes=8000)
+    now = 0.0
+    kind = ""
+    ended = set()
+    for _ in range(600):
+        now += chance.random()
+        match chance.choices(("append", "take", "acknowledge", "expire", "connect", "disconnect"), (6, 8, 8, 3, 3, 1))[
+            0
+        ]:
+            case "append":
+                sizes = chance.choice(([0, 1], [10, 50], [10, 50, 300], [900, 2000]))
+                payloads = [bytes(chance.choice(sizes)) for _ in range(chance.randint(1, 30))]
+                ttl = chance.choice((None, None, 5.0, 0.0 if kind != "asked" else None))
+                twin.append(payloads, ttl, now)
+            case "take":
+                twin.take(chance.choice((1, 100, 500, LARGE)))
+            case "acknowledge" if kind:
+                stream = twin.single.volatile
+                sent_below = min(stream.sent_below, twin.batched.volatile.sent_below)
+                first = stream.in_flight[0].seq if stream.in_flight else sent_below
+                position = chance.randint(first, sent_below)
+                arrived = chance.randint(position, sent_below)
+                one, other = twin.both("acknowledge", Ack(Stream.VOLATILE, 7, position, arrived))
+                assert uuids(one) == uuids(other)  # type: ignore[arg-type]
+                kind = "netcomm" if kind == "asked" else kind
+            case "expire":
+                one, other = twin.both("expire", now)
+                assert sorted(uuids(one)) == sorted(uuids(other))  # type: ignore[arg-type]
+            case "connect" if not kind:
+                if chance.random() < 0.3:
+                    twin.both("connect_legacy", chance.choice((500, LARGE)))
+                    kind = "legacy"
+                else:
+                    boot = chance.choice((BOOT, b"b" * 16))
+                    twin.both("connect", chance.choice((200, 1000)), chance.choice((500, LARGE)), boot)
+                    kind = "asked"
+            case "disconnect" if kind:
+                twin.both("disconnect")
+                kind = ""
+        twin.check()
+        ended |= {delivery.state for delivery in twin.views if delivery.done}
+    one, other = twin.both("discard")
+    assert uuids(one) == uuids(other)  # type: ignore[arg-type]
+    twin.check()
+    assert ended == {DeliveryState.DELIVERED, DeliveryState.EXPIRED, DeliveryState.REJECTED}
