@@ -873,6 +873,11 @@ class Messaging:
         events, self._events = self._events, []
         return events
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is something in `next_events`, or in `take_writable`."""
+        return bool(self._events or self._writable)
+
     def take_writable(self) -> list[int]:
         """The connections that may have something to send, since the last call."""
         self.prompt = False

@@ -436,7 +436,6 @@ class Peer(threading.Thread):
             self._commit(ident, stored, ttl)
             return stored
         until = None if timeout is None else monotonic() + timeout
-        expires_at = None if ttl is None else monotonic() + ttl
         deliveries = Deliveries()
         left = iter(items)
         while True:
@@ -445,6 +444,7 @@ class Peer(threading.Thread):
                 self._take_payloads(payloads, itertools.islice(left, _BATCH_COUNT))
             finally:  # also where one of them can't be sent
                 if payloads:
+                    expires_at = None if ttl is None else monotonic() + ttl
                     number = next(self._uuid_counter) << _NUMBER_BITS
                     batch = Batch(ident, self._uuid_prefix, number, payloads, _OVERHEAD_BYTES, expires_at, self._wait)
                     deliveries.add(batch)
@@ -660,7 +660,7 @@ class Peer(threading.Thread):
             while self._leadership.deputize():
                 try:
                     with self._mutex:
-                        self._tell_at = monotonic()  # so the first pass writes what callbacks have left until their end
+                        self._tell_at = monotonic()  # the first pass tells of the callbacks that have returned
                     while not self._leadership.wanted:
                         self._pass()
                 finally:
@@ -702,6 +702,8 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._leadership.wanted:
                 return
+            if self._messaging.unsettled:  # since a caller found nobody who waits
+                self._settle()
             when = self._wake_at = self._next_deadline()
         timeout = None if when is None else max(0.0, when - monotonic())
         for event in self._link.poll(timeout, self._conversing):

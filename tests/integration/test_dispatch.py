@@ -153,6 +153,18 @@ def test_what_a_callback_sends_does_not_wait_for_its_end(pair: Pair) -> None:
     assert delivery.wait(DEADLINE_S)
 
 
+def test_what_a_callback_sends_does_not_wait_for_acknowledgements(pair: Pair) -> None:
+    go_on = threading.Event()
+    pair.niess.on_recv.add(lambda ident, data: go_on.wait(DEADLINE_S))
+    pair.bob.on_drop.add(lambda ident, delivery: pair.bob.send("niess", b"late"))
+    for _ in range(10):  # so many that the next one may gather with others
+        pair.bob.send("niess", b"early")
+    pair.bob.send("nobody", b"", ttl=0)
+    wait_until(lambda: pair.niess.stats().peers["bob"].received == 11, "the last message", timeout=5)
+    go_on.set()
+    assert pair.bob.flush(DEADLINE_S)
+
+
 def test_an_answer_and_the_acknowledgement_go_out_together(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 100
     packets: list[bytes] = []
