@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from time import process_time
 
-from netcomm.message import Batch, Delivery, Limits
+from netcomm.message import Batch, Delivery, DeliveryState, Limits
 from netcomm.messaging import Messaging, Received
 from netcomm.wire import packet_size
 
@@ -55,7 +55,7 @@ def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None
 
     def queue() -> None:
         for batch in batches:
-            bob.send("niess", batch.runs[0], 0.0)
+            bob.send("niess", batch.run(), 0.0)
 
     def write() -> None:
         nonlocal packets
@@ -80,7 +80,7 @@ def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None
     time("receiver: count as handed over", hand_over)
     acknowledgement = _output(niess)
     time("sender: take the acknowledgement", acknowledge)
-    assert all(run.done for batch in batches for run in batch.runs)
+    assert all(state is DeliveryState.DELIVERED for batch in batches for state in batch.states)
 
 
 def main() -> None:

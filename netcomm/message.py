@@ -154,11 +154,12 @@ class Batch:
 
     number: the low half of the first uuid, which the others count on from; `uuid_prefix` is the high half.
     data: their payloads, None of those that were delivered.
+    states: what has become of them.
+    overhead: what each takes on the wire beside its payload, in bytes.
     largest: the size on the wire of the largest.
-    runs: the messages by what has become of them, in their order.
     """
 
-    __slots__ = ("data", "expires_at", "ident", "largest", "number", "runs", "uuid_prefix", "wait")
+    __slots__ = ("data", "expires_at", "ident", "largest", "number", "overhead", "states", "uuid_prefix", "wait")
 
     def __init__(
         self,
@@ -170,21 +171,19 @@ class Batch:
         expires_at: float | None,
         wait: "Callable[[Delivery, float | None], bool]",
     ) -> None:
-        """overhead: what each message takes on the wire beside its payload, in bytes."""
         self.ident = ident
         self.uuid_prefix = uuid_prefix
         self.number = number
-        sizes = list(map(len, data))
         self.data: list[bytes | None] = list(data)
-        self.largest = max(sizes) + overhead
+        self.states = [DeliveryState.QUEUED] * len(data)
+        self.overhead = overhead
+        self.largest = max(map(len, data)) + overhead
         self.expires_at = expires_at
         self.wait = wait
-        self.runs = [Run(self, 0, len(data), sum(sizes) + overhead * len(data), overhead)]
 
-    def state_of(self, index: int) -> DeliveryState:
-        """What has become of a message; may be called from any thread."""
-        # While a run is being split, the message is found in the one or the other, and both have the same state.
-        return next(run.state for run in reversed(self.runs) if run.start <= index)
+    def run(self) -> "Run":
+        """All of it, to be queued."""
+        return Run(self, 0, len(self.data))
 
 
 class Run:
@@ -195,18 +194,27 @@ class Run:
     size: the bytes that they take on the wire.
     """
 
-    __slots__ = ("_overhead", "batch", "seq", "size", "start", "state", "stop")
+    __slots__ = ("_state", "batch", "seq", "size", "start", "stop")
 
     persistent = False
 
-    def __init__(self, batch: Batch, start: int, stop: int, size: int, overhead: int) -> None:
+    def __init__(self, batch: Batch, start: int, stop: int) -> None:
         self.batch = batch
         self.start = start
         self.stop = stop
         self.seq = -1
-        self.size = size
-        self._overhead = overhead
-        self.state = DeliveryState.QUEUED
+        self.size = sum(map(len, self.payloads())) + (stop - start) * batch.overhead
+        self._state = batch.states[start]
+
+    @property
+    def state(self) -> DeliveryState:
+        """What has become of them."""
+        return self._state
+
+    @state.setter
+    def state(self, state: DeliveryState) -> None:
+        self._state = state
+        self.batch.states[self.start : self.stop] = [state] * (self.stop - self.start)
 
     @property
     def count(self) -> int:
@@ -221,7 +229,7 @@ class Run:
     @property
     def first_size(self) -> int:
         """The size on the wire of the first message."""
-        return len(self.batch.data[self.start] or b"") + self._overhead
+        return len(self.batch.data[self.start] or b"") + self.batch.overhead
 
     @property
     def uuid_prefix(self) -> bytes:
@@ -254,26 +262,23 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether the messages have ended, one way or another."""
-        return self.state not in _OPEN_STATES
+        return self._state not in _OPEN_STATES
 
     def fitting(self, max_bytes: int) -> int:
         """How many of these messages, from the first on, take no more than so many bytes on the wire."""
         if self.size <= max_bytes:
             return self.stop - self.start
-        ends = list(accumulate([len(payload) + self._overhead for payload in self.payloads()]))
+        overhead = self.batch.overhead
+        ends = list(accumulate([len(payload) + overhead for payload in self.payloads()]))
         return bisect_right(ends, max_bytes)
 
     def split(self, count: int) -> "Run":
         """Cut off the first `count` messages, fewer than all, none of which has been delivered; returns them."""
-        batch, middle = self.batch, self.start + count
-        size = sum(map(len, batch.data[self.start : middle])) + count * self._overhead  # type: ignore[arg-type]
-        head = Run(batch, self.start, middle, size, self._overhead)
+        head = Run(self.batch, self.start, self.start + count)
         head.seq = self.seq
-        head.state = self.state
-        batch.runs.insert(batch.runs.index(self), head)
-        self.start = middle
+        self.start += count
         self.seq += count
-        self.size -= size
+        self.size -= head.size
         return head
 
     def deliveries(self) -> "Sequence[Delivery]":
@@ -313,7 +318,7 @@ class BatchDelivery(Delivery):
     @property
     def state(self) -> DeliveryState:  # type: ignore[override]
         """See `DeliveryState`."""
-        return self._batch.state_of(self._index)
+        return self._batch.states[self._index]
 
     def wait(self, timeout: float | None = None) -> bool:
         """See `Delivery.wait`."""

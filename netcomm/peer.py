@@ -448,7 +448,7 @@ class Peer(threading.Thread):
                     number = next(self._uuid_counter) << _NUMBER_BITS
                     batch = Batch(ident, self._uuid_prefix, number, payloads, _OVERHEAD_BYTES, expires_at, self._wait)
                     deliveries.add(batch)
-                    self._queue(ident, batch.runs[0], until)
+                    self._queue(ident, batch.run(), until)
             if not payloads:
                 return deliveries
 

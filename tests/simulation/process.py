@@ -297,7 +297,7 @@ class Process:
             message.sender = self
             if self.rng.random() >= release:
                 message.delivery = BatchDelivery(batch, index)
-        return batch.runs[0]
+        return batch.run()
 
     def _commit(self) -> None:
         batches, self._uncommitted = self._uncommitted, []

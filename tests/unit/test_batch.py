@@ -1,6 +1,8 @@
 """Batches: messages of one call go the same way as the same messages one by one, and cost less."""
 
+import gc
 import random
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -32,7 +34,7 @@ def deliveries_of(batch: Batch) -> Deliveries:
 
 def split_in_three() -> tuple[Batch, Run, Run, Run]:
     batch = make_batch(*[b"%d" % number for number in range(10)])
-    (run,) = batch.runs
+    run = batch.run()
     run.seq = 100
     first = run.split(3)
     return batch, first, run.split(4), run
@@ -40,15 +42,14 @@ def split_in_three() -> tuple[Batch, Run, Run, Run]:
 
 def test_a_batch_is_one_run_at_first() -> None:
     batch = make_batch(b"", b"xx", b"yyy", number=5)
-    (run,) = batch.runs
+    run = batch.run()
     assert (run.count, run.size, run.largest, run.first_size) == (3, 5 + 3 * OVERHEAD, 3 + OVERHEAD, OVERHEAD)
     assert (run.persistent, run.state, run.done, run.number) == (False, DeliveryState.QUEUED, False, 5)
     assert run.data == run.payloads() == [b"", b"xx", b"yyy"]
 
 
 def test_a_run_that_is_split_stays_whole_in_all() -> None:
-    batch, *runs = split_in_three()
-    assert batch.runs == runs
+    _, *runs = split_in_three()
     assert [run.seq for run in runs] == [100, 103, 107]
     assert [run.count for run in runs] == [3, 4, 3]
     assert [payload for run in runs for payload in run.payloads()] == [b"%d" % number for number in range(10)]
@@ -68,7 +69,7 @@ def test_each_message_has_the_state_of_its_run() -> None:
 
 @pytest.mark.parametrize(("max_bytes", "fitting"), [(0, 0), (OVERHEAD, 1), (3 * OVERHEAD, 2), (10_000, 3)])
 def test_how_many_fit(max_bytes: int, fitting: int) -> None:
-    (run,) = make_batch(b"", b"xx", b"yyy").runs
+    run = make_batch(b"", b"xx", b"yyy").run()
     assert run.fitting(max_bytes) == fitting
 
 
@@ -102,6 +103,23 @@ def test_views_of_one_message_are_equal_and_others_are_not() -> None:
     assert isinstance(deliveries[0], Delivery)
 
 
+def test_a_batch_is_let_go_without_the_collector_of_garbage() -> None:
+    def wait(delivery: Delivery, timeout: float | None) -> bool:
+        return False
+
+    alive = weakref.ref(wait)
+    batch = Batch("b", PREFIX, 0, [b"x"] * 4, OVERHEAD, None, wait)
+    run = batch.run()
+    head = run.split(1)
+    head.state = DeliveryState.DELIVERED
+    gc.disable()
+    try:
+        del wait, batch, run, head
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 def test_waiting_for_a_message_of_a_batch_asks_for_that_message() -> None:
     asked = []
 
@@ -118,7 +136,7 @@ def test_what_was_delivered_keeps_no_payload() -> None:
     batch = make_batch(b"a", b"b", b"c")
     deliveries = deliveries_of(batch)
     outbox = new_outbox()
-    outbox.append(batch.runs[0], 0.0)
+    outbox.append(batch.run(), 0.0)
     outbox.connect_legacy(LARGE)
     outbox.take(LARGE)
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 2, 2))
@@ -149,7 +167,7 @@ class Twin:
             self.singles.append(delivery)
             taken += 1
         batch = make_batch(*payloads, number=self._number, expires_at=expires_at)
-        run = batch.runs[0]
+        run = batch.run()
         assert self.batched.append(run, now) == taken
         self.views += deliveries_of(batch)[:taken]
         if taken < len(payloads):
