@@ -10,7 +10,7 @@ from time import process_time
 
 from netcomm.message import Batch, Delivery, DeliveryState, Limits
 from netcomm.messaging import Messaging, Received
-from netcomm.wire import packet_size
+from netcomm.wire import OVERHEAD_BYTES
 
 COUNT = 20_000
 BATCH = 1000
@@ -22,28 +22,40 @@ def _not_waited_for(delivery: Delivery, timeout: float | None) -> bool:
     raise AssertionError
 
 
-def _messaging(ident: str, letter: bytes) -> Messaging:
-    limits = Limits(max_queued_messages=10 * COUNT, window_bytes=2**31, max_queued_bytes=2**40)
-    ids = letter * 16
-    return Messaging(ident, limits, peer_id=ids, boot_id=ids, first_epoch=1, wait=_not_waited_for)
+class Pair:
+    """Two connected cores, and the bytes between them."""
 
+    def __init__(self, limits: Limits) -> None:
+        self.bob, self.niess = self._make("bob", limits), self._make("niess", limits)
+        self.bob.connection_opened(1, "there", 1, 0.0)
+        self.niess.connection_opened(1, "here", 0, 0.0)
+        for _ in range(3):
+            self.niess.data_received(1, self.output(self.bob), 0.0)
+            self.bob.data_received(1, self.output(self.niess), 0.0)
+        self.niess.next_events()
 
-def _output(messaging: Messaging) -> bytes:
-    packets = []
-    more = True
-    while more:
-        buffers, more = messaging.output(1, _READ_BYTES, 0.0)
-        packets += buffers
-    return b"".join(packets)
+    @staticmethod
+    def _make(ident: str, limits: Limits) -> Messaging:
+        ids = ident[:1].encode() * 16
+        return Messaging(ident, limits, peer_id=ids, boot_id=ids, first_epoch=1, wait=_not_waited_for)
+
+    @staticmethod
+    def output(messaging: Messaging) -> bytes:
+        packets = []
+        more = True
+        while more:
+            buffers, more = messaging.output(1, _READ_BYTES, 0.0)
+            packets += buffers
+        return b"".join(packets)
+
+    def hand_over(self) -> None:
+        for event in self.niess.next_events():
+            if isinstance(event, Received):
+                self.niess.hand_over(event, 0, len(event.items), 0.0)
 
 
 def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None:
-    bob, niess = _messaging("bob", b"b"), _messaging("niess", b"n")
-    bob.connection_opened(1, "there", 1, 0.0)
-    niess.connection_opened(1, "here", 0, 0.0)
-    for _ in range(3):
-        niess.data_received(1, _output(bob), 0.0)
-        bob.data_received(1, _output(niess), 0.0)
+    pair = Pair(Limits(max_queued_messages=10 * COUNT, window_bytes=2**31, max_queued_bytes=2**40))
     data = bytes(size)
     payloads = [data] * BATCH
     batches: list[Batch] = []
@@ -51,34 +63,29 @@ def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None
 
     def make() -> None:
         for number in range(COUNT // BATCH):
-            batches.append(Batch("niess", b"p" * 8, number << 10, payloads, packet_size(0), None, _not_waited_for))
+            batches.append(Batch("niess", b"p" * 8, number << 10, payloads, OVERHEAD_BYTES, None, _not_waited_for))
 
     def queue() -> None:
         for batch in batches:
-            bob.send("niess", batch.run(), 0.0)
+            pair.bob.send("niess", batch.run(), 0.0)
 
     def write() -> None:
         nonlocal packets
-        packets = _output(bob)
+        packets = pair.output(pair.bob)
 
     def read() -> None:
         for start in range(0, len(packets), _READ_BYTES):
-            niess.data_received(1, packets[start : start + _READ_BYTES], 0.0)
-
-    def hand_over() -> None:
-        for event in niess.next_events():
-            if isinstance(event, Received):
-                niess.hand_over(event, 0, len(event.items), 0.0)
+            pair.niess.data_received(1, packets[start : start + _READ_BYTES], 0.0)
 
     def acknowledge() -> None:
-        bob.data_received(1, acknowledgement, 0.0)
+        pair.bob.data_received(1, acknowledgement, 0.0)
 
     time("sender: make the batch", make)
     time("sender: number and queue", queue)
     time("sender: window, packets, join", write)
     time("receiver: parse, look for duplicates", read)
-    time("receiver: count as handed over", hand_over)
-    acknowledgement = _output(niess)
+    time("receiver: count as handed over", pair.hand_over)
+    acknowledgement = pair.output(pair.niess)
     time("sender: take the acknowledgement", acknowledge)
     assert all(state is DeliveryState.DELIVERED for batch in batches for state in batch.states)
 

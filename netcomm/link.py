@@ -306,8 +306,8 @@ class Link:
         self._lingering.add(connection)
         self._mark_stale(connection)
 
-    def receive_into(self, number: int, buffer: memoryview) -> None:
-        """Let the next bytes of a connection go into a buffer, once, in place of a Chunk."""
+    def receive_into(self, number: int, buffer: memoryview | None) -> None:
+        """Let the next bytes of a connection go into a buffer, once; None lets them come as a Chunk."""
         connection = self._connections.get(number)
         if connection is not None:
             connection.buffer = buffer
@@ -366,8 +366,7 @@ class Link:
         The owner acts on each event before it asks for the next.
         """
         self.will_wait()
-        if self._thunks or self._stale:
-            self._catch_up()
+        self._catch_up()
         if self._events:
             timeout = 0
         due = self._deadlines.next()
@@ -392,8 +391,7 @@ class Link:
                 self._connected(target)
             else:
                 target.silence()
-        if self._thunks or self._stale:
-            self._catch_up()
+        self._catch_up()
         for item in self._deadlines.pop_due(monotonic()):
             if isinstance(item, _Connection):
                 self._drop(item)

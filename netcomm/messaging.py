@@ -230,8 +230,6 @@ class _Peer:
 # often comes before the acknowledgement of what it answers. With more, it is a stream, and what gathers goes together.
 CONVERSATION = 4
 
-_OVERHEAD_BYTES = wire.packet_size(0)
-
 # A deadline belongs to a connection (its session's), or to a peer.
 _SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
 _Key = tuple[int, int | str]
@@ -1072,7 +1070,7 @@ class Messaging:
 
 
 def _size(items: list[DataItem]) -> int:
-    return sum([len(item[4]) for item in items]) + _OVERHEAD_BYTES * len(items)
+    return sum([len(item[4]) for item in items]) + wire.OVERHEAD_BYTES * len(items)
 
 
 def _same_connector(one: Session, other: Session) -> bool:

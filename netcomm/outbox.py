@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Delivery, DeliveryState, Limits, Run, Stream
 from netcomm.storage import StoredStream
-from netcomm.wire import Ack, Begin, packet_size
+from netcomm.wire import OVERHEAD_BYTES, Ack, Begin
 
 Entry = Delivery | Run
 """What stands in a queue: one message, or consecutive ones of a batch."""
@@ -255,7 +255,7 @@ class DurableOutStream(OutStream):
         stream.next_seq = stream.added_below = state.next_seq
         stream.marked_below = stream.sent_below = stream.in_doubt_below = min(state.sent_below, state.next_seq)
         stream.stored = stream.queued = state.count
-        stream.queued_bytes = state.size + packet_size(0) * state.count
+        stream.queued_bytes = state.size + OVERHEAD_BYTES * state.count
         stream.expires_at = expires_at
         return stream
 
@@ -534,12 +534,12 @@ class Outbox:
         """Queue persistent messages, which are numbered and stored already, at the end of their stream."""
         assert self.durable is not None
         self.durable.add(deliveries)
-        self._watch([delivery for delivery in deliveries if delivery.expires_at is not None])
+        self._watch([delivery for delivery in deliveries if delivery.data is not None])
 
     def _watch(self, entries: Sequence[Entry]) -> None:
-        """Let messages expire in their time, those that are in memory."""
+        """Let messages in memory expire in their time, those that have one."""
         for entry in entries:
-            if entry.expires_at is not None and entry.data is not None:
+            if entry.expires_at is not None:
                 heapq.heappush(self._expiries, (entry.expires_at, next(self._order), entry))
         # Most messages leave the queue in other ways; their entries are swept before they outnumber the rest.
         if len(self._expiries) > 2 * self.queued + 64:

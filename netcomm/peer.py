@@ -56,7 +56,6 @@ _OUTPUT_BUDGET_BYTES = 256 * 1024
 # Of so many transient messages, or of _OUTPUT_BUDGET_BYTES, the first are on their way while the next are made.
 _BATCH_COUNT = 1000
 _NUMBER_BITS = 10  # of a uuid: they count the messages of a batch
-_OVERHEAD_BYTES = wire.packet_size(0)
 # So long may the acknowledgement of a message wait for its successors, to go out together with theirs.
 _ACK_DELAY_S = 0.005
 # Set aside for ending, of the time that terminate() may take.
@@ -217,7 +216,7 @@ class Peer(threading.Thread):
         self._dispatcher: Dispatcher[messaging.Event | _Release] = Dispatcher(
             f"{self.name}-dispatcher", self._dispatch, self._lead, self._link.ring
         )
-        self._wait = self._wait_for_delivery  # bound once, not for each message
+        self._wait_delivery = self._wait_for_delivery  # bound once, not for each message
 
         # What the dispatcher is at: of `_batch`, the first `_returned` have been through their callbacks, and
         # messaging has been told of the first `_told`. The dispatcher counts; telling is under the mutex.
@@ -446,7 +445,9 @@ class Peer(threading.Thread):
                 if payloads:
                     expires_at = None if ttl is None else monotonic() + ttl
                     number = next(self._uuid_counter) << _NUMBER_BITS
-                    batch = Batch(ident, self._uuid_prefix, number, payloads, _OVERHEAD_BYTES, expires_at, self._wait)
+                    batch = Batch(
+                        ident, self._uuid_prefix, number, payloads, wire.OVERHEAD_BYTES, expires_at, self._wait_delivery
+                    )
                     deliveries.add(batch)
                     self._queue(ident, batch.run(), until)
             if not payloads:
@@ -476,7 +477,7 @@ class Peer(threading.Thread):
             self._refuse_size(size)
         expires_at = None if ttl is None else monotonic() + ttl
         uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
-        return Delivery(ident, uuid, data, size + _OVERHEAD_BYTES, expires_at, persistent, self._wait)
+        return Delivery(ident, uuid, data, size + wire.OVERHEAD_BYTES, expires_at, persistent, self._wait_delivery)
 
     def _take_payloads(self, payloads: list[bytes], items: Iterable[Data]) -> None:
         """Append the payloads of items, up to the one that reaches _OUTPUT_BUDGET_BYTES."""
@@ -725,13 +726,9 @@ class Peer(threading.Thread):
         now = monotonic()
         match event:
             case link.Chunk(connection, data):
-                buffer = self._messaging.data_received(connection, data, now)
-                if buffer is not None:
-                    self._link.receive_into(connection, buffer)
+                self._link.receive_into(connection, self._messaging.data_received(connection, data, now))
             case link.Filled(connection, count):
-                buffer = self._messaging.buffer_filled(connection, count, now)
-                if buffer is not None:
-                    self._link.receive_into(connection, buffer)
+                self._link.receive_into(connection, self._messaging.buffer_filled(connection, count, now))
             case link.Writable(connection):
                 self._link.flush(connection)
                 self._pump(connection)
@@ -867,14 +864,9 @@ class Peer(threading.Thread):
                     self.on_drop(delivery.ident, delivery)
             case messaging.Failed(error):
                 self.on_error(error)
-        if self._messaging.prompt:
-            self._settle_callback()
-
-    def _settle_callback(self) -> None:
-        """Send what a callback has sent, together with the acknowledgement of what it was called for."""
-        with self._mutex:
-            self._tell()
-            self._settle()
+        if self._messaging.prompt:  # what a callback has sent
+            with self._mutex:
+                self._settle()
 
     def _release(self) -> None:
         self._dispatcher.put(_Release())
@@ -896,8 +888,11 @@ class Peer(threading.Thread):
         on_recv, on_message, encoding = self.on_recv, self.on_message, self._encoding
         tell_at = monotonic() + _ACK_DELAY_S
         for item in received.items:
-            if self._messaging.prompt:
-                self._settle_callback()
+            if self._messaging.prompt or monotonic() >= tell_at:
+                with self._mutex:
+                    self._tell()
+                    self._tell_at = tell_at = monotonic() + _ACK_DELAY_S
+                    self._settle()
             if self._muted:
                 return
             data: Any = item[4]
@@ -914,16 +909,9 @@ class Peer(threading.Thread):
             if self._muted:  # the callback has terminated the peer, and terminate() has counted it
                 return
             self._returned += 1
-            if monotonic() >= tell_at:
-                with self._mutex:
-                    self._tell()
-                    self._settle()
-                    self._tell_at = monotonic() + _ACK_DELAY_S
-                self._link.ring()
-                tell_at = monotonic() + _ACK_DELAY_S
         with self._mutex:
             self._tell()
-            self._batch = None
+            self._batch = self._tell_at = None
             self._settle()
             if self._phase is not _Phase.RUNNING:
                 self._changed.notify_all()

@@ -64,6 +64,8 @@ _MESSAGE_HEAD = struct.Struct(">IB16sII")
 _TYPE_SIZE = 1
 _SIZE_SIZE = _HEAD.size - _TYPE_SIZE
 _DATA_OVERHEAD = _DATA_HEAD.size - _SIZE_SIZE
+OVERHEAD_BYTES = _DATA_HEAD.size
+"""What a message takes on the wire beside its data, as DATA."""
 _MAX_REFUSE_TEXT_BYTES = 1024
 # Copying buffers below this size is cheaper than another element for the kernel to walk.
 _JOIN_BELOW_BYTES = 16 * 1024
@@ -238,7 +240,7 @@ def refuse(code: RefuseCode, text: str, max_frame_bytes: int = 0xFFFFFFFF) -> by
 
 def packet_size(data_size: int) -> int:
     """The bytes that a message of `data_size` bytes takes on the wire, as DATA."""
-    return _DATA_HEAD.size + data_size
+    return OVERHEAD_BYTES + data_size
 
 
 def max_packet_size(max_frame_bytes: int) -> int:

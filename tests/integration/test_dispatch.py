@@ -166,6 +166,7 @@ def test_what_a_callback_sends_does_not_wait_for_acknowledgements(pair: Pair) ->
 
 
 def test_an_answer_and_the_acknowledgement_go_out_together(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netcomm.leadership.PATIENCE_S", DEADLINE_S)
     count = 100
     packets: list[bytes] = []
     write = Link.write

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from benchmarks.layers import Pair
 from netcomm import Limits, SnakemqConnector
 from netcomm.message import Batch, DeliveryState
-from netcomm.messaging import Messaging, Received
 from tests.unit.helpers import OVERHEAD, calls, make_delivery, not_waited_for
 
 COUNT = 1000
@@ -24,36 +24,6 @@ def calls_per_message(act: Callable[[], object]) -> float:
 
 def make_batch(count: int) -> Batch:
     return Batch("niess", b"p" * 8, 0, [PAYLOAD] * count, OVERHEAD, None, not_waited_for)
-
-
-class Pair:
-    """Two connected cores, and the bytes between them."""
-
-    def __init__(self) -> None:
-        self.bob, self.niess = self._make("bob", b"b"), self._make("niess", b"n")
-        self.bob.connection_opened(1, "there", 1, 0.0)
-        self.niess.connection_opened(1, "here", 0, 0.0)
-        for _ in range(3):
-            self.niess.data_received(1, self.output(self.bob), 0.0)
-            self.bob.data_received(1, self.output(self.niess), 0.0)
-        self.niess.next_events()
-
-    @staticmethod
-    def _make(ident: str, letter: bytes) -> Messaging:
-        ids = letter * 16
-        return Messaging(ident, Limits(), peer_id=ids, boot_id=ids, first_epoch=1, wait=lambda delivery, timeout: True)
-
-    @staticmethod
-    def output(messaging: Messaging) -> bytes:
-        packets = b""
-        while buffers := messaging.output(1, 1 << 30, 0.0)[0]:
-            packets += b"".join(buffers)
-        return packets
-
-    def hand_over(self) -> None:
-        for event in self.niess.next_events():
-            if isinstance(event, Received):
-                self.niess.hand_over(event, 0, len(event.items), 0.0)
 
 
 @pytest.fixture
@@ -82,7 +52,7 @@ def test_the_cost_of_sending_one_by_one(unconnected: SnakemqConnector) -> None:
 
 
 def test_the_cost_of_the_core() -> None:
-    pair = Pair()
+    pair = Pair(Limits())
     batch = make_batch(COUNT)
     run = batch.run()
     assert calls_per_message(lambda: pair.bob.send("niess", run, 0.0)) < 0.1
@@ -102,7 +72,7 @@ def test_the_cost_of_the_core() -> None:
 
 
 def test_the_cost_of_single_messages_in_the_core() -> None:
-    pair = Pair()
+    pair = Pair(Limits())
     deliveries = [make_delivery("niess", PAYLOAD, None, 0.0) for _ in range(COUNT)]
 
     def send() -> None:
@@ -126,7 +96,7 @@ def test_the_cost_of_single_messages_in_the_core() -> None:
 
 
 def test_the_cost_does_not_hide_in_the_number_of_batches() -> None:
-    pair = Pair()
+    pair = Pair(Limits())
     for _ in range(10):
         pair.bob.send("niess", make_batch(COUNT // 10).run(), 0.0)
     assert calls_per_message(lambda: pair.output(pair.bob)) < 4.5
