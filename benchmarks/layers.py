@@ -51,7 +51,7 @@ class Pair:
     def hand_over(self) -> None:
         for event in self.niess.next_events():
             if isinstance(event, Received):
-                self.niess.hand_over(event, 0, len(event.items), 0.0)
+                self.niess.hand_over(event, 0, len(event.payloads), 0.0)
 
 
 def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None:

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Stream
 from netcomm.storage import Position
-from netcomm.wire import Ack, Begin
+from netcomm.wire import Ack, Begin, Data, uuid_behind
 
 _MAX_SEQ = 2**64 - 1
 # So many epochs that the sender has left are remembered.
 _LEFT_EPOCHS = 16
-
-DataItem = tuple[int, bytes, int, int, bytes]
 
 
 @dataclass(slots=True)
@@ -94,38 +92,42 @@ class Inbox:
             state = self._streams[frame.stream]
             state.next_seq = max(state.next_seq, min(frame.sent_below + 1, _MAX_SEQ))
 
-    def accept(self, stream: Stream, items: list[DataItem]) -> tuple[InStream, list[DataItem]]:
+    def accept(self, data: Data) -> tuple[InStream, Data]:
         """Of these messages, in the order of the wire, those that are new.
 
         Raises RemoteProtocolError for a gap, and for a stream that was not begun.
         """
-        state = self._begun(stream)
+        state = self._begun(data.stream)
         next_seq = state.next_seq
-        fresh = items
-        for index, item in enumerate(items):
-            if item[0] != next_seq:
-                fresh = self._without_duplicates(state, items, index)
-                next_seq = fresh[-1][0] + 1 if fresh else state.next_seq
+        fresh = data
+        for seq, count, *_ in data.runs:
+            if seq != next_seq:
+                fresh, next_seq = self._without_duplicates(state, data)
                 break
-            next_seq += 1
+            next_seq += count
         if next_seq > _MAX_SEQ:
             raise RemoteProtocolError(f"seq {next_seq - 1} leaves none to follow")
         state.next_seq = next_seq
         return state, fresh
 
     @staticmethod
-    def _without_duplicates(state: InStream, items: list[DataItem], start: int) -> list[DataItem]:
-        fresh = items[:start]
-        next_seq = state.next_seq + start
-        for item in items[start:]:
-            if item[0] > next_seq:
-                raise RemoteProtocolError(f"seq {item[0]} where {next_seq} was expected")
-            if item[0] == next_seq:
-                fresh.append(item)
-                next_seq += 1
-            else:
+    def _without_duplicates(state: InStream, data: Data) -> tuple[Data, int]:
+        """What is new, and the seq behind it."""
+        fresh = Data(data.stream, [], [])
+        next_seq = state.next_seq
+        start = 0
+        for seq, count, uuid, ttl, flags in data.runs:
+            if seq > next_seq:
+                raise RemoteProtocolError(f"seq {seq} where {next_seq} was expected")
+            known = min(next_seq - seq, count)
+            if known:
                 state.ack_due = True
-        return fresh
+            if known < count:
+                fresh.runs.append((next_seq, count - known, uuid_behind(uuid, known), ttl, flags))
+                fresh.payloads += data.payloads[start + known : start + count]
+                next_seq = seq + count
+            start += count
+        return fresh, next_seq
 
     def skip(self, stream: Stream, next_seq: int) -> None:
         """What is below `next_seq` and has not come will not come any more."""

@@ -13,6 +13,9 @@ from netcomm.errors import ConfigurationError
 FLAG_PERSISTENT = 0x1
 """The message is kept in a storage until it has arrived (snakeMQ's flag of the same name and value)."""
 
+MAX_BATCH_COUNT = 1000
+"""The most messages that a batch has."""
+
 MAX_IDENT_BYTES = 255
 """The longest ident, in bytes of UTF-8."""
 
@@ -150,7 +153,7 @@ class Delivery:
 
 
 class Batch:
-    """Transient messages of one call for one receiver: what they have in common, and their payloads.
+    """Transient messages for one receiver that were sent together: what they have in common, and their payloads.
 
     number: the low half of the first uuid, which the others count on from; `uuid_prefix` is the high half.
     data: their payloads, None of those that were delivered.
@@ -192,9 +195,10 @@ class Run:
     start, stop: their place in the batch.
     seq: the place of the first of them in the stream.
     size: the bytes that they take on the wire.
+    resent: whether they were sent before, and the connection broke.
     """
 
-    __slots__ = ("_state", "batch", "seq", "size", "start", "stop")
+    __slots__ = ("_state", "batch", "resent", "seq", "size", "start", "stop")
 
     persistent = False
 
@@ -203,6 +207,7 @@ class Run:
         self.start = start
         self.stop = stop
         self.seq = -1
+        self.resent = False
         self.size = sum(map(len, self.payloads())) + (stop - start) * batch.overhead
         self._state = batch.states[start]
 
@@ -241,6 +246,23 @@ class Run:
         """The low half of the first uuid."""
         return self.batch.number + self.start
 
+    def append(self, data: bytes, size: int) -> "BatchDelivery | None":
+        """Let one more message, of `size` bytes on the wire, share batch and state; None where it can't.
+
+        It can't where it would have to expire, where others of the batch come in between, and where the batch is full.
+        """
+        batch = self.batch
+        index = self.stop
+        if index != len(batch.data) or index >= MAX_BATCH_COUNT or batch.expires_at is not None:
+            return None
+        batch.data.append(data)
+        batch.states.append(self._state)
+        if size > batch.largest:
+            batch.largest = size
+        self.size += size
+        self.stop = index + 1
+        return BatchDelivery(batch, index)
+
     def payloads(self) -> list[bytes]:
         """The payloads of messages that have not been delivered."""
         return self.batch.data[self.start : self.stop]  # type: ignore[return-value]
@@ -276,6 +298,7 @@ class Run:
         """Cut off the first `count` messages, fewer than all, none of which has been delivered; returns them."""
         head = Run(self.batch, self.start, self.start + count)
         head.seq = self.seq
+        head.resent = self.resent
         self.start += count
         self.seq += count
         self.size -= head.size

@@ -18,7 +18,7 @@ from itertools import islice
 from netcomm import outbox, wire
 from netcomm.deadlines import Deadlines
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError, StorageCorrupt, StorageError
-from netcomm.inbox import DataItem, Inbox
+from netcomm.inbox import Inbox
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
 from netcomm.outbox import DurableOutStream, Entry, Outbox
 from netcomm.session import Identified, Session
@@ -46,18 +46,24 @@ class Disconnected:
 class Received:
     """Messages came in; the caller calls `Messaging.hand_over` when their callbacks have returned.
 
-    items: `(seq, uuid, ttl, flags, data)` each.
     stream, epoch: what they belong to; a legacy peer has no streams: None, and 0.
     redelivered_below: messages with a lower seq may have been handed over by an earlier process.
-    size: the bytes that they take on the wire.
+    runs, payloads: the messages, as in `wire.Data`; their seqs follow each other.
+    size: the bytes that they count as.
     """
 
     ident: str
     stream: Stream | None
     epoch: int
     redelivered_below: int
-    items: list[DataItem]
+    runs: list[wire.MessageRun]
+    payloads: list[bytes]
     size: int
+
+    @property
+    def items(self) -> list[wire.Item]:
+        """Each message by itself."""
+        return wire.items(self.runs, self.payloads)
 
 
 @dataclass(slots=True)
@@ -397,8 +403,8 @@ class Messaging:
                     self._pause(connection, True)
                     break
                 match event:
-                    case wire.Data(stream, items):
-                        self._receive(connection, stream, items)
+                    case wire.Data():
+                        self._receive(connection, event)
                     case wire.Ack():
                         self._acknowledge(connection, event)
                     case wire.Messages(legacy_items):
@@ -571,27 +577,32 @@ class Messaging:
         if not connection.session.established:
             self._establish(peer, connection, now)
 
-    def _receive(self, connection: _Connection, stream: Stream, items: list[DataItem]) -> None:
+    def _receive(self, connection: _Connection, data: wire.Data) -> None:
         peer = self._peer_of(connection)
-        state, fresh = peer.inbox.accept(stream, items)
-        if fresh:
-            size = self._took(peer, connection, fresh)
-            self._events.append(Received(peer.ident, stream, state.epoch, state.redelivered_below, fresh, size))
+        state, fresh = peer.inbox.accept(data)
+        if fresh.payloads:
+            self._took(peer, connection, fresh.stream, state.epoch, state.redelivered_below, fresh.runs, fresh.payloads)
 
     def _receive_legacy(self, connection: _Connection, items: list[tuple[bytes, int, int, bytes]]) -> None:
-        peer = self._peer_of(connection)
-        numbered = [(0, *item) for item in items]
-        size = self._took(peer, connection, numbered)
-        self._events.append(Received(peer.ident, None, 0, 0, numbered, size))
+        runs = [(0, 1, uuid, ttl, flags) for uuid, ttl, flags, _ in items]
+        self._took(self._peer_of(connection), connection, None, 0, 0, runs, [item[3] for item in items])
 
-    def _took(self, peer: _Peer, connection: _Connection, items: list[DataItem]) -> int:
-        """Count messages that have come in; returns their size."""
-        size = _size(items)
-        peer.received += len(items)
+    def _took(
+        self,
+        peer: _Peer,
+        connection: _Connection,
+        stream: Stream | None,
+        epoch: int,
+        redelivered_below: int,
+        runs: list[wire.MessageRun],
+        payloads: list[bytes],
+    ) -> None:
+        size = _size(payloads)
+        peer.received += len(payloads)
         peer.inbox.pending_bytes += size
         if self._is_full(connection):
             self._pause(connection, True)
-        return size
+        self._events.append(Received(peer.ident, stream, epoch, redelivered_below, runs, payloads, size))
 
     def _is_full(self, connection: _Connection) -> bool:
         """Whether more waits for callbacks than this connection may add to."""
@@ -603,13 +614,13 @@ class Messaging:
         return self._peer_of(connection).inbox.pending_bytes > allowed
 
     def hand_over(self, received: Received, start: int, stop: int, now: float) -> None:
-        """The callbacks of `received.items[start:stop]` have returned; all before them have been named before."""
+        """The callbacks of messages `start` to `stop` of these have returned; all before have been named before."""
         peer = self._peers[received.ident]
-        items = received.items
-        whole = stop - start == len(items)
-        peer.inbox.pending_bytes -= received.size if whole else _size(items[start:stop])
+        payloads = received.payloads
+        whole = stop - start == len(payloads)
+        peer.inbox.pending_bytes -= received.size if whole else _size(payloads[start:stop])
         if received.stream is not None:
-            position = peer.inbox.hand_over(received.stream, received.epoch, items[stop - 1][0] + 1)
+            position = peer.inbox.hand_over(received.stream, received.epoch, received.runs[0][0] + stop)
             if position is not None:
                 self._unstored[peer.ident] = position
                 self._events.append(StorePosition(peer.ident, position))
@@ -650,6 +661,19 @@ class Messaging:
         """Whether a transient message of `size` bytes on the wire may be queued for `ident` now."""
         peer = self._peers.get(ident)
         return peer is None or peer.outbox.has_room(size)
+
+    def converses(self, ident: str) -> bool:
+        """Whether so few messages are queued for `ident` that each should go out by itself."""
+        peer = self._peers.get(ident)
+        return peer is None or peer.outbox.volatile.queued < CONVERSATION
+
+    def gather(self, ident: str, data: bytes) -> Delivery | None:
+        """Queue a transient message that never expires with those that wait for `ident`, if they take it.
+
+        They wait for what the loop does next, or for an acknowledgement, and it goes out with them.
+        """
+        peer = self._peers.get(ident)
+        return None if peer is None else peer.outbox.gather(data)
 
     def send(self, ident: str, entry: Entry, now: float) -> int:
         """Queue transient messages for `ident`; returns how many were taken: as many as there is room for.
@@ -917,7 +941,8 @@ class Messaging:
                 sent_below = batch[-1].seq + batch[-1].count
                 buffers.append(session.barrier(wire.Ack(stream, epoch, sent_below, sent_below)))
             elif batch:
-                buffers += wire.data(batch, next_seq, now)
+                assert session.remote is not None
+                buffers += wire.data(batch, next_seq, now, session.remote.max_frame_bytes)
             if batch:
                 return peer.outbox.has_waiting
         return False
@@ -1069,8 +1094,8 @@ class Messaging:
             del self._peers[ident]
 
 
-def _size(items: list[DataItem]) -> int:
-    return sum([len(item[4]) for item in items]) + wire.OVERHEAD_BYTES * len(items)
+def _size(payloads: list[bytes]) -> int:
+    return sum(map(len, payloads)) + wire.OVERHEAD_BYTES * len(payloads)
 
 
 def _same_connector(one: Session, other: Session) -> bool:

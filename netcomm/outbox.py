@@ -17,7 +17,7 @@ from itertools import count, islice
 from weakref import WeakValueDictionary
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import Delivery, DeliveryState, Limits, Run, Stream
+from netcomm.message import BatchDelivery, Delivery, DeliveryState, Limits, Run, Stream
 from netcomm.storage import StoredStream
 from netcomm.wire import OVERHEAD_BYTES, Ack, Begin
 
@@ -149,8 +149,10 @@ class OutStream:
         in_flight = self.in_flight
         while in_flight and in_flight[-1].seq + in_flight[-1].count > from_seq:
             entry = in_flight.pop()
-            if isinstance(entry, Run) and entry.seq < from_seq:
-                in_flight.append(entry.split(from_seq - entry.seq))
+            if isinstance(entry, Run):
+                if entry.seq < from_seq:
+                    in_flight.append(entry.split(from_seq - entry.seq))
+                entry.resent = True
             entry.state = QUEUED
             returned.append(entry)
         self.waiting.extendleft(returned)
@@ -509,6 +511,29 @@ class Outbox:
     def idle(self) -> bool:
         """Whether no message is queued."""
         return not self.volatile.queued and (self.durable is None or not self.durable.queued)
+
+    def gather(self, data: bytes) -> BatchDelivery | None:
+        """Queue a transient message that never expires with those that wait last, if they are a run that takes it."""
+        stream = self.volatile
+        if not stream.waiting:
+            return None
+        run = stream.waiting[-1]
+        size = len(data) + OVERHEAD_BYTES
+        limits = self._limits
+        if (
+            not isinstance(run, Run)
+            or run.seq + run.stop - run.start != stream.next_seq  # what came behind it has expired
+            or stream.queued >= limits.max_queued_messages
+            or stream.queued_bytes + size > limits.max_queued_bytes
+        ):
+            return None
+        delivery = run.append(data, size)
+        if delivery is not None:
+            stream.next_seq += 1
+            stream.added_below = stream.next_seq
+            stream.queued += 1
+            stream.queued_bytes += size
+        return delivery
 
     def append(self, entry: Entry, now: float) -> int:
         """Queue transient messages at the end of their stream; returns how many there was room for.

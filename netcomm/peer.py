@@ -38,7 +38,9 @@ from netcomm.keeper import Keeper
 from netcomm.leadership import Leadership
 from netcomm.message import (
     FLAG_PERSISTENT,
+    MAX_BATCH_COUNT,
     Batch,
+    BatchDelivery,
     Deliveries,
     Delivery,
     DeliveryState,
@@ -53,9 +55,8 @@ from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 log = logging.getLogger("netcomm.peer")
 
 _OUTPUT_BUDGET_BYTES = 256 * 1024
-# Of so many transient messages, or of _OUTPUT_BUDGET_BYTES, the first are on their way while the next are made.
-_BATCH_COUNT = 1000
-_NUMBER_BITS = 10  # of a uuid: they count the messages of a batch
+# Of MAX_BATCH_COUNT transient messages, or of _OUTPUT_BUDGET_BYTES, the first are on their way while the next are made.
+_NUMBER_BITS = MAX_BATCH_COUNT.bit_length()  # of a uuid: they count the messages of a batch
 # So long may the acknowledgement of a message wait for its successors, to go out together with theirs.
 _ACK_DELAY_S = 0.005
 # Set aside for ending, of the time that terminate() may take.
@@ -127,7 +128,8 @@ class Peer(threading.Thread):
     - `on_recv(ident, data)`: a message came in; data is bytes, or str where `encoding` is given.
     - `on_message(ident, message)`: the same, as a `Message`.
     - `on_connect(ident)`, `on_disconnect(ident)`.
-    - `on_drop(ident, delivery)`: a message ended without being delivered; `delivery.state` says how.
+    - `on_drop(ident, delivery)`: a message ended without being delivered; `delivery` equals the one that `send`
+      returned, and its `state` says how.
     - `on_error(exception)`: something failed that no call could report: a callback raised, the other side refused
       the connection or broke the protocol, a connector can't connect (once, until it has been connected again).
 
@@ -405,12 +407,27 @@ class Peer(threading.Thread):
         a callback.
         """
         ttl, persistent = self._check_terms(ident, ttl, persistent)
-        delivery = self._make_delivery(ident, data, ttl, persistent)
+        if type(data) is not bytes or len(data) > self._max_data_bytes:
+            data = self._to_payload(data)
         if persistent:
+            delivery = self._make_delivery(ident, data, ttl, True)
             self._commit(ident, [delivery], ttl)
-        else:
-            self._queue(ident, delivery, None if timeout is None else monotonic() + timeout)
-        return delivery
+            return delivery
+        until = None if timeout is None else monotonic() + timeout
+        with self._mutex:
+            if self._phase is not _Phase.RUNNING:
+                self._check_usable()
+            gathered = self._messaging.gather(ident, data) if ttl is None else None
+            if gathered is not None:
+                return gathered
+            entry: Delivery | Run
+            if ttl is None and not self._messaging.converses(ident):
+                batch = self._make_batch(ident, [data], None)
+                entry, delivery = batch.run(), BatchDelivery(batch, 0)
+            else:
+                entry = delivery = self._make_delivery(ident, data, ttl, False)
+            self._queue(ident, entry, until)
+            return delivery
 
     sendMsg = send
 
@@ -431,7 +448,7 @@ class Peer(threading.Thread):
         """
         ttl, persistent = self._check_terms(ident, ttl, persistent)
         if persistent:
-            stored = [self._make_delivery(ident, data, ttl, True) for data in items]
+            stored = [self._make_delivery(ident, self._to_payload(data), ttl, True) for data in items]
             self._commit(ident, stored, ttl)
             return stored
         until = None if timeout is None else monotonic() + timeout
@@ -440,16 +457,14 @@ class Peer(threading.Thread):
         while True:
             payloads: list[bytes] = []
             try:
-                self._take_payloads(payloads, itertools.islice(left, _BATCH_COUNT))
+                self._take_payloads(payloads, itertools.islice(left, MAX_BATCH_COUNT))
             finally:  # also where one of them can't be sent
                 if payloads:
-                    expires_at = None if ttl is None else monotonic() + ttl
-                    number = next(self._uuid_counter) << _NUMBER_BITS
-                    batch = Batch(
-                        ident, self._uuid_prefix, number, payloads, wire.OVERHEAD_BYTES, expires_at, self._wait_delivery
-                    )
+                    batch = self._make_batch(ident, payloads, ttl)
                     deliveries.add(batch)
-                    self._queue(ident, batch.run(), until)
+                    with self._mutex:
+                        self._check_usable()
+                        self._queue(ident, batch.run(), until)
             if not payloads:
                 return deliveries
 
@@ -469,48 +484,43 @@ class Peer(threading.Thread):
             raise ConfigurationError("the peer has no storage for persistent messages")
         return ttl, ttl != 0
 
-    def _make_delivery(self, ident: str, data: Data, ttl: float | None, persistent: bool) -> Delivery:
-        if type(data) is not bytes:
-            data = self._to_bytes(data)
-        size = len(data)
-        if size > self._max_data_bytes:
-            self._refuse_size(size)
+    def _make_delivery(self, ident: str, data: bytes, ttl: float | None, persistent: bool) -> Delivery:
         expires_at = None if ttl is None else monotonic() + ttl
         uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
-        return Delivery(ident, uuid, data, size + wire.OVERHEAD_BYTES, expires_at, persistent, self._wait_delivery)
+        size = len(data) + wire.OVERHEAD_BYTES
+        return Delivery(ident, uuid, data, size, expires_at, persistent, self._wait_delivery)
+
+    def _make_batch(self, ident: str, payloads: list[bytes], ttl: float | None) -> Batch:
+        expires_at = None if ttl is None else monotonic() + ttl
+        number = next(self._uuid_counter) << _NUMBER_BITS
+        return Batch(ident, self._uuid_prefix, number, payloads, wire.OVERHEAD_BYTES, expires_at, self._wait_delivery)
 
     def _take_payloads(self, payloads: list[bytes], items: Iterable[Data]) -> None:
         """Append the payloads of items, up to the one that reaches _OUTPUT_BUDGET_BYTES."""
-        left = _OUTPUT_BUDGET_BYTES
+        left, largest = _OUTPUT_BUDGET_BYTES, self._max_data_bytes
         for data in items:
             if type(data) is not bytes:
-                data = self._to_bytes(data)
+                data = self._to_payload(data)
             size = len(data)
-            if size > self._max_data_bytes:
+            if size > largest:
                 self._refuse_size(size)
             payloads.append(data)
             left -= size
             if left <= 0:
                 break
 
-    def _refuse_size(self, size: int) -> NoReturn:
-        raise MessageTooLarge(f"message of {size} bytes, {self._max_data_bytes} are allowed")
-
     def _queue(self, ident: str, entry: Delivery | Run, until: float | None) -> None:
-        """Queue transient messages, as there is room for them."""
-        with self._mutex:
-            if self._phase is not _Phase.RUNNING:
-                self._check_usable()
-            left = entry.count
-            while (taken := self._messaging.send(ident, entry, monotonic())) < left:
-                left -= taken
-                self._settle()
-                self._wait_for_room(ident, entry.first_size, until)
-            if not self._messaging.prompt:
-                self._link.ring()
-            elif not (self._dispatcher.is_current() and self._leadership.vacant):
-                self._settle()
-            # else a callback sends: it goes out together with what the callback's end brings
+        """With the mutex held: queue transient messages, as there is room for them."""
+        left = entry.count
+        while (taken := self._messaging.send(ident, entry, monotonic())) < left:
+            left -= taken
+            self._settle()
+            self._wait_for_room(ident, entry.first_size, until)
+        if not self._messaging.prompt:
+            self._link.ring()
+        elif not (self._dispatcher.is_current() and self._leadership.vacant):
+            self._settle()
+        # else a callback sends: it goes out together with what the callback's end brings
 
     def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
         def room_or_end() -> bool:
@@ -568,6 +578,16 @@ class Peer(threading.Thread):
         except Exception as error:  # whatever a plug-in raises, the callers must hear of it
             return error
         return None
+
+    def _to_payload(self, data: Data) -> bytes:
+        if type(data) is not bytes:
+            data = self._to_bytes(data)
+        if len(data) > self._max_data_bytes:
+            self._refuse_size(len(data))
+        return data
+
+    def _refuse_size(self, size: int) -> NoReturn:
+        raise MessageTooLarge(f"message of {size} bytes, {self._max_data_bytes} are allowed")
 
     def _to_bytes(self, data: Data) -> bytes:
         if isinstance(data, str):
@@ -877,17 +897,18 @@ class Peer(threading.Thread):
 
     def _hand_over(self, received: messaging.Received) -> None:
         """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end."""
-        self._conversing = len(received.items) < messaging.CONVERSATION
+        self._conversing = len(received.payloads) < messaging.CONVERSATION
         with self._mutex:
             self._batch, self._returned, self._told = received, 0, 0
-            if len(received.items) > 1 and not self._leadership.vacant:
+            if len(received.payloads) > 1 and not self._leadership.vacant:
                 # The deputy looks once, in case that a callback blocks behind others that have returned.
                 self._tell_at = monotonic() + _ACK_DELAY_S
                 self._settle()
         ident = received.ident
         on_recv, on_message, encoding = self.on_recv, self.on_message, self._encoding
         tell_at = monotonic() + _ACK_DELAY_S
-        for item in received.items:
+        items: list[wire.Item] = []
+        for place, payload in enumerate(received.payloads):
             if self._messaging.prompt or monotonic() >= tell_at:
                 with self._mutex:
                     self._tell()
@@ -895,7 +916,7 @@ class Peer(threading.Thread):
                     self._settle()
             if self._muted:
                 return
-            data: Any = item[4]
+            data: Any = payload
             if encoding is not None:
                 data = self._decode(data, encoding, ident)
             if data is not None:
@@ -905,7 +926,8 @@ class Peer(threading.Thread):
                     except BaseException as error:
                         on_recv.failed(function, error)
             if on_message.functions:
-                on_message(ident, _message(item, received.redelivered_below))
+                items = items or received.items
+                on_message(ident, _message(items[place], received.redelivered_below))
             if self._muted:  # the callback has terminated the peer, and terminate() has counted it
                 return
             self._returned += 1
@@ -937,7 +959,7 @@ class Peer(threading.Thread):
         self.on_error(error)
 
 
-def _message(item: tuple[int, bytes, int, int, bytes], redelivered_below: int) -> Message:
+def _message(item: wire.Item, redelivered_below: int) -> Message:
     seq, uuid, ttl, flags, data = item
     return Message(
         data, uuid, None if ttl == wire.INFINITE_TTL else ttl, flags & FLAG_PERSISTENT, seq < redelivered_below

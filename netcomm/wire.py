@@ -1,7 +1,7 @@
 """Frames to bytes, and bytes to frames: every number of the protocol stands here, and nowhere else.
 
 A packet is `[u32 size][u8 frame type][payload]`, big-endian; the size counts the type and the payload. Types 0
-to 5 are snakeMQ's (the docstring of its `messaging` module documents them), 0x80 to 0x85 are netcomm's, which a
+to 5 are snakeMQ's (the docstring of its `messaging` module documents them), 0x80 to 0x86 are netcomm's, which a
 snakeMQ peer passes over as unknown. docs/protocol.md states all of it in words.
 
 `Reader` checks what can be checked without knowing the connection's state: sizes, lengths, encodings. Whether a
@@ -11,9 +11,11 @@ frame may come now is for `netcomm.session` to say.
 import enum
 import math
 import struct
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import accumulate
 from typing import TypeAlias
 
 from netcomm.errors import RemoteProtocolError
@@ -39,6 +41,7 @@ class FrameType(enum.IntEnum):
     ACK = 0x83
     SKIP = 0x84
     REFUSE = 0x85
+    BATCH = 0x86
 
 
 class RefuseCode(enum.IntEnum):
@@ -59,6 +62,7 @@ _SKIP = struct.Struct(">BQ")
 _REFUSE = struct.Struct(">H")
 _DATA_HEAD = struct.Struct(">IBQ16sII")
 _NUMBERED_DATA_HEAD = struct.Struct(">IBQ8sQII")  # the same, for a uuid in two halves
+_BATCH_HEAD = struct.Struct(">IBQ16sIIH")
 _MESSAGE_HEAD = struct.Struct(">IB16sII")
 
 _TYPE_SIZE = 1
@@ -66,6 +70,11 @@ _SIZE_SIZE = _HEAD.size - _TYPE_SIZE
 _DATA_OVERHEAD = _DATA_HEAD.size - _SIZE_SIZE
 OVERHEAD_BYTES = _DATA_HEAD.size
 """What a message takes on the wire beside its data, as DATA."""
+_BATCH_OVERHEAD = _BATCH_HEAD.size - _SIZE_SIZE
+_ITEM_SIZE_SIZE = 4
+# Of a BATCH: its messages are handed over when all of it has come.
+_MAX_BATCH_FRAME_BYTES = 64 * 1024
+_MAX_BATCH_COUNT = 0xFFFF
 _MAX_REFUSE_TEXT_BYTES = 1024
 # Copying buffers below this size is cheaper than another element for the kernel to walk.
 _JOIN_BELOW_BYTES = 16 * 1024
@@ -145,12 +154,28 @@ class Begin:
     sent_below: int
 
 
+MessageRun: TypeAlias = tuple[int, int, bytes, int, int]
+"""`(seq, count, uuid, ttl, flags)`: so many messages, whose seqs and uuids count on from those of the first."""
+Item: TypeAlias = tuple[int, bytes, int, int, bytes]
+"""One message: `(seq, uuid, ttl, flags, data)`."""
+
+
 @dataclass(slots=True)
 class Data:
-    """Consecutive DATA frames of one stream; each item is `(seq, uuid, ttl, flags, data)`."""
+    """Consecutive DATA and BATCH frames of one stream.
+
+    runs: what is known of the messages beside their payloads.
+    payloads: of all of them.
+    """
 
     stream: Stream
-    items: list[tuple[int, bytes, int, int, bytes]]
+    runs: list[MessageRun]
+    payloads: list[bytes]
+
+    @property
+    def items(self) -> list[Item]:
+        """Each message by itself."""
+        return items(self.runs, self.payloads)
 
 
 @dataclass(slots=True)
@@ -253,6 +278,21 @@ def max_data_size(max_frame_bytes: int) -> int:
     return max_frame_bytes - _DATA_OVERHEAD
 
 
+def uuid_behind(uuid: bytes, index: int) -> bytes:
+    """The uuid of a message that comes so many places behind one in its run: the last 8 bytes count on."""
+    return uuid[:8] + ((int.from_bytes(uuid[8:]) + index) & 0xFFFFFFFFFFFFFFFF).to_bytes(8)
+
+
+def items(runs: Sequence[MessageRun], payloads: Sequence[bytes]) -> list[Item]:
+    """Each of these messages by itself."""
+    left = iter(payloads)
+    return [
+        (seq + index, uuid_behind(uuid, index) if index else uuid, ttl, flags, next(left))
+        for seq, count, uuid, ttl, flags in runs
+        for index in range(count)
+    ]
+
+
 def _remaining_ttl(expires_at: float | None, now: float) -> int:
     if expires_at is None:
         return INFINITE_TTL
@@ -260,35 +300,56 @@ def _remaining_ttl(expires_at: float | None, now: float) -> int:
     return min(max(0, math.ceil(expires_at - now)), INFINITE_TTL - 1)
 
 
-def data(batch: Sequence[Delivery | Run], next_seq: int, now: float) -> list[bytes]:
+def data(batch: Sequence[Delivery | Run], next_seq: int, now: float, max_frame_bytes: int = 0xFFFFFFFF) -> list[bytes]:
     """The packets of messages of one stream, in buffers: headers and payloads, not joined.
 
-    A SKIP goes before each message whose seq lies above the one that the receiver, told so far up to
-    `next_seq`, expects.
+    A SKIP goes before each message whose seq lies above the one that the receiver, told so far up to `next_seq`,
+    expects. The messages of a run share frames, up to `max_frame_bytes`. Those that were sent before do not:
+    connections that break soon, one after the other, are to bring them through as well.
     """
     buffers: list[bytes] = []
-    append = buffers.append
-    pack, pack_numbered = _DATA_HEAD.pack, _NUMBERED_DATA_HEAD.pack
+    pack = _DATA_HEAD.pack
     overhead, frame_type = _DATA_OVERHEAD - _DATA_HEAD.size, int(FrameType.DATA)
     flags = FLAG_PERSISTENT if batch[0].persistent else 0
     for entry in batch:
         seq = entry.seq
         if seq > next_seq:
-            append(skip(Stream.DURABLE if flags else Stream.VOLATILE, seq))
+            buffers.append(skip(Stream.DURABLE if flags else Stream.VOLATILE, seq))
         ttl = INFINITE_TTL if entry.expires_at is None else _remaining_ttl(entry.expires_at, now)
         if isinstance(entry, Run):
-            prefix, number = entry.uuid_prefix, entry.number
-            for payload in entry.payloads():
-                append(pack_numbered(len(payload) + _DATA_OVERHEAD, frame_type, seq, prefix, number, ttl, flags))
-                append(payload)
-                seq += 1
-                number += 1
-            next_seq = seq
+            max_batch_bytes = 0 if entry.resent else min(max_frame_bytes, _MAX_BATCH_FRAME_BYTES)
+            _add_run(buffers, entry, ttl, flags, max_batch_bytes)
         else:
-            append(pack(entry.size + overhead, frame_type, seq, entry.uuid, ttl, flags))
-            append(entry.data)  # type: ignore[arg-type]  # only what has ended has none
-            next_seq = seq + 1
+            # The payload is there: only what has ended has none.
+            buffers += (pack(entry.size + overhead, frame_type, seq, entry.uuid, ttl, flags), entry.data)  # type: ignore[arg-type]
+        next_seq = seq + entry.count
     return buffers
+
+
+def _add_run(buffers: list[bytes], run: Run, ttl: int, flags: int, max_batch_bytes: int) -> None:
+    """Append the packets of a run: each of as many messages as fit into a BATCH, DATA where that is one."""
+    payloads = run.payloads()
+    sizes = list(map(len, payloads))
+    ends = list(accumulate([size + _ITEM_SIZE_SIZE for size in sizes]))
+    room = max_batch_bytes - _BATCH_OVERHEAD
+    start = taken = 0
+    while start < len(sizes):
+        stop = bisect_right(ends, taken + room, start, min(len(sizes), start + _MAX_BATCH_COUNT))
+        seq, number, count = run.seq + start, run.number + start, stop - start
+        if count > 1:
+            size = _BATCH_OVERHEAD + ends[stop - 1] - taken
+            uuid = run.uuid_prefix + number.to_bytes(8)
+            buffers.append(
+                _BATCH_HEAD.pack(size, FrameType.BATCH, seq, uuid, ttl, flags, count)
+                + struct.pack(f">{count}I", *sizes[start:stop])
+            )
+            buffers += payloads[start:stop]
+        else:
+            stop = start + 1
+            size = _DATA_OVERHEAD + sizes[start]
+            buffers.append(_NUMBERED_DATA_HEAD.pack(size, FrameType.DATA, seq, run.uuid_prefix, number, ttl, flags))
+            buffers.append(payloads[start])
+        start, taken = stop, ends[stop - 1]
 
 
 def joined(buffers: list[bytes]) -> list[bytes]:
@@ -362,8 +423,8 @@ class _LargeData:
         self._arrived += count
         self._release()
 
-    def item(self) -> tuple[int, bytes, int, int, bytes] | None:
-        """The message, once it is complete: `(seq, uuid, ttl, flags, data)`."""
+    def item(self) -> Item | None:
+        """The message, once it is complete."""
         if self._arrived < self._size:
             return None
         _, _, seq, uuid, ttl, flags = _DATA_HEAD.unpack(self._head)
@@ -444,7 +505,10 @@ class Reader:
         assert self._large is not None
         item = self._large.item()
         if item is not None:
-            frames.append(Data(Stream.DURABLE if item[3] & FLAG_PERSISTENT else Stream.VOLATILE, [item]))
+            seq, uuid, ttl, flags, payload = item
+            data = _last_data(frames, flags)
+            data.runs.append((seq, 1, uuid, ttl, flags))
+            data.payloads.append(payload)
             self._large = None
 
     def _keep(self, rest: memoryview) -> None:
@@ -457,12 +521,9 @@ class Reader:
     def _parse(self, chunk: bytes, start: int, frames: list[Frame]) -> int:
         """Append the complete frames of `chunk` from `start` on; returns where the first incomplete one starts."""
         available = len(chunk)
-        items: list[tuple[int, bytes, int, int, bytes]] = []
-        append = items.append
-        persistent = -1  # of the messages that `append` appends
-        if frames and isinstance(last := frames[-1], Data):
-            append = last.items.append
-            persistent = FLAG_PERSISTENT if last.stream is Stream.DURABLE else 0
+        persistent = -1  # of the messages that are being appended; this is none
+        append_run: Callable[[MessageRun], None]
+        append_payload: Callable[[bytes], None]
         unpack_data = _DATA_HEAD.unpack_from
         data_head_size, size_size = _DATA_HEAD.size, _SIZE_SIZE
         data_type, persistent_flag, data_overhead = int(FrameType.DATA), FLAG_PERSISTENT, _DATA_OVERHEAD
@@ -488,10 +549,10 @@ class Reader:
             if frame_type == data_type and size >= data_overhead:
                 if flags & persistent_flag != persistent:
                     persistent = flags & persistent_flag
-                    data = Data(Stream.DURABLE if persistent else Stream.VOLATILE, [])
-                    frames.append(data)
-                    append = data.items.append
-                append((seq, uuid, ttl, flags, chunk[start + data_head_size : end]))
+                    data = _last_data(frames, flags)
+                    append_run, append_payload = data.runs.append, data.payloads.append
+                append_run((seq, 1, uuid, ttl, flags))
+                append_payload(chunk[start + data_head_size : end])
             else:
                 persistent = -1
                 self._parse_other(frame_type, chunk, start + _HEAD.size, end, frames)
@@ -506,6 +567,9 @@ class Reader:
 
     def _parse_other(self, frame_type: int, chunk: bytes, start: int, end: int, frames: list[Frame]) -> None:
         """Append the frame of one packet that is not DATA."""
+        if frame_type == FrameType.BATCH:
+            _parse_batch(chunk, start, end, frames)
+            return
         if frame_type == FrameType.MESSAGE:
             if end - start < _MESSAGE.size:
                 raise RemoteProtocolError(f"MESSAGE of {end - start} bytes")
@@ -525,6 +589,36 @@ class Reader:
         frames.append(frame)
         if frame_type == FrameType.IDENT:
             self._limit = self._max_frame_bytes
+
+
+def _parse_batch(chunk: bytes, start: int, end: int, frames: list[Frame]) -> None:
+    start -= _HEAD.size
+    sizes_start = start + _BATCH_HEAD.size
+    if end < sizes_start:
+        raise RemoteProtocolError(f"BATCH of {end - start - _HEAD.size} bytes")
+    _, _, seq, uuid, ttl, flags, count = _BATCH_HEAD.unpack_from(chunk, start)
+    start = sizes_start + count * _ITEM_SIZE_SIZE
+    if not count or start > end:
+        raise RemoteProtocolError(f"BATCH of {count} messages in {end - sizes_start} bytes")
+    if seq + count > 2**64:
+        raise RemoteProtocolError(f"BATCH of {count} messages from seq {seq} on")
+    sizes = struct.unpack_from(f">{count}I", chunk, sizes_start)
+    if start + sum(sizes) != end:
+        raise RemoteProtocolError(f"BATCH of messages of {sum(sizes)} bytes in all, which has {end - start}")
+    payloads = [chunk[start : (start := start + size)] for size in sizes]
+    data = _last_data(frames, flags)
+    data.runs.append((seq, count, uuid, ttl, flags))
+    data.payloads += payloads
+
+
+def _last_data(frames: list[Frame], flags: int) -> Data:
+    """The frame that messages with these flags go into: the last one, if it is of their stream, or a new one."""
+    stream = Stream.DURABLE if flags & FLAG_PERSISTENT else Stream.VOLATILE
+    if frames and isinstance(last := frames[-1], Data) and last.stream is stream:
+        return last
+    data = Data(stream, [], [])
+    frames.append(data)
+    return data
 
 
 def _parse_ident(payload: bytes) -> Ident:
@@ -591,7 +685,7 @@ def _parse_version(payload: bytes) -> Version:
     return Version(*_VERSION.unpack(payload))
 
 
-def _parse_data(payload: bytes) -> Data:
+def _parse_short_data(payload: bytes) -> Data:
     # Reader parses what is long enough.
     raise RemoteProtocolError(f"DATA of {len(payload)} bytes")
 
@@ -606,7 +700,7 @@ _PARSERS: dict[int, Callable[[bytes], Frame]] = {
     FrameType.PONG: lambda payload: _PONG_FRAME,
     FrameType.HELLO: _parse_hello,
     FrameType.BEGIN: _parse_begin,
-    FrameType.DATA: _parse_data,
+    FrameType.DATA: _parse_short_data,
     FrameType.ACK: _parse_ack,
     FrameType.SKIP: _parse_skip,
     FrameType.REFUSE: _parse_refuse,

@@ -89,7 +89,7 @@ def arm(point: str, number: int, data: bytes) -> None:
             _around(
                 Peer,
                 "_dispatch",
-                before=lambda event: isinstance(event, Received) and any(item[4] == data for item in event.items),
+                before=lambda event: isinstance(event, Received) and data in event.payloads,
             )
         case "in the callback":
             pass  # the callback itself does it

@@ -21,8 +21,8 @@ import time
 from typing import Any
 
 from netcomm import Message, SnakemqListener
-from netcomm.inbox import DataItem, Inbox, InStream
-from netcomm.message import Stream
+from netcomm.inbox import Inbox, InStream
+from netcomm.wire import Data
 from tests.faults import crash
 from tests.faults.helpers import Line
 from tests.faults.sender import LIMITS, number_of, payload
@@ -32,8 +32,8 @@ def acknowledge_at_once() -> None:
     """Let every message count as handed over when it comes in: the promise that the tests are about is broken."""
     accept = Inbox.accept
 
-    def accept_and_acknowledge(self: Inbox, stream: Stream, items: list[DataItem]) -> tuple[InStream, list[DataItem]]:
-        state, fresh = accept(self, stream, items)
+    def accept_and_acknowledge(self: Inbox, data: Data) -> tuple[InStream, Data]:
+        state, fresh = accept(self, data)
         state.handed_seq = state.next_seq
         state.ack_due = True
         return state, fresh

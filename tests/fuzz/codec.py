@@ -41,8 +41,8 @@ def packets_of(frames: Sequence[object]) -> list[Packet]:
     found: list[Packet] = []
     for frame in frames:
         match frame:
-            case wire.Data(stream, items):
-                for item in items:
+            case wire.Data(stream):
+                for item in frame.items:
                     assert stream == item[3] & 1, "a message in the wrong stream"
                     found.append((reference.DATA, struct.pack(">Q16sII", *item[:4]) + item[4]))
             case wire.Messages(items):
@@ -144,8 +144,10 @@ def _check_writing(frame: wire.Frame) -> None:
             assert isinstance(again, wire.Refuse)
             assert again.code == code
             assert text.startswith(again.text)  # a replacement may be longer than what it replaces
-        case wire.Data(stream, items):
-            assert back == [wire.Data(stream, [(*item[:3], item[3] & 1, item[4]) for item in items])]
+        case wire.Data():
+            (again,) = back
+            assert isinstance(again, wire.Data)
+            assert again.items == [(*item[:3], item[3] & 1, item[4]) for item in frame.items]
         case wire.Messages(items):
             assert back == [wire.Messages([(*item[:2], item[2] & 1, item[3]) for item in items])]
         case _:
@@ -171,9 +173,9 @@ def write(frame: wire.Frame) -> bytes:
             return wire.hello(frame)
         case wire.Begin():
             return wire.begin(frame)
-        case wire.Data(_, items):
+        case wire.Data():
             # One by one: a SKIP would come between those that do not follow each other.
-            return b"".join(b"".join(wire.data([_delivery(*item)], item[0], 0.0)) for item in items)
+            return b"".join(b"".join(wire.data([_delivery(*item)], item[0], 0.0)) for item in frame.items)
         case wire.Ack():
             return wire.ack(frame)
         case wire.Skip(stream, next_seq):

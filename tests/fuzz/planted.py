@@ -13,10 +13,11 @@ DEFECTS = {
         Mutation("split-forgets-bytes", "wire.Reader.feed", "memoryview(chunk)[end:]", "memoryview(chunk)[end:-1]"),
         Mutation(
             "durable-is-volatile",
-            "wire.Reader._parse",
-            "Stream.DURABLE if persistent else Stream.VOLATILE",
+            "wire._last_data",
+            "Stream.DURABLE if flags & FLAG_PERSISTENT else Stream.VOLATILE",
             "Stream.VOLATILE",
         ),
+        Mutation("sizes-believed", "wire._parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(
             "everybody-is-a-netcomm-peer",
             "session.Session.admit",

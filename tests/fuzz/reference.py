@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
-HELLO, BEGIN, DATA, ACK, SKIP, REFUSE = range(0x80, 0x86)
+HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
 # Stands in place of a packet that the state of the connection does not allow.
 UNEXPECTED = -1
 
@@ -27,6 +27,7 @@ LENGTHS: dict[int, tuple[int, int | None]] = {
     ACK: (25, 25),
     SKIP: (9, 9),
     REFUSE: (2, None),
+    BATCH: (38, None),
 }
 _AWAIT_VERSION = {VERSION, INCOMPATIBLE, REFUSE}
 _AWAIT_IDENT = {HELLO, IDENT, INCOMPATIBLE, REFUSE}
@@ -57,7 +58,7 @@ def read(stream: bytes, handshake_limit: int, limit: int) -> Reading:
         if kind in LENGTHS:
             if not _is_valid(kind, payload):
                 return Reading(packets, True)
-            packets.append((kind, payload))
+            packets += _messages(payload) if kind == BATCH else [(kind, payload)]
         if kind == IDENT:
             allowed = limit
         start = end
@@ -76,9 +77,32 @@ def _is_valid(kind: int, payload: bytes) -> bool:
     if kind == HELLO:
         max_frame, window = int.from_bytes(payload[38:42]), int.from_bytes(payload[42:46])
         return payload[:2] != b"\0\0" and max_frame >= 33 and window > 0
+    if kind == BATCH:
+        sizes, left = _sizes(payload)
+        return (
+            0 < len(sizes) <= (len(payload) - 34) // 4
+            and sum(sizes) == len(left)
+            and int.from_bytes(payload[:8]) + len(sizes) <= 2**64
+        )
     if kind in (BEGIN, ACK) and payload[17:25] < payload[9:17]:  # sent below, first seq; received seq, next seq
         return False
     return kind not in (BEGIN, ACK, SKIP) or payload[0] < 2
+
+
+def _messages(payload: bytes) -> Iterator[Packet]:
+    """The DATA packets that a BATCH stands for."""
+    sizes, left = _sizes(payload)
+    seq, prefix, number = int.from_bytes(payload[:8]), payload[8:16], int.from_bytes(payload[16:24])
+    for place, size in enumerate(sizes):
+        uuid = prefix + ((number + place) % 2**64).to_bytes(8)
+        yield DATA, (seq + place).to_bytes(8) + uuid + payload[24:32] + left[:size]
+        left = left[size:]
+
+
+def _sizes(payload: bytes) -> tuple[list[int], bytes]:
+    """The sizes of the messages of a BATCH, and what comes behind them."""
+    end = 34 + 4 * int.from_bytes(payload[32:34])
+    return [int.from_bytes(payload[place : place + 4]) for place in range(34, end, 4)], payload[end:]
 
 
 def spoken(packets: list[Packet]) -> Iterator[Packet]:

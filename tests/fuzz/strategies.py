@@ -48,6 +48,13 @@ PACKET = st.one_of(
     ACK.map(wire.ack),
     SKIP.map(lambda frame: wire.skip(frame.stream, frame.next_seq)),
     st.builds(helpers.data, U64, PAYLOAD, FLAGS, U32),
+    st.builds(
+        lambda seq, payloads, flags, ttl: helpers.batch(seq, *payloads, flags=flags, ttl=ttl),
+        U64,
+        st.lists(PAYLOAD, max_size=4),
+        FLAGS,
+        U32,
+    ),
     st.builds(helpers.message, PAYLOAD, U32, FLAGS),
     ANY_PACKET,
 )

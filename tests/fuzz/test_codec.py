@@ -1,5 +1,6 @@
 """`netcomm.wire` and any bytes: what is read, what it costs, and that what is written can be read."""
 
+import struct
 import tracemalloc
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from netcomm import wire
-from netcomm.message import Limits
+from netcomm.message import Batch, Limits
 from tests.fuzz import strategies
 from tests.fuzz.codec import LIMITS, check_reader, packets_of, read, write
 from tests.fuzz.measures import finds
@@ -67,6 +68,30 @@ def test_a_batch_is_read_as_its_messages_and_the_gaps_between_them(
         (kind, int.from_bytes(payload[:8] if kind == helpers.DATA else payload[1:])) for kind, payload in found
     ] == expected
     assert [payload[32:] for kind, payload in found if kind == helpers.DATA] == payloads
+
+
+@given(
+    payloads=st.lists(strategies.PAYLOAD, min_size=1, max_size=40),
+    seq=st.integers(0, 2**63),
+    prefix=st.binary(min_size=8, max_size=8),
+    number=st.integers(0, 2**63),
+    max_frame_bytes=st.integers(93, 2000),
+)
+def test_a_run_is_read_as_its_messages(
+    payloads: list[bytes], seq: int, prefix: bytes, number: int, max_frame_bytes: int
+) -> None:
+    run = Batch("b", prefix, number, payloads, helpers.OVERHEAD, None, helpers.not_waited_for).run()
+    run.seq = seq
+    stream = b"".join(wire.data([run], seq, 0.0, max_frame_bytes))
+    frames, error = read([helpers.ident("b"), stream], Limits(max_frame_bytes=max_frame_bytes))
+    assert error is None
+    assert packets_of(frames[1:]) == [
+        (
+            helpers.DATA,
+            struct.pack(">Q8sQII", seq + index, prefix, number + index, helpers.INFINITE, 0) + payload,
+        )
+        for index, payload in enumerate(payloads)
+    ]
 
 
 @given(text=st.text(st.characters(codec="utf-8"), max_size=1500), code=st.sampled_from(wire.RefuseCode))

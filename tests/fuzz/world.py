@@ -26,9 +26,9 @@ _EPOCH_OF_B = (2 * helpers.FIRST_EPOCH).to_bytes(8)
 _ALL = 1 << 20
 
 # What may wait for callbacks before nothing more is taken of a peer, and what one read can add to it: what is left of a
-# packet, and the longest chunk.
+# packet, and the longest chunk. An empty message takes 4 bytes of a BATCH, and counts as a packet by itself.
 _MAX_WAITING_BYTES = LIMITS.window_bytes + LIMITS.max_frame_bytes
-_MAX_READ_BYTES = 4 + LIMITS.max_frame_bytes + 0x100
+_MAX_READ_BYTES = (4 + LIMITS.max_frame_bytes + 0x100) * packet_size(0) // 4
 
 # What a stranger can say with one step.
 FRAMES = [
@@ -59,6 +59,10 @@ FRAMES = [
     helpers.packet(helpers.INCOMPATIBLE),
     helpers.packet(0x8F, b"later"),
     bytes(4),
+    helpers.batch(0, b"x", b"", b"y" * 30),
+    helpers.batch(2, b"z", b"last but one", flags=1, ttl=1),
+    helpers.batch(2**64 - 2, b"last but one", b"last"),
+    helpers.batch(5),
 ]
 
 
@@ -227,7 +231,7 @@ class World(Net):
             waiting: dict[str, int] = {}
             done = host.done
             for received in host.queue:
-                size = sum(packet_size(len(item[4])) for item in received.items[done:])
+                size = sum(packet_size(len(payload)) for payload in received.payloads[done:])
                 waiting[received.ident] = waiting.get(received.ident, 0) + size
                 done = 0
             for ident, size in waiting.items():

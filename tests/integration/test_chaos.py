@@ -110,7 +110,7 @@ def assert_ended_once(log: Log) -> Counter[DeliveryState]:
     """
     assert all(delivery.done for delivery in log.sent)
     dropped = [delivery for delivery in log.sent if delivery.state is not DeliveryState.DELIVERED]
-    assert Counter(map(id, log.drops)) == Counter(map(id, dropped))
+    assert Counter(log.drops) == Counter(dropped)
     return Counter(delivery.state for delivery in log.sent)
 
 

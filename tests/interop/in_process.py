@@ -168,12 +168,12 @@ class NetcommReceiver:
     def _act(self) -> None:
         for event in self._messaging.next_events():
             match event:
-                case messaging.Received(ident, _, _, _, items):
+                case messaging.Received(ident):
                     self._received += [
                         Received(ident, uuid, None if ttl == _INFINITE else ttl, flags, data)
-                        for _, uuid, ttl, flags, data in items
+                        for _, uuid, ttl, flags, data in event.items
                     ]
-                    self._messaging.hand_over(event, 0, len(items), 0.0)
+                    self._messaging.hand_over(event, 0, len(event.items), 0.0)
                 case messaging.Close():
                     self._closed = True
         for number in self._messaging.take_writable():

@@ -21,8 +21,9 @@ from tests.interop.helpers import (
     message_packet,
     packet,
 )
+from tests.unit import helpers
 
-UNKNOWN_TO_NETCOMM = [*range(6, 0x80), *range(0x86, 0x100)]
+UNKNOWN_TO_NETCOMM = [*range(6, 0x80), *range(0x87, 0x100)]
 UNKNOWN_TO_SNAKEMQ = range(6, 0x100)
 PAYLOAD_SIZES = (0, 1, 8, 300)
 
@@ -33,6 +34,7 @@ EXTENSION_PACKETS = [
     wire.ack(wire.Ack(Stream.DURABLE, 7, 3, 3)),
     wire.skip(Stream.VOLATILE, 9),
     wire.refuse(wire.RefuseCode.DUPLICATE_IDENT, "somebody else has it"),
+    helpers.batch(0, b"nor this", b"for snakeMQ"),
 ]
 
 

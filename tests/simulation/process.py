@@ -265,6 +265,10 @@ class Process:
                 self._uncommitted.append(_Batch(receiver, epoch, ttl, batch, deliveries))
                 numbered = True
             else:
+                while batch and self._gathered(batch[0], release):
+                    self.oracle.accepted(batch.pop(0), self)
+                if not batch:
+                    continue
                 entry = self._make_delivery(batch[0], release) if len(batch) == 1 else self._make_run(batch, release)
                 for message in batch[: self.messaging.send(receiver, entry, self.now)]:
                     self.oracle.accepted(message, self)
@@ -275,6 +279,23 @@ class Process:
                 self._after(0.02 * self.rng.random(), self._commit)
         if not all(message.persistent for message in messages):
             self._settle()
+
+    def _gathered(self, message: Sent, release: float) -> bool:
+        """Whether a message has joined those that wait for its receiver; not, where its uuid would be another one."""
+        peer = self.messaging._peers.get(message.receiver)
+        if message.ttl is not None or peer is None or not peer.outbox.volatile.waiting:
+            return False
+        last = peer.outbox.volatile.waiting[-1]
+        if not isinstance(last, Run) or last.deliveries()[-1].uuid != (int.from_bytes(message.uuid) - 1).to_bytes(16):
+            return False
+        delivery = self.messaging.gather(message.receiver, message.data)
+        if delivery is None:
+            return False
+        assert delivery.uuid == message.uuid
+        message.sender = self
+        if self.rng.random() >= release:
+            message.delivery = delivery
+        return True
 
     def _make_delivery(self, message: Sent, release: float) -> Delivery:
         message.sender = self
@@ -562,8 +583,9 @@ def _behind_last_skip(packets: bytes) -> int:
 
 def _short(frame: Frame) -> str:
     match frame:
-        case Data(stream, items):
-            return f"Data({stream.name}: {', '.join(f'{item[0]} is {int.from_bytes(item[1])}' for item in items)})"
+        case Data(stream):
+            messages = ", ".join(f"{item[0]} is {int.from_bytes(item[1])}" for item in frame.items)
+            return f"Data({stream.name}: {messages})"
         case Messages(items):
             return f"Messages({', '.join(str(int.from_bytes(item[0])) for item in items)})"
         case _:

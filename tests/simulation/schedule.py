@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
-from netcomm import outbox
+from netcomm import outbox, wire
 from netcomm.errors import StorageError
 from netcomm.message import Limits
 from tests.simulation.legacy import LegacyProcess
@@ -21,6 +22,7 @@ MESSAGES = 125
 FAULTS = 28
 _BUSY_S = 12.0
 _HEALING_S = 60.0  # ten times what any schedule has taken
+_BATCH_FRAME_BYTES = 200
 
 
 class Node:
@@ -195,7 +197,7 @@ class Schedule:
     def run(self) -> None:
         """Raises Violation."""
         world, rng = self.world, self.rng
-        with _small_memory(*self.memory):
+        with _small_sizes(*self.memory):
             for node in self.nodes.values():
                 world.after(0.2 * rng.random(), None, node.start)
             left = MESSAGES
@@ -436,20 +438,16 @@ _FAULTS: dict[Callable[[Schedule, Node], None], int] = {
 
 
 @contextmanager
-def _small_memory(messages: int, size: int, load: int, mark: int) -> Iterator[None]:
-    """Let so little of a durable stream be in memory that a short schedule fills it."""
-    names = ("_MAX_LOADED", "_MAX_LOADED_BYTES", "_LOAD_COUNT", "_MARK_AHEAD")
-    before = [getattr(outbox, name) for name in names]
+def _small_sizes(messages: int, size: int, load: int, mark: int) -> Iterator[None]:
+    """Let so little of a durable stream be in memory, and in a frame, that a short schedule fills it."""
+    small = {"_MAX_LOADED": messages, "_MAX_LOADED_BYTES": size, "_LOAD_COUNT": load, "_MARK_AHEAD": mark}
     level = logging.root.manager.disable
     try:
         logging.disable(logging.CRITICAL)
-        for name, value in zip(names, (messages, size, load, mark), strict=True):
-            setattr(outbox, name, value)
-        yield
+        with patch.multiple(outbox, **small), patch.object(wire, "_MAX_BATCH_FRAME_BYTES", _BATCH_FRAME_BYTES):
+            yield
     finally:
         logging.disable(level)
-        for name, value in zip(names, before, strict=True):
-            setattr(outbox, name, value)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from types import FrameType
 from typing import Any
 
 from netcomm import messaging
-from netcomm.message import Delivery, Limits
+from netcomm.message import Delivery, Limits, Stream
 from netcomm.messaging import Messaging
 from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
+from netcomm.wire import Data, Item
 
 # The frame types, written out here so that a changed number in netcomm.wire is noticed.
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
-HELLO, BEGIN, DATA, ACK, SKIP, REFUSE = range(0x80, 0x86)
+HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
 
 UUID = bytes(range(16))
 INFINITE = 0xFFFFFFFF
@@ -78,6 +79,16 @@ def begin(epoch: int = 7, first: int = 0, sent_below: int = 0, stream: int = 0) 
 
 def data(seq: int, payload: bytes = b"", flags: int = 0, ttl: int = INFINITE) -> bytes:
     return packet(DATA, struct.pack(">Q16sII", seq, UUID, ttl, flags) + payload)
+
+
+def batch(seq: int, *payloads: bytes, flags: int = 0, ttl: int = INFINITE, uuid: bytes = UUID) -> bytes:
+    sizes = struct.pack(f">{len(payloads)}I", *map(len, payloads))
+    return packet(BATCH, struct.pack(">Q16sIIH", seq, uuid, ttl, flags, len(payloads)) + sizes + b"".join(payloads))
+
+
+def data_frame(stream: Stream, *items: Item) -> Data:
+    """The frame of messages that each came by itself."""
+    return Data(stream, [(seq, 1, uuid, ttl, flags) for seq, uuid, ttl, flags, _ in items], [i[4] for i in items])
 
 
 def ack(next_seq: int, stream: int = 0, *, epoch: int = FIRST_EPOCH, received: int | None = None) -> bytes:

@@ -48,7 +48,7 @@ def test_the_cost_of_sending_one_by_one(unconnected: SnakemqConnector) -> None:
         for _ in range(COUNT):
             unconnected.send("niess", PAYLOAD)
 
-    assert calls_per_message(send) < 33
+    assert calls_per_message(send) < 19
 
 
 def test_the_cost_of_the_core() -> None:
@@ -62,10 +62,9 @@ def test_the_cost_of_the_core() -> None:
         nonlocal packets
         packets = pair.output(pair.bob)
 
-    # len, pack, and two appends
-    assert calls_per_message(output) < 4.3
-    assert calls_per_message(lambda: pair.niess.data_received(1, packets, 0.0)) < 3.3  # unpack, append, len
-    assert calls_per_message(pair.hand_over) < 1.3  # len
+    assert calls_per_message(output) < 0.1
+    assert calls_per_message(lambda: pair.niess.data_received(1, packets, 0.0)) < 0.1
+    assert calls_per_message(pair.hand_over) < 0.1
     acknowledgement = pair.output(pair.niess)
     assert calls_per_message(lambda: pair.bob.data_received(1, acknowledgement, 0.0)) < 0.1
     assert set(batch.states) == {DeliveryState.DELIVERED}
@@ -99,4 +98,4 @@ def test_the_cost_does_not_hide_in_the_number_of_batches() -> None:
     pair = Pair(Limits())
     for _ in range(10):
         pair.bob.send("niess", make_batch(COUNT // 10).run(), 0.0)
-    assert calls_per_message(lambda: pair.output(pair.bob)) < 4.5
+    assert calls_per_message(lambda: pair.output(pair.bob)) < 0.5

@@ -5,18 +5,18 @@ import random
 import pytest
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.inbox import DataItem, Inbox
+from netcomm.inbox import Inbox
 from netcomm.message import Stream
 from netcomm.storage import Position
-from netcomm.wire import Ack, Begin
-from tests.unit.helpers import INFINITE, UUID
+from netcomm.wire import Ack, Begin, Data
+from tests.unit.helpers import INFINITE, UUID, data_frame
 
 VOLATILE = Stream.VOLATILE
 DURABLE = Stream.DURABLE
 
 
-def items(*seqs: int) -> list[DataItem]:
-    return [(seq, UUID, INFINITE, 0, b"") for seq in seqs]
+def messages(*seqs: int, stream: Stream = VOLATILE) -> Data:
+    return data_frame(stream, *[(seq, UUID, INFINITE, 0, b"") for seq in seqs])
 
 
 def begun(first: int = 0, sent_below: int = 0, epoch: int = 7) -> Inbox:
@@ -34,7 +34,7 @@ def told(inbox: Inbox) -> list[tuple[int, int]]:
 
 def accept(inbox: Inbox, *seqs: int, stream: Stream = VOLATILE) -> list[int]:
     """The seqs that are new among these."""
-    return [item[0] for item in inbox.accept(stream, items(*seqs))[1]]
+    return [item[0] for item in inbox.accept(messages(*seqs, stream=stream))[1].items]
 
 
 @pytest.mark.requirement("P-27", "positive")
@@ -124,12 +124,41 @@ def test_a_gap_behind_a_duplicate_is_an_error() -> None:
         accept(inbox, 0, 3)
 
 
-def test_the_callers_list_is_not_changed() -> None:
+def test_what_the_caller_has_is_not_changed() -> None:
     inbox = begun()
     accept(inbox, 0)
-    given = items(0, 1, 2)
-    inbox.accept(VOLATILE, given)
-    assert given == items(0, 1, 2)
+    given = messages(0, 1, 2)
+    inbox.accept(given)
+    assert given == messages(0, 1, 2)
+
+
+def a_batch(seq: int, *payloads: bytes) -> Data:
+    return Data(VOLATILE, [(seq, len(payloads), UUID, INFINITE, 0)], list(payloads))
+
+
+@pytest.mark.requirement("P-59", "negative")
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 4, 5])
+def test_of_a_batch_what_came_before_is_dropped(first: int) -> None:
+    inbox = begun()
+    accept(inbox, *range(4))
+    inbox.due_acks()
+    batch = a_batch(first, b"0", b"1", b"2", b"3")
+    if first > 4:
+        with pytest.raises(RemoteProtocolError, match="seq 5 where 4 was expected"):
+            inbox.accept(batch)
+        return
+    _, fresh = inbox.accept(batch)
+    assert fresh.items == batch.items[4 - first :]
+    assert told(inbox) == ([(0, 4 + first)] if first < 4 else [])
+    assert accept(inbox, 4 + first) == [4 + first]
+
+
+def test_batches_and_single_messages_follow_each_other() -> None:
+    inbox = begun()
+    batch = a_batch(1, b"1", b"2")
+    data = Data(VOLATILE, messages(0).runs + batch.runs + messages(3, 3).runs, [b"0", *batch.payloads, b"3", b"again"])
+    _, fresh = inbox.accept(data)
+    assert [(item[0], item[4]) for item in fresh.items] == [(0, b"0"), (1, b"1"), (2, b"2"), (3, b"3")]
 
 
 # -- SKIP ---------------------------------------------------------------------------------------------------------
@@ -179,7 +208,7 @@ def test_what_was_skipped_last_counts_as_handed_over_though_nothing_follows() ->
 def test_an_epoch_that_was_left_and_comes_back_is_to_be_renewed() -> None:
     inbox = Inbox(False)
     inbox.begin(Begin(DURABLE, 7, 0, 0))
-    inbox.accept(DURABLE, items(*range(10)))
+    accept(inbox, *range(10), stream=DURABLE)
     inbox.disconnect()
     inbox.begin(Begin(DURABLE, 8, 5, 5))
     inbox.disconnect()
@@ -327,9 +356,9 @@ def test_a_new_epoch_may_begin_on_an_open_connection() -> None:
     inbox.begin(Begin(DURABLE, 100, 10, 12))
     inbox.hand_over(DURABLE, 99, 52)  # the callbacks of the old one return late
     assert Ack(DURABLE, 100, 10, 10) in inbox.due_acks()
-    state, fresh = inbox.accept(DURABLE, items(10, 11))
+    state, fresh = inbox.accept(messages(10, 11, stream=DURABLE))
     assert (state.epoch, state.redelivered_below) == (100, 12)
-    assert fresh == items(10, 11)
+    assert fresh == messages(10, 11, stream=DURABLE)
     assert inbox.due_acks() == []
     with pytest.raises(RemoteProtocolError, match="second BEGIN"):
         inbox.begin(Begin(DURABLE, 100, 10, 12))
@@ -428,7 +457,7 @@ def test_behind_a_restored_position_what_may_have_been_sent_is_marked() -> None:
     # The earlier process may have handed it over, and died before the position was stored.
     inbox = Inbox(True, Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 30, 45))
-    state, _ = inbox.accept(DURABLE, items(40))
+    state, _ = inbox.accept(messages(40, stream=DURABLE))
     assert state.redelivered_below == 45
 
 
@@ -439,7 +468,7 @@ def test_only_the_first_begin_after_a_restart_marks() -> None:
     accept(inbox, *range(40, 50), stream=DURABLE)
     inbox.disconnect()
     inbox.begin(Begin(DURABLE, 99, 40, 50))
-    state, _ = inbox.accept(DURABLE, items(50))
+    state, _ = inbox.accept(messages(50, stream=DURABLE))
     assert state.redelivered_below == 42
 
 
@@ -449,8 +478,8 @@ def test_a_restored_position_of_another_epoch_is_of_no_use() -> None:
     inbox = Inbox(True, Position(98, 40))
     inbox.begin(Begin(DURABLE, 99, 3, 6))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 3, 3)]
-    state, fresh = inbox.accept(DURABLE, items(3))
-    assert (state.redelivered_below, fresh) == (6, items(3))
+    state, fresh = inbox.accept(messages(3, stream=DURABLE))
+    assert (state.redelivered_below, fresh) == (6, messages(3, stream=DURABLE))
 
 
 def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_first_message_there_is() -> None:
@@ -458,8 +487,8 @@ def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_firs
     inbox = Inbox(True, Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 60, 65))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 60, 60)]
-    state, fresh = inbox.accept(DURABLE, items(60, 61))
-    assert fresh == items(60, 61)
+    state, fresh = inbox.accept(messages(60, 61, stream=DURABLE))
+    assert fresh == messages(60, 61, stream=DURABLE)
     assert state.redelivered_below == 65
     assert inbox.hand_over(DURABLE, 99, 61) == Position(99, 61)
     inbox.acknowledge(DURABLE, Position(99, 61))
@@ -476,7 +505,7 @@ def test_an_inbox_that_has_no_durable_stream_says_so() -> None:
 
 @pytest.mark.requirement("P-34", "positive")
 def test_what_was_sent_to_an_earlier_process_may_be_redelivered() -> None:
-    state, _ = begun(first=3, sent_below=6).accept(VOLATILE, items(3, 4))
+    state, _ = begun(first=3, sent_below=6).accept(messages(3, 4))
     assert state.redelivered_below == 6
 
 
@@ -486,7 +515,7 @@ def test_what_one_process_takes_twice_is_not_redelivered() -> None:
     accept(inbox, 0, 1)
     inbox.disconnect()
     inbox.begin(Begin(VOLATILE, 7, 0, 2))
-    state, _ = inbox.accept(VOLATILE, items(2))
+    state, _ = inbox.accept(messages(2))
     assert state.redelivered_below == 0
 
 
@@ -495,7 +524,7 @@ def test_a_new_epoch_has_its_own_mark() -> None:
     inbox = begun(first=3, sent_below=6)
     inbox.disconnect()
     inbox.begin(Begin(VOLATILE, 8, 0, 0))
-    state, _ = inbox.accept(VOLATILE, items(0))
+    state, _ = inbox.accept(messages(0))
     assert (state.epoch, state.redelivered_below) == (8, 0)
 
 

@@ -130,7 +130,8 @@ def test_received_messages_tell_where_they_belong() -> None:
         Stream.VOLATILE,
         9,
         5,
-        [(3, helpers.UUID, 60, 0, b"x"), (4, helpers.UUID, helpers.INFINITE, 0, b"y")],
+        [(3, 1, helpers.UUID, 60, 0), (4, 1, helpers.UUID, helpers.INFINITE, 0)],
+        [b"x", b"y"],
         2 * (helpers.OVERHEAD + 1),
     )
 

@@ -72,7 +72,7 @@ def test_an_unknown_frame_behind_the_identification_is_passed_over_too() -> None
     net = Net()
     host = net.host("a")
     end = net.raw(host)
-    unknown = helpers.packet(0x86, b"a later version") + helpers.packet(0x7F)
+    unknown = helpers.packet(0x87, b"a later version") + helpers.packet(0x7F)
     said = net.exchange(end, helpers.netcomm_handshake("b") + unknown + helpers.begin() + unknown + helpers.data(0))
     assert kinds(said)[3:] == [helpers.BEGIN, helpers.ACK, helpers.ACK]
     assert not end.gone

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from netcomm import wire
-from netcomm.message import Delivery, Limits, Stream
+from netcomm.message import Batch, Delivery, Limits, Stream
 from netcomm.messaging import Messaging, Received
+from tests.unit import helpers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 IDENT = wire.ident("x")
@@ -26,13 +27,14 @@ def vectors(name: str) -> list[tuple[str, bytes]]:
 
 
 def fields(head: str) -> tuple[str, dict[str, Any]]:
-    name, *words = re.findall(r'\S+="[^"]*"|\S+', head)
+    name, *words = re.findall(r'\S+="[^"]*"(?:,"[^"]*")*|\S+', head)
     found: dict[str, Any] = {}
     for word in words:
         key, _, value = word.partition("=")
         if value.startswith('"'):
-            text = value[1:-1]
-            found[key] = text.encode() if key == "data" else text
+            texts = [text[1:-1] for text in value.split(",")]
+            data = [text.encode() for text in texts]
+            found[key] = texts[0] if key != "data" else data if name == "BATCH" else data[0]
         elif key in ("uuid", "peer_id", "boot_id"):
             found[key] = bytes.fromhex(value)
         elif key == "stream":
@@ -50,7 +52,12 @@ def frame_of(head: str) -> wire.Frame | None:
         return wire.Messages([(values["uuid"], values["ttl"], values["flags"], values["data"])])
     if name == "DATA":
         stream = Stream(values["flags"] & 1)
-        return wire.Data(stream, [(values["seq"], values["uuid"], values["ttl"], values["flags"], values["data"])])
+        item = values["seq"], values["uuid"], values["ttl"], values["flags"], values["data"]
+        return helpers.data_frame(stream, item)
+    if name == "BATCH":
+        payloads = values["data"]
+        run = values["seq"], len(payloads), values["uuid"], values["ttl"], values["flags"]
+        return wire.Data(Stream(values["flags"] & 1), [run], payloads)
     kind: type[wire.Frame] = getattr(wire, name.capitalize())
     return kind(**values)
 
@@ -80,8 +87,12 @@ def packet_of(frame: wire.Frame | None) -> bytes:
             return wire.hello(frame)
         case wire.Begin():
             return wire.begin(frame)
-        case wire.Data(_, [(seq, uuid, ttl, flags, data)]):
+        case wire.Data(_, [(seq, 1, uuid, ttl, flags)], [data]):
             return b"".join(wire.data([delivery_of(uuid, ttl, flags, data, seq)], seq, 0.0))
+        case wire.Data(_, [(seq, _, uuid, ttl, 0)], payloads):
+            run = Batch("x", uuid[:8], int.from_bytes(uuid[8:]), payloads, 0, float(ttl), helpers.not_waited_for).run()
+            run.seq = seq
+            return b"".join(wire.data([run], seq, 0.0))
         case wire.Ack():
             return wire.ack(frame)
         case wire.Skip(stream, next_seq):
@@ -104,6 +115,8 @@ def read(packet: bytes, *, identified: bool) -> tuple[list[wire.Frame], Exceptio
 
 @pytest.mark.requirement("P-01", "positive")
 @pytest.mark.requirement("P-06", "positive")
+@pytest.mark.requirement("P-59", "positive")
+@pytest.mark.requirement("P-60", "positive")
 @pytest.mark.parametrize(("head", "packet"), vectors("vectors"))
 def test_a_vector_is_read_as_its_frame_and_written_as_its_packet(head: str, packet: bytes) -> None:
     frame = frame_of(head)
@@ -133,6 +146,7 @@ def test_every_frame_type_has_a_vector() -> None:
 @pytest.mark.requirement("P-13", "negative")
 @pytest.mark.requirement("P-33", "negative")
 @pytest.mark.requirement("P-39", "negative")
+@pytest.mark.requirement("P-60", "negative")
 @pytest.mark.parametrize("identified", [False, True])
 @pytest.mark.parametrize(("head", "packet"), vectors("vectors-close"))
 def test_a_closing_vector_is_an_error_before_and_after_ident(head: str, packet: bytes, identified: bool) -> None:

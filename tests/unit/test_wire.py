@@ -2,14 +2,16 @@
 
 import random
 import tracemalloc
+from itertools import islice
+from unittest.mock import patch
 
 import pytest
 
 from netcomm import wire
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import FLAG_PERSISTENT, Limits, Stream
+from netcomm.message import FLAG_PERSISTENT, Batch, Limits, Run, Stream
 from tests.unit import helpers
-from tests.unit.helpers import UUID, make_delivery, packet, packets
+from tests.unit.helpers import INFINITE, UUID, make_delivery, packet, packets
 
 UUID_HEX = "000102030405060708090a0b0c0d0e0f"
 PEER = bytes.fromhex("a0" * 16)
@@ -33,7 +35,7 @@ VECTORS: list[tuple[str, wire.Frame]] = [
     ),
     (
         f"00000023 82 000000000000002a {UUID_HEX} ffffffff 00000000 6869",
-        wire.Data(Stream.VOLATILE, [(42, UUID, 0xFFFFFFFF, 0, b"hi")]),
+        helpers.data_frame(Stream.VOLATILE, (42, UUID, 0xFFFFFFFF, 0, b"hi")),
     ),
     (
         "0000001a 83 01 0102030405060708 0000000000000007 0000000000000009",
@@ -41,6 +43,10 @@ VECTORS: list[tuple[str, wire.Frame]] = [
     ),
     ("0000000a 84 00 ffffffffffffffff", wire.Skip(Stream.VOLATILE, 2**64 - 1)),
     ("00000007 85 0001 6475706c", wire.Refuse(1, "dupl")),
+    (
+        f"0000002e 86 000000000000002b {UUID_HEX} 0000003c 00000000 0002 00000001 00000002 61 6263",
+        wire.Data(Stream.VOLATILE, [(43, 2, UUID, 60, 0)], [b"a", b"bc"]),
+    ),
 ]
 
 
@@ -83,7 +89,7 @@ def read(chunks: list[bytes]) -> tuple[list[object], str | None]:
 
 def test_every_frame_type_has_a_vector() -> None:
     assert {bytes.fromhex(text)[4] for text, _ in VECTORS} == {int(number) for number in wire.FrameType}
-    assert sorted(wire.FrameType) == [0, 1, 2, 3, 4, 5, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85]
+    assert sorted(wire.FrameType) == [0, 1, 2, 3, 4, 5, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86]
 
 
 @pytest.mark.requirement("P-01", "positive")
@@ -170,6 +176,107 @@ def test_the_ttl_that_is_left_goes_out(ttl: float | None, later: float, told: in
     assert packets(b"".join(wire.messages([delivery], 100 + later)))[0][1][16:20] == told.to_bytes(4)
 
 
+def make_run(*payloads: bytes, seq: int = 0, number: int = 0) -> Run:
+    run = Batch("b", UUID[:8], number, list(payloads), helpers.OVERHEAD, None, helpers.not_waited_for).run()
+    run.seq = seq
+    return run
+
+
+def frames_of(run: Run, max_frame_bytes: int) -> list[tuple[int, list[bytes]]]:
+    """What a run is sent as: the type of each frame, and the payloads in it; read as it should be."""
+    stream = b"".join(wire.data([run], run.seq, 0.0, max_frame_bytes))
+    (data,), error = open_reader().feed(stream)
+    assert error is None
+    assert isinstance(data, wire.Data)
+    assert data.items == [
+        (run.seq + index, UUID[:8] + (run.number + index).to_bytes(8), INFINITE, 0, payload)
+        for index, payload in enumerate(run.payloads())
+    ]
+    payloads = iter(data.payloads)
+    counts = [int.from_bytes(body[32:34]) if kind == helpers.BATCH else 1 for kind, body in packets(stream)]
+    return [(kind, list(islice(payloads, count))) for (kind, _), count in zip(packets(stream), counts, strict=True)]
+
+
+# The size of a BATCH with n messages of m bytes: 35 + n * (4 + m).
+@pytest.mark.parametrize(
+    ("payloads", "max_frame_bytes", "counts"),
+    [
+        ([b""] * 5, 1 << 20, [5]),
+        ([b"12345678"] * 5, 35 + 5 * 12, [5]),
+        ([b"12345678"] * 5, 35 + 5 * 12 - 1, [4, 1]),
+        ([b"12345678"] * 5, 35 + 2 * 12, [2, 2, 1]),
+        ([b"12345678"] * 5, 35 + 2 * 12 - 1, [1] * 5),
+        ([b"12345678"] * 5, 41, [1] * 5),
+        ([b"a", b"b", bytes(100), b"c", b"d"], 100, [2, 1, 2]),
+        ([bytes(30_000)] * 5, 1 << 20, [2, 2, 1]),
+        ([bytes(70_000), b"a", b"b"], 1 << 20, [1, 2]),
+        ([b"only"], 1 << 20, [1]),
+    ],
+)
+def test_the_messages_of_a_run_share_frames_as_far_as_they_fit(
+    payloads: list[bytes], max_frame_bytes: int, counts: list[int]
+) -> None:
+    frames = frames_of(make_run(*payloads, seq=7, number=3), max_frame_bytes)
+    assert [len(shared) for _, shared in frames] == counts
+    assert [kind for kind, _ in frames] == [helpers.BATCH if count > 1 else helpers.DATA for count in counts]
+
+
+def test_more_messages_than_a_frame_can_count_take_another() -> None:
+    with patch.object(wire, "_MAX_BATCH_FRAME_BYTES", 1 << 20):
+        frames = frames_of(make_run(*[b""] * 65_537), 1 << 20)
+    assert [len(shared) for _, shared in frames] == [65_535, 2]
+
+
+def test_a_part_of_a_run_has_its_own_seqs_and_uuids() -> None:
+    run = make_run(b"0", b"1", b"2", b"3", seq=7, number=3)
+    assert frames_of(run.split(2), 1 << 20) == [(helpers.BATCH, [b"0", b"1"])]
+    assert frames_of(run, 1 << 20) == [(helpers.BATCH, [b"2", b"3"])]
+
+
+def test_a_batch_takes_its_ttl_from_all_of_it() -> None:
+    run = Batch("b", UUID[:8], 0, [b"x", b"y"], helpers.OVERHEAD, 60.0, helpers.not_waited_for).run()
+    run.seq = 0
+    ((_, body),) = packets(b"".join(wire.data([run], 0, 50.0)))
+    assert body[24:28] == (10).to_bytes(4)
+
+
+@pytest.mark.requirement("P-59", "positive")
+def test_the_uuids_of_a_batch_begin_again_at_0() -> None:
+    (frame,), _ = open_reader().feed(helpers.batch(5, b"a", b"b", b"c", uuid=b"prefix-8" + b"\xff" * 7 + b"\xfe"))
+    assert isinstance(frame, wire.Data)
+    assert [item[1] for item in frame.items] == [
+        b"prefix-8" + number.to_bytes(8) for number in (2**64 - 2, 2**64 - 1, 0)
+    ]
+
+
+@pytest.mark.requirement("P-59", "positive")
+def test_batches_and_single_messages_come_together_where_they_are_of_one_stream() -> None:
+    frames, error = open_reader().feed(
+        helpers.data(0, b"0")
+        + helpers.batch(1, b"1", b"2")
+        + helpers.data(3, b"3")
+        + helpers.batch(0, b"a", b"b", flags=FLAG_PERSISTENT)
+    )
+    assert error is None
+    assert [(frame.stream, frame.payloads) for frame in frames if isinstance(frame, wire.Data)] == [
+        (Stream.VOLATILE, [b"0", b"1", b"2", b"3"]),
+        (Stream.DURABLE, [b"a", b"b"]),
+    ]
+
+
+@pytest.mark.requirement("P-03", "negative")
+def test_a_batch_of_empty_messages_takes_memory_in_proportion_to_its_bytes() -> None:
+    packet_of_many = helpers.batch(0, *[b""] * 65_535)
+    reader = open_reader()
+    tracemalloc.start()
+    (frame,), _ = reader.feed(packet_of_many)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(frame, wire.Data)
+    assert len(frame.payloads) == 65_535
+    assert peak < 8 * len(packet_of_many)
+
+
 def test_payloads_are_handed_on_and_not_copied() -> None:
     payload = b"x" * 100
     delivery = make_delivery(payload=payload)
@@ -252,7 +359,7 @@ def test_the_conversation_is_read_to_its_end() -> None:
     frames, error = read([CONVERSATION])
     assert error is None
     assert frames[-1] == (wire.Messages, None, (UUID, 0xFFFFFFFF, 0, b"third"))
-    assert len(frames) == 3 + (len(VECTORS) - 1) + 3 + 3
+    assert len(frames) == 3 + (len(VECTORS) - 1 + 1) + 3 + 3  # one of them has two messages
 
 
 def test_consecutive_messages_of_one_stream_come_together_and_in_order() -> None:
@@ -295,6 +402,7 @@ LENGTHS: dict[int, tuple[int, int | None]] = {
     helpers.ACK: (25, 25),
     helpers.SKIP: (9, 9),
     helpers.REFUSE: (2, None),
+    helpers.BATCH: (45, 45),  # of the one in VECTORS
 }
 
 
