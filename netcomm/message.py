@@ -14,7 +14,8 @@ FLAG_PERSISTENT = 0x1
 """The message is kept in a storage until it has arrived (snakeMQ's flag of the same name and value)."""
 
 MAX_BATCH_COUNT = 1000
-"""The most messages that a batch has."""
+MAX_BATCH_BYTES = 256 * 1024
+"""The most messages that a batch has, and the size that it does not exceed by more than its last message."""
 
 MAX_IDENT_BYTES = 255
 """The longest ident, in bytes of UTF-8."""
@@ -253,7 +254,12 @@ class Run:
         """
         batch = self.batch
         index = self.stop
-        if index != len(batch.data) or index >= MAX_BATCH_COUNT or batch.expires_at is not None:
+        if (
+            index != len(batch.data)
+            or index >= MAX_BATCH_COUNT
+            or self.size >= MAX_BATCH_BYTES
+            or batch.expires_at is not None
+        ):
             return None
         batch.data.append(data)
         batch.states.append(self._state)

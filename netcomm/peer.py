@@ -38,6 +38,7 @@ from netcomm.keeper import Keeper
 from netcomm.leadership import Leadership
 from netcomm.message import (
     FLAG_PERSISTENT,
+    MAX_BATCH_BYTES,
     MAX_BATCH_COUNT,
     Batch,
     BatchDelivery,
@@ -55,7 +56,6 @@ from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 log = logging.getLogger("netcomm.peer")
 
 _OUTPUT_BUDGET_BYTES = 256 * 1024
-# Of MAX_BATCH_COUNT transient messages, or of _OUTPUT_BUDGET_BYTES, the first are on their way while the next are made.
 _NUMBER_BITS = MAX_BATCH_COUNT.bit_length()  # of a uuid: they count the messages of a batch
 # So long may the acknowledgement of a message wait for its successors, to go out together with theirs.
 _ACK_DELAY_S = 0.005
@@ -496,8 +496,8 @@ class Peer(threading.Thread):
         return Batch(ident, self._uuid_prefix, number, payloads, wire.OVERHEAD_BYTES, expires_at, self._wait_delivery)
 
     def _take_payloads(self, payloads: list[bytes], items: Iterable[Data]) -> None:
-        """Append the payloads of items, up to the one that reaches _OUTPUT_BUDGET_BYTES."""
-        left, largest = _OUTPUT_BUDGET_BYTES, self._max_data_bytes
+        """Append the payloads of items, up to the one that reaches MAX_BATCH_BYTES."""
+        left, largest = MAX_BATCH_BYTES, self._max_data_bytes
         for data in items:
             if type(data) is not bytes:
                 data = self._to_payload(data)
