@@ -367,6 +367,15 @@ class Link:
         """
         self.will_wait()
         self._catch_up()
+        for item in self._deadlines.pop_due(monotonic()):
+            if isinstance(item, _Connection):
+                self._drop(item)
+            elif isinstance(item, _Listener):
+                self._watch_listener(item)
+            elif item.sock is not None:
+                self._attempt_failed(item, TimeoutError(errno.ETIMEDOUT, "timed out"))
+            else:
+                self._resolve(item)
         if self._events:
             timeout = 0
         due = self._deadlines.next()
@@ -391,16 +400,6 @@ class Link:
                 self._connected(target)
             else:
                 target.silence()
-        self._catch_up()
-        for item in self._deadlines.pop_due(monotonic()):
-            if isinstance(item, _Connection):
-                self._drop(item)
-            elif isinstance(item, _Listener):
-                self._watch_listener(item)
-            elif item.sock is not None:
-                self._attempt_failed(item, TimeoutError(errno.ETIMEDOUT, "timed out"))
-            else:
-                self._resolve(item)
         while self._events:
             yield self._events.popleft()
 

@@ -723,18 +723,18 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._leadership.wanted:
                 return
-            if self._messaging.unsettled:  # since a caller found nobody who waits
-                self._settle()
-            when = self._wake_at = self._next_deadline()
-        timeout = None if when is None else max(0.0, when - monotonic())
-        for event in self._link.poll(timeout, self._conversing):
-            with self._mutex:
-                self._act_on_link(event)
-        with self._mutex:
             now = monotonic()
             if self._tell_at is not None and now >= self._tell_at:
                 self._tell_at = now + _ACK_DELAY_S if self._tell() else None
             self._messaging.tick(now)
+            if self._messaging.unsettled:
+                self._settle()
+            when = self._wake_at = self._next_deadline()
+        timeout = None if when is None else max(0.0, when - now)
+        for event in self._link.poll(timeout, self._conversing):
+            with self._mutex:
+                self._act_on_link(event)
+        with self._mutex:
             self._settle()
 
     def _next_deadline(self) -> float | None:
@@ -866,7 +866,7 @@ class Peer(threading.Thread):
                 if self._held:
                     self._held.append(event)
                     self._hand_over_held()
-                elif self.on_recv or self.on_message:
+                elif self.on_recv.functions or self.on_message.functions:
                     self._hand_over(event)
                 else:
                     with self._mutex:
