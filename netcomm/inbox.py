@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import Stream
+from netcomm.message import DURABLE, Stream
 from netcomm.storage import Position
 from netcomm.wire import Ack, Begin, Data, uuid_behind
 
@@ -62,19 +62,19 @@ class Inbox:
         self.pending_bytes = 0
         if position is not None:
             seq = position.next_seq
-            self._streams[Stream.DURABLE] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
+            self._streams[DURABLE] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
 
     @property
     def durable(self) -> bool:
         """Whether a position in the durable stream, which a storage has, goes on from here."""
-        return self._stores_positions and Stream.DURABLE in self._streams
+        return self._stores_positions and DURABLE in self._streams
 
     def begin(self, frame: Begin) -> None:
         """The sender begins a stream on a new connection; the answer is an acknowledgement."""
         known = self._streams.get(frame.stream)
         if known is None or known.epoch != frame.epoch:
             self._streams[frame.stream] = InStream(frame.epoch, frame.first_seq, frame.first_seq, frame.sent_below)
-            if known is not None and frame.stream is Stream.DURABLE:
+            if known is not None and frame.stream is DURABLE:
                 self._left.append(known.epoch)
         else:
             if known.begun:
@@ -145,7 +145,7 @@ class Inbox:
 
         Returns the position that has to be stored before the sender may be told, if it has to be.
         """
-        if stream is Stream.DURABLE and self._stores_positions:
+        if stream is DURABLE and self._stores_positions:
             return Position(epoch, next_seq)
         self.acknowledge(stream, Position(epoch, next_seq))
         return None

@@ -45,7 +45,11 @@ class DeliveryState(enum.Enum):
     """The sender was terminated before the message, a transient one, was acknowledged."""
 
 
-_OPEN_STATES = frozenset({DeliveryState.QUEUED, DeliveryState.SENT})
+# By themselves, for what is done for each message: Python 3.11 takes 0.07 us to look a member up in its Enum.
+VOLATILE, DURABLE = Stream.VOLATILE, Stream.DURABLE
+QUEUED, SENT, DELIVERED = DeliveryState.QUEUED, DeliveryState.SENT, DeliveryState.DELIVERED
+
+_OPEN_STATES = (QUEUED, SENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ class Delivery:
         self.expires_at = expires_at  # on the clock of the outbox, in seconds
         self.persistent = persistent
         self.seq = -1  # its place in its stream
-        self.state = DeliveryState.QUEUED
+        self.state = QUEUED
         self._wait = wait
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -160,10 +164,9 @@ class Batch:
     data: their payloads, None of those that were delivered.
     states: what has become of them.
     overhead: what each takes on the wire beside its payload, in bytes.
-    largest: the size on the wire of the largest.
     """
 
-    __slots__ = ("data", "expires_at", "ident", "largest", "number", "overhead", "states", "uuid_prefix", "wait")
+    __slots__ = ("data", "expires_at", "ident", "number", "overhead", "states", "uuid_prefix", "wait")
 
     def __init__(
         self,
@@ -179,9 +182,8 @@ class Batch:
         self.uuid_prefix = uuid_prefix
         self.number = number
         self.data: list[bytes | None] = list(data)
-        self.states = [DeliveryState.QUEUED] * len(data)
+        self.states = [QUEUED] * len(data)
         self.overhead = overhead
-        self.largest = max(map(len, data)) + overhead
         self.expires_at = expires_at
         self.wait = wait
 
@@ -199,7 +201,18 @@ class Run:
     resent: whether they were sent before, and the connection broke.
     """
 
-    __slots__ = ("_state", "batch", "resent", "seq", "size", "start", "stop")
+    __slots__ = (
+        "_max_size",
+        "_max_stop",
+        "_size_when_opened",
+        "_state",
+        "batch",
+        "resent",
+        "seq",
+        "size",
+        "start",
+        "stop",
+    )
 
     persistent = False
 
@@ -211,6 +224,7 @@ class Run:
         self.resent = False
         self.size = sum(map(len, self.payloads())) + (stop - start) * batch.overhead
         self._state = batch.states[start]
+        self._max_stop = self._max_size = self._size_when_opened = 0
 
     @property
     def state(self) -> DeliveryState:
@@ -229,8 +243,8 @@ class Run:
 
     @property
     def largest(self) -> int:
-        """The size on the wire of the largest message of the batch."""
-        return self.batch.largest
+        """The size on the wire of the largest message."""
+        return max(map(len, self.payloads())) + self.batch.overhead
 
     @property
     def first_size(self) -> int:
@@ -247,27 +261,44 @@ class Run:
         """The low half of the first uuid."""
         return self.batch.number + self.start
 
-    def append(self, data: bytes, size: int) -> "BatchDelivery | None":
-        """Let one more message, of `size` bytes on the wire, share batch and state; None where it can't.
+    def open(self, max_count: int, max_bytes: int) -> bool:
+        """Let so many more messages join, and so many bytes on the wire; returns whether they may.
 
-        It can't where it would have to expire, where others of the batch come in between, and where the batch is full.
+        They may not where they would have to expire, and where others of the batch come in between.
+        """
+        if self.batch.expires_at is not None or self.stop != len(self.batch.data):
+            return False
+        self._max_stop = min(MAX_BATCH_COUNT, self.stop + max_count)
+        self._max_size = min(MAX_BATCH_BYTES, self.size + max_bytes)
+        self._size_when_opened = self.size
+        return True
+
+    def join(self, data: bytes, size: int) -> "BatchDelivery | None":
+        """Append a message of `size` bytes of data; None where the run is not open, or has no room for it.
+
+        `stop` follows when the run is closed: once for all that have joined.
         """
         batch = self.batch
-        index = self.stop
-        if (
-            index != len(batch.data)
-            or index >= MAX_BATCH_COUNT
-            or self.size >= MAX_BATCH_BYTES
-            or batch.expires_at is not None
-        ):
+        index = len(batch.data)
+        size += self.size + batch.overhead
+        if index >= self._max_stop or size > self._max_size:
             return None
+        self.size = size
         batch.data.append(data)
-        batch.states.append(self._state)
-        if size > batch.largest:
-            batch.largest = size
-        self.size += size
-        self.stop = index + 1
+        batch.states.append(QUEUED)
         return BatchDelivery(batch, index)
+
+    @property
+    def joined(self) -> int:
+        """How many messages have joined since the run was opened, while it is."""
+        return len(self.batch.data) - self.stop if self._max_stop else 0
+
+    def close(self) -> tuple[int, int]:
+        """Let no more messages join; returns how many have, and their size on the wire."""
+        count = self.joined
+        self.stop += count
+        self._max_stop = 0
+        return count, self.size - self._size_when_opened
 
     def payloads(self) -> list[bytes]:
         """The payloads of messages that have not been delivered."""

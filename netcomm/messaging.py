@@ -19,7 +19,7 @@ from netcomm import outbox, wire
 from netcomm.deadlines import Deadlines
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.inbox import Inbox
-from netcomm.message import Delivery, DeliveryState, Limits, Stream
+from netcomm.message import DURABLE, Delivery, DeliveryState, Limits, Run, Stream
 from netcomm.outbox import DurableOutStream, Entry, Outbox
 from netcomm.session import Identified, Session
 from netcomm.storage import Position, StoredMessage, StoredStream
@@ -245,6 +245,8 @@ class Messaging:
     """The protocol of one peer, over any number of connections.
 
     prompt: whether, since the last `take_writable`, a message was queued that should not wait for others.
+    gathering: by ident, what further transient messages that never expire may join: `Run.join` queues them. They wait
+        for what the loop does next, or for an acknowledgement, and go out with those that wait already.
     """
 
     def __init__(
@@ -280,6 +282,7 @@ class Messaging:
         self._events: list[Event] = []
         self._complaints: dict[int, str] = {}  # by connector
         self.prompt = False
+        self.gathering: dict[str, Run] = {}
         self._undiagnosed: set[str] = set()  # idents that messages wait for, while no other is connected
         self._receiving = True
 
@@ -638,7 +641,7 @@ class Messaging:
         if self._unstored.get(ident) == position:
             del self._unstored[ident]
         peer = self._peers[ident]
-        peer.inbox.acknowledge(Stream.DURABLE, position)
+        peer.inbox.acknowledge(DURABLE, position)
         if peer.connection is not None:
             self._writable[peer.connection.number] = None
         self._events.append(_SETTLED)
@@ -667,14 +670,6 @@ class Messaging:
         peer = self._peers.get(ident)
         return peer is None or peer.outbox.volatile.queued < CONVERSATION
 
-    def gather(self, ident: str, data: bytes) -> Delivery | None:
-        """Queue a transient message that never expires with those that wait for `ident`, if they take it.
-
-        They wait for what the loop does next, or for an acknowledgement, and it goes out with them.
-        """
-        peer = self._peers.get(ident)
-        return None if peer is None else peer.outbox.gather(data)
-
     def send(self, ident: str, entry: Entry, now: float) -> int:
         """Queue transient messages for `ident`; returns how many were taken: as many as there is room for.
 
@@ -683,6 +678,8 @@ class Messaging:
         peer = self._peers.get(ident) or self._peer(ident)
         self._note_queueing(peer)
         taken = peer.outbox.append(entry, now)
+        if peer.outbox.volatile.open_run is not None:
+            self.gathering[ident] = peer.outbox.volatile.open_run
         if entry.expires_at is not None:
             if entry.state is DeliveryState.EXPIRED:
                 self._drop(peer, [entry])
@@ -931,6 +928,7 @@ class Messaging:
 
     def _take(self, peer: _Peer, session: Session, budget: int, now: float, buffers: list[bytes]) -> bool:
         """Add messages that wait, about `budget` bytes of one stream; returns whether there may be more."""
+        self.gathering.pop(peer.ident, None)
         self._drop(peer, peer.outbox.expire(now))
         while (taken := peer.outbox.take(budget)) is not None:
             stream, epoch, next_seq, batch, rejected = taken
@@ -1092,6 +1090,7 @@ class Messaging:
         )
         for ident in list(islice(idle, excess)):
             del self._peers[ident]
+            self.gathering.pop(ident, None)
 
 
 def _size(payloads: list[bytes]) -> int:

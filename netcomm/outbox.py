@@ -17,16 +17,12 @@ from itertools import count, islice
 from weakref import WeakValueDictionary
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import BatchDelivery, Delivery, DeliveryState, Limits, Run, Stream
+from netcomm.message import DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Limits, Run, Stream
 from netcomm.storage import StoredStream
 from netcomm.wire import OVERHEAD_BYTES, Ack, Begin
 
 Entry = Delivery | Run
 """What stands in a queue: one message, or consecutive ones of a batch."""
-
-QUEUED = DeliveryState.QUEUED
-SENT = DeliveryState.SENT
-DELIVERED = DeliveryState.DELIVERED
 
 # How much of a durable stream is kept in memory; a single larger message is loaded all the same.
 _MAX_LOADED = 20_000
@@ -167,9 +163,16 @@ class OutStream:
 
 
 class VolatileOutStream(OutStream):
-    """The sending end of the volatile stream: bounded, and all of it in memory."""
+    """The sending end of the volatile stream: bounded, and all of it in memory.
 
-    __slots__ = ()
+    open_run: the run that waits last, while messages may join it; it counts with those when it is closed.
+    """
+
+    __slots__ = ("open_run",)
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(VOLATILE, epoch)
+        self.open_run: Run | None = None
 
     def has_room(self, size: int, limits: Limits) -> bool:
         """Whether a message of `size` bytes on the wire may be appended; if none is there, one always may."""
@@ -179,9 +182,12 @@ class VolatileOutStream(OutStream):
 
     def append(self, entry: Entry, limits: Limits) -> Entry | None:
         """Number and append messages, as far as there is room for them; returns what was appended, cut off `entry`."""
+        if self.open_run is not None:
+            self.close_run()
         room = limits.max_queued_messages - self.queued
         room_bytes = limits.max_queued_bytes - self.queued_bytes
-        if entry.count > room or entry.size > room_bytes:
+        fits = entry.count <= room and entry.size <= room_bytes
+        if not fits:
             fitting = 0 if isinstance(entry, Delivery) else min(room, entry.fitting(room_bytes))
             if fitting <= 0:
                 if self.queued:
@@ -195,7 +201,19 @@ class VolatileOutStream(OutStream):
         self.waiting.append(entry)
         self.queued += entry.count
         self.queued_bytes += entry.size
+        if fits and isinstance(entry, Run) and entry.open(room - entry.count, room_bytes - entry.size):
+            self.open_run = entry
         return entry
+
+    def close_run(self) -> None:
+        """Count the messages that have joined the open run; no more do."""
+        if self.open_run is not None:
+            count, size = self.open_run.close()
+            self.open_run = None
+            self.next_seq += count
+            self.added_below = self.next_seq
+            self.queued += count
+            self.queued_bytes += size
 
 
 class DurableOutStream(OutStream):
@@ -230,7 +248,7 @@ class DurableOutStream(OutStream):
     )
 
     def __init__(self, epoch: int) -> None:
-        super().__init__(Stream.DURABLE, epoch)
+        super().__init__(DURABLE, epoch)
         self.load_from = 0
         self.loaded_bytes = 0
         self.stored = 0
@@ -471,7 +489,7 @@ class Outbox:
     def __init__(self, limits: Limits, epoch: int) -> None:
         """Make an empty outbox; `epoch` names its volatile stream, and must be new."""
         self._limits = limits
-        self.volatile = VolatileOutStream(Stream.VOLATILE, epoch)
+        self.volatile = VolatileOutStream(epoch)
         self.durable: DurableOutStream | None = None
         self._turn = 0
         self._connected = False
@@ -491,7 +509,8 @@ class Outbox:
     @property
     def queued(self) -> int:
         """How many messages have not ended."""
-        return sum([stream.queued for stream in self._streams])
+        open_run = self.volatile.open_run
+        return sum([stream.queued for stream in self._streams]) + (0 if open_run is None else open_run.joined)
 
     @property
     def in_flight(self) -> int:
@@ -500,6 +519,7 @@ class Outbox:
 
     def has_room(self, size: int) -> bool:
         """Whether a transient message of `size` bytes on the wire may be appended."""
+        self.volatile.close_run()
         return self.volatile.has_room(size, self._limits)
 
     @property
@@ -511,29 +531,6 @@ class Outbox:
     def idle(self) -> bool:
         """Whether no message is queued."""
         return not self.volatile.queued and (self.durable is None or not self.durable.queued)
-
-    def gather(self, data: bytes) -> BatchDelivery | None:
-        """Queue a transient message that never expires with those that wait last, if they are a run that takes it."""
-        stream = self.volatile
-        if not stream.waiting:
-            return None
-        run = stream.waiting[-1]
-        size = len(data) + OVERHEAD_BYTES
-        limits = self._limits
-        if (
-            not isinstance(run, Run)
-            or run.seq + run.stop - run.start != stream.next_seq  # what came behind it has expired
-            or stream.queued >= limits.max_queued_messages
-            or stream.queued_bytes + size > limits.max_queued_bytes
-        ):
-            return None
-        delivery = run.append(data, size)
-        if delivery is not None:
-            stream.next_seq += 1
-            stream.added_below = stream.next_seq
-            stream.queued += 1
-            stream.queued_bytes += size
-        return delivery
 
     def append(self, entry: Entry, now: float) -> int:
         """Queue transient messages at the end of their stream; returns how many there was room for.
@@ -623,7 +620,7 @@ class Outbox:
 
         Raises RemoteProtocolError where that was never sent.
         """
-        state = self.durable if ack.stream is Stream.DURABLE else self.volatile
+        state = self.durable if ack.stream is DURABLE else self.volatile
         if state is None:
             raise RemoteProtocolError(f"ACK of the {ack.stream.name} stream, which was not begun")
         if ack.epoch != state.epoch:
@@ -653,6 +650,7 @@ class Outbox:
         were rejected because the receiver accepts no frame of their size; None where there is nothing.
         Streams take turns.
         """
+        self.volatile.close_run()
         streams = self._streams
         for offset in range(len(streams)):
             stream = streams[(self._turn + offset) % len(streams)]
@@ -755,6 +753,7 @@ class Outbox:
     def discard(self) -> list[Entry]:
         """End every transient message that has not ended; returns them. Persistent ones stay in their storage."""
         stream = self.volatile
+        stream.close_run()
         discarded = [entry for entry in (*stream.in_flight, *stream.waiting) if not entry.done]
         self.in_flight_bytes -= sum(entry.size for entry in stream.in_flight)
         stream.settle(discarded, DeliveryState.DISCARDED)

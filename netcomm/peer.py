@@ -82,6 +82,9 @@ class _Phase(enum.Enum):
     FORKED = "belongs to the parent process"
 
 
+_RUNNING = _Phase.RUNNING
+
+
 @dataclass(slots=True)
 class _Uncommitted:
     """Persistent messages of one call that are numbered; error: what kept them from being stored."""
@@ -207,6 +210,8 @@ class Peer(threading.Thread):
             wait=self._wait_for_delivery,
             stores_positions=self._storage is not None,
         )
+        # What a message of the peer's own terms may join, where such messages may.
+        self._gathering: dict[str, Run] = self._messaging.gathering if self._terms == (None, False) else {}
         self._keeper: Keeper | None = None
         self._clock_ahead = 0.0
         if self._storage is not None:
@@ -406,6 +411,17 @@ class Peer(threading.Thread):
         ConfigurationError for an argument that can't be used; LifecycleError. May be called from any thread, and from
         a callback.
         """
+        if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
+            run = self._gathering.get(ident)
+            size = len(data)
+            if run is not None and size <= self._max_data_bytes:
+                self._mutex.acquire()  # takes half the time of `with`
+                try:
+                    joined = run.join(data, size) if self._phase is _RUNNING else None
+                finally:
+                    self._mutex.release()
+                if joined is not None:
+                    return joined
         ttl, persistent = self._check_terms(ident, ttl, persistent)
         if type(data) is not bytes or len(data) > self._max_data_bytes:
             data = self._to_payload(data)
@@ -415,11 +431,8 @@ class Peer(threading.Thread):
             return delivery
         until = None if timeout is None else monotonic() + timeout
         with self._mutex:
-            if self._phase is not _Phase.RUNNING:
+            if self._phase is not _RUNNING:
                 self._check_usable()
-            gathered = self._messaging.gather(ident, data) if ttl is None else None
-            if gathered is not None:
-                return gathered
             entry: Delivery | Run
             if ttl is None and not self._messaging.converses(ident):
                 batch = self._make_batch(ident, [data], None)
@@ -935,7 +948,7 @@ class Peer(threading.Thread):
             self._tell()
             self._batch = self._tell_at = None
             self._settle()
-            if self._phase is not _Phase.RUNNING:
+            if self._phase is not _RUNNING:
                 self._changed.notify_all()
 
     def _tell(self) -> bool:

@@ -19,7 +19,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import FLAG_PERSISTENT, MAX_IDENT_BYTES, Delivery, Limits, Run, Stream
+from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Delivery, Limits, Run, Stream
 
 PROTOCOL_VERSION = 1
 EXTENSION_VERSION = 1
@@ -314,7 +314,7 @@ def data(batch: Sequence[Delivery | Run], next_seq: int, now: float, max_frame_b
     for entry in batch:
         seq = entry.seq
         if seq > next_seq:
-            buffers.append(skip(Stream.DURABLE if flags else Stream.VOLATILE, seq))
+            buffers.append(skip(DURABLE if flags else VOLATILE, seq))
         ttl = INFINITE_TTL if entry.expires_at is None else _remaining_ttl(entry.expires_at, now)
         if isinstance(entry, Run):
             max_batch_bytes = 0 if entry.resent else min(max_frame_bytes, _MAX_BATCH_FRAME_BYTES)
@@ -613,7 +613,7 @@ def _parse_batch(chunk: bytes, start: int, end: int, frames: list[Frame]) -> Non
 
 def _last_data(frames: list[Frame], flags: int) -> Data:
     """The frame that messages with these flags go into: the last one, if it is of their stream, or a new one."""
-    stream = Stream.DURABLE if flags & FLAG_PERSISTENT else Stream.VOLATILE
+    stream = DURABLE if flags & FLAG_PERSISTENT else VOLATILE
     if frames and isinstance(last := frames[-1], Data) and last.stream is stream:
         return last
     data = Data(stream, [], [])

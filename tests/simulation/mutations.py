@@ -199,7 +199,9 @@ def _catalogue() -> Iterator[Mutation]:
         "self.added_below",
     )
     yield Mutation("the second frame of a run not numbered on", "wire._add_run", "run.seq + start", "run.seq")
-    yield Mutation("a gathered message not numbered", f"{outbox}.gather", "stream.next_seq += 1", "pass")
+    yield Mutation(
+        "what has joined not numbered", "outbox.VolatileOutStream.close_run", "self.next_seq += count", "pass"
+    )
     yield Mutation("SKIP not sent", "wire.data", "if seq > next_seq", "if False")
     # The sender's storage
     yield Mutation("not renewed after a restored backup", f"{outbox}.acknowledge", "state.renewing = True", "pass")

@@ -282,13 +282,13 @@ class Process:
 
     def _gathered(self, message: Sent, release: float) -> bool:
         """Whether a message has joined those that wait for its receiver; not, where its uuid would be another one."""
-        peer = self.messaging._peers.get(message.receiver)
-        if message.ttl is not None or peer is None or not peer.outbox.volatile.waiting:
+        run = self.messaging.gathering.get(message.receiver)
+        if message.ttl is not None or run is None:
             return False
-        last = peer.outbox.volatile.waiting[-1]
-        if not isinstance(last, Run) or last.deliveries()[-1].uuid != (int.from_bytes(message.uuid) - 1).to_bytes(16):
+        next_uuid = run.uuid_prefix + (run.number + run.count + run.joined).to_bytes(8)
+        if message.uuid != next_uuid:
             return False
-        delivery = self.messaging.gather(message.receiver, message.data)
+        delivery = run.join(message.data, len(message.data))
         if delivery is None:
             return False
         assert delivery.uuid == message.uuid

@@ -173,14 +173,19 @@ def sent_as(outbox: Outbox) -> list[tuple[int, int]]:
     ]
 
 
+def join(outbox: Outbox, data: bytes) -> BatchDelivery | None:
+    run = outbox.volatile.open_run
+    return None if run is None else run.join(data, len(data))
+
+
 def test_a_message_joins_the_run_that_waits_last() -> None:
     outbox = new_outbox()
     batch = make_batch(b"0", b"1")
     outbox.append(batch.run(), 0.0)
-    delivery = outbox.gather(b"22")
+    delivery = join(outbox, b"22")
     assert delivery == BatchDelivery(batch, 2)
     assert (delivery.uuid, delivery.data, delivery.state) == (uuid_of(2), b"22", DeliveryState.QUEUED)
-    assert (outbox.queued, outbox.volatile.queued_bytes) == (3, 4 + 3 * OVERHEAD)
+    assert outbox.queued == 3
     outbox.append(make_batch(b"3", number=1024).run(), 0.0)
     outbox.connect(LARGE, LARGE, BOOT)
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 0, 0))
@@ -191,56 +196,67 @@ def test_a_message_joins_the_run_that_waits_last() -> None:
     assert outbox.in_flight_bytes == 1 + OVERHEAD
 
 
-def test_a_message_joins_what_is_left_of_a_run() -> None:
+def test_nothing_joins_what_has_been_sent() -> None:
     outbox = new_outbox()
     batch = make_batch(b"0", b"1", b"2")
-    outbox.append(batch.run(), 0.0)
+    run = batch.run()
+    outbox.append(run, 0.0)
+    assert join(outbox, b"3") == BatchDelivery(batch, 3)
     outbox.connect(LARGE, LARGE, BOOT)
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 0, 0))
     outbox.take(2 * (1 + OVERHEAD))
-    assert outbox.gather(b"3") == BatchDelivery(batch, 3)
+    assert join(outbox, b"x") is None
+    assert run.join(b"x", 1) is None  # as one has found it who has not seen it taken
     assert sent_as(outbox) == [(helpers.BATCH, 2)]
     assert batch.states == [DeliveryState.SENT] * 4
-    outbox.disconnect()  # all of it waits again
-    assert outbox.gather(b"4") is None  # until the receiver has said what it has
-    outbox.connect(LARGE, LARGE, BOOT)
-    outbox.acknowledge(Ack(Stream.VOLATILE, 7, 0, 1))
-    assert outbox.gather(b"4") == BatchDelivery(batch, 4)
-    assert sent_as(outbox) == [(helpers.DATA, seq) for seq in range(1, 5)]
 
 
 def test_nothing_joins_where_others_of_the_batch_come_behind() -> None:
     first, second, third = split_in_three()[1:]
-    assert [run.append(b"x", 1 + OVERHEAD) is None for run in (first, second, third)] == [True, True, False]
+    assert [run.open(10, 100) for run in (first, second, third)] == [False, False, True]
 
 
 def test_what_can_be_joined() -> None:
     outbox = new_outbox(max_queued_messages=1003)
-    assert outbox.gather(b"x") is None  # nothing waits
+    assert join(outbox, b"x") is None  # nothing waits
     outbox.append(make_batch(b"x", expires_at=5.0).run(), 0.0)
-    assert outbox.gather(b"x") is None  # it would have to expire
+    assert join(outbox, b"x") is None  # it would have to expire
     outbox.append(make_batch(bytes(MAX_BATCH_BYTES)).run(), 0.0)
-    assert outbox.gather(b"x") is None  # the batch is full, by size
-    outbox.append(make_batch(*[b""] * MAX_BATCH_COUNT).run(), 0.0)
-    assert outbox.gather(b"x") is None  # and by count
+    assert join(outbox, b"x") is None  # the batch is full, by size
+    outbox.append(make_batch(*[b""] * (MAX_BATCH_COUNT - 1)).run(), 0.0)
+    assert join(outbox, b"x") is not None
+    assert join(outbox, b"x") is None  # and by count
     outbox.append(make_batch(b"").run(), 0.0)
-    assert outbox.gather(b"x") is None  # the queue is full
+    assert join(outbox, b"x") is None  # the queue is full
     outbox.expire(5.0)
-    assert outbox.gather(b"x") is not None
+    outbox.append(make_batch(b"").run(), 0.0)
+    assert outbox.queued == 1003
+    assert join(outbox, b"x") is None  # and again
     outbox = new_outbox()
-    outbox.append(make_batch(b"").run(), 0.0)
-    for _ in range(2):
-        outbox.append(make_batch(b"", expires_at=5.0).run(), 0.0)
-    outbox.expire(5.0)
-    assert len(outbox.volatile.waiting) == 1
-    assert outbox.gather(b"x") is None  # the next seq does not follow what waits
+    run = make_batch(b"").run()
+    outbox.append(run, 0.0)
+    outbox.append(make_batch(b"", expires_at=5.0).run(), 0.0)
+    assert join(outbox, b"x") is None
+    assert run.join(b"x", 1) is None  # another waits behind
     outbox = new_outbox(max_queued_bytes=10 + 2 * OVERHEAD)
     outbox.append(make_batch(b"").run(), 0.0)
-    assert outbox.gather(b"12345678901") is None  # the same, by size
-    assert outbox.gather(b"1234567890") is not None
+    assert join(outbox, b"12345678901") is None  # the queue would have too many bytes
+    assert join(outbox, b"1234567890") is not None
     outbox = new_outbox()
+    outbox.append(make_batch(b"").run(), 0.0)
     outbox.append(Delivery("b", uuid_of(0), b"", OVERHEAD, None, False, not_waited_for), 0.0)
-    assert outbox.gather(b"x") is None  # a single message waits last
+    assert join(outbox, b"x") is None  # a single message waits last
+
+
+def test_messages_that_have_joined_take_room_in_the_queue() -> None:
+    outbox = new_outbox(max_queued_messages=3)
+    outbox.append(make_batch(b"0").run(), 0.0)
+    joined = [join(outbox, b"x") is not None for _ in range(3)]
+    assert joined == [True, True, False]
+    assert not outbox.has_room(1)
+    assert outbox.append(make_batch(b"x").run(), 0.0) == 0
+    assert [entry.count for entry in outbox.discard()] == [3]
+    assert (outbox.queued, outbox.volatile.queued_bytes) == (0, 0)
 
 
 def test_what_joins_may_be_too_large_for_the_receiver_by_itself() -> None:
@@ -248,7 +264,7 @@ def test_what_joins_may_be_too_large_for_the_receiver_by_itself() -> None:
     batch = make_batch(b"0", b"1")
     outbox.append(batch.run(), 0.0)
     for payload in (bytes(500), b"3"):
-        assert outbox.gather(payload) is not None
+        assert join(outbox, payload) is not None
     outbox.connect(LARGE, 200, BOOT)
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 0, 0))
     while outbox.take(LARGE) is not None:
@@ -287,13 +303,11 @@ class Twin:
 
     def append(self, payloads: Sequence[bytes], ttl: float | None, now: float) -> None:
         expires_at = None if ttl is None else now + ttl
-        if ttl is None and len(payloads) == 1 and (gathered := self.batched.gather(payloads[0])) is not None:
-            delivery = Delivery(
-                "b", gathered.uuid, payloads[0], OVERHEAD + len(payloads[0]), None, False, not_waited_for
-            )
+        if ttl is None and len(payloads) == 1 and (joined := join(self.batched, payloads[0])) is not None:
+            delivery = Delivery("b", joined.uuid, payloads[0], OVERHEAD + len(payloads[0]), None, False, not_waited_for)
             assert self.single.append(delivery, now)
             self.singles.append(delivery)
-            self.views.append(gathered)
+            self.views.append(joined)
             self._number += MAX_BATCH_COUNT  # so that uuids stay unique
             return
         taken = 0
@@ -333,12 +347,13 @@ class Twin:
         return sent, rejected
 
     def check(self) -> None:
+        counted = self.batched.volatile.open_run is None  # what has joined it is counted later
         assert [delivery.state for delivery in self.views] == [delivery.state for delivery in self.singles]
         assert [delivery.data for delivery in self.views] == [delivery.data for delivery in self.singles]
         counters = [
             (
                 outbox.queued,
-                outbox.volatile.queued_bytes,
+                counted and outbox.volatile.queued_bytes,
                 outbox.in_flight,
                 outbox.in_flight_bytes,
                 outbox.next_expiry(),
@@ -361,11 +376,9 @@ def test_a_batch_goes_the_way_of_its_messages(seed: int) -> None:
     "mutation",
     [
         Mutation("put back whole, where part has arrived", "outbox.OutStream.requeue", "entry.seq < from_seq", "False"),
-        Mutation(
-            "joined behind a gap", "outbox.Outbox.gather", "run.seq + run.stop - run.start != stream.next_seq", "False"
-        ),
-        Mutation("joined though others come behind", "message.Run.append", "index != len(batch.data)", "False"),
-        Mutation("not counted", "outbox.Outbox.gather", "stream.queued_bytes += size", "pass"),
+        Mutation("joined what others wait behind", "outbox.VolatileOutStream.append", "self.close_run()", "pass"),
+        Mutation("joined what was sent", "outbox.Outbox.take", "self.volatile.close_run()", "pass"),
+        Mutation("not counted", "outbox.VolatileOutStream.close_run", "self.queued_bytes += size", "pass"),
     ],
     ids=lambda mutation: mutation.name.replace(" ", "-"),
 )
