@@ -5,11 +5,11 @@ import threading
 _NUMBER_BYTES = 8
 
 
-def make(count: int, size: int) -> list[bytes]:
-    """Messages 0 to count - 1 of `size` bytes. One that has no room for the number keeps the low end of it."""
+def make(count: int, size: int, first: int = 0) -> list[bytes]:
+    """So many messages of `size` bytes, numbered on from `first`. One that has no room for it keeps its low end."""
     width = min(size, _NUMBER_BYTES)
     filler = bytes(size - width)
-    return [number.to_bytes(_NUMBER_BYTES)[_NUMBER_BYTES - width :] + filler for number in range(count)]
+    return [number.to_bytes(_NUMBER_BYTES)[_NUMBER_BYTES - width :] + filler for number in range(first, first + count)]
 
 
 class Check:

@@ -3,11 +3,12 @@
 import gc
 import os
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import pairwise
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from time import perf_counter, process_time
 
 from benchmarks import payloads
@@ -18,82 +19,116 @@ from benchmarks.workloads.throughput import expect_all, receive
 
 _SIZE = 100
 _CONNECTIONS = (1, 10, 50, 200)
-_PROCESSES = 4
-_MESSAGES = 40_000
-# So many messages one connector sends before it is the next one's turn.
+_MESSAGES = 400_000
+# Where programs have several connections each: how many programs, and what a connection sends before the next one does.
+_PROGRAMS = 4
 _BURST = 10
-_LARGE_BURST = 100
 _IDLE_S = 2.0
 
 
 @dataclass
 class FanIn:
-    """netcomm with so and so many connectors, in a few processes, that send to one listener at the same time.
+    """netcomm with so and so many connections into one listener, on which messages come at the same time.
 
-    many: whether with `send_many`, and in larger bursts.
+    programs: in how many processes the connectors are, which let them take turns; without it, each has its own process.
+    many: whether with `send_many`.
     cpu: whether to tell what CPU the listener took for each message, too.
     """
 
     name: str
     points: Sequence[int]
     count: int
+    programs: int | None = None
     many: bool = False
     cpu: bool = False
 
     def open(self, stack: ExitStack) -> None:
-        self._runs = []
-        for connections in self.points:
-            receiver = stack.enter_context(Child(receive, peer="netcomm_peer", options={}))
-            address = receiver.hear()["address"]
-            processes = min(connections, _PROCESSES)
-            cuts = [connections * number // processes for number in range(processes + 1)]
-            senders = [
-                stack.enter_context(Child(send, address=address, first=first, stop=stop, many=self.many))
-                for first, stop in pairwise(cuts)
-            ]
-            for sender in senders:
-                sender.hear()
-            self._runs.append((connections, receiver, senders))
-            self._rate(connections, receiver, senders, connections)
+        """Each point starts its own processes."""
 
     def measure(self) -> Measured:
         figures = {}
-        for connections, receiver, senders in self._runs:
-            rate, microseconds = self._rate(connections, receiver, senders, self.count)
+        for connections in self.points:
+            rate, microseconds = self._measure(connections)
             figures[str(connections)] = rate
             if self.cpu:
                 figures[f"{connections} CPU"] = microseconds
         return figures
 
-    def _rate(self, connections: int, receiver: Child, senders: Sequence[Child], count: int) -> tuple[float, float]:
+    def _measure(self, connections: int) -> tuple[float, float]:
         """Messages a second in all, and the microseconds of CPU that each took of the listener."""
-        each = max(1, count // connections)
-        receiver.ask(count=each * connections, size=_SIZE, streams=connections)
-        for sender in senders:
-            sender.tell(count=each, connections=connections)
-        times = [sender.hear() for sender in senders]
-        cpu = expect_all(receiver, each * connections)
-        # The clock is the same for all processes: from when the first of them began until the last one was done.
-        seconds = max(time["ended"] for time in times) - min(time["started"] for time in times)
-        return each * connections / seconds, 1e6 * cpu / (each * connections)
+        processors = sorted(os.sched_getaffinity(0))
+        with ExitStack() as stack:
+            with _on(processors[:1]):
+                receiver = stack.enter_context(Child(receive, peer="netcomm_peer", options={}))
+            address = receiver.hear()["address"]
+            programs = min(connections, self.programs or connections)
+            with _on(processors[1:] or processors):
+                senders = stack.enter_context(
+                    Child(send, address=address, connections=connections, programs=programs, many=self.many)
+                )
+            senders.hear()
+            each = max(1, self.count // connections)
+            for count in (each, each):  # the first time to warm up
+                total = count * connections
+                receiver.ask(count=total, size=_SIZE, streams=connections)
+                seconds = senders.ask(count=count)["seconds"]
+                cpu = expect_all(receiver, total)
+        return total / seconds, 1e6 * cpu / total
 
 
-def send(control: Control, address: Address, first: int, stop: int, many: bool) -> None:
-    peer = import_module("benchmarks.peers.netcomm_peer")
-    senders = [peer.Sender(address, f"sender-{number}", many) for number in range(first, stop)]
-    burst = _LARGE_BURST if many else _BURST
+@contextmanager
+def _on(processors: Sequence[int]) -> Iterator[None]:
+    """What is started meanwhile runs on these processors alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def send(control: Control, address: Address, connections: int, programs: int, many: bool) -> None:
+    """Start the programs, as forks of this process; give them their orders, and tell how long all took."""
+    fork = get_context("fork")
+    pipes = []
+    for number in range(programs):
+        pipe, theirs = fork.Pipe()
+        numbers = range(connections * number // programs, connections * (number + 1) // programs)
+        pipes.append(pipe)
+        fork.Process(target=send_in_turns, args=(theirs, pipes, address, numbers, many)).start()
+    for pipe in pipes:
+        pipe.recv()
     control.tell(connected=True)
     for order in control:
-        count, connections = order["count"], order["connections"]
-        messages = payloads.make(count * connections, _SIZE)
-        parts = [messages[number * count : (number + 1) * count] for number in range(first, stop)]
-        started = perf_counter()
-        for done in range(0, count, burst):
-            for sender, part in zip(senders, parts, strict=True):
-                sender.post(part[done : done + burst])
-        for sender in senders:
-            sender.flush()
-        control.tell(started=started, ended=perf_counter())
+        for _ in ("get ready", "go"):
+            started = perf_counter()
+            for pipe in pipes:
+                pipe.send(order["count"])
+            for pipe in pipes:
+                pipe.recv()
+        control.tell(seconds=perf_counter() - started)
+
+
+def send_in_turns(
+    pipe: Connection, inherited: Sequence[Connection], address: Address, numbers: Sequence[int], many: bool
+) -> None:
+    """One program: a connector for each of `numbers`. It ends when its pipe has no other end any more."""
+    for end in inherited:
+        end.close()
+    peer = import_module("benchmarks.peers.netcomm_peer")
+    senders = [peer.Sender(address, f"sender-{number}", many) for number in numbers]
+    pipe.send(None)
+    with suppress(EOFError):  # no more orders
+        while True:
+            count = pipe.recv()
+            parts = [payloads.make(count, _SIZE, first=number * count) for number in numbers]
+            pipe.send(None)
+            pipe.recv()
+            burst = count if len(senders) == 1 else _BURST
+            for done in range(0, count, burst):
+                for sender, part in zip(senders, parts, strict=True):
+                    sender.post(part[done : done + burst])
+            for sender in senders:
+                sender.flush()
+            pipe.send(None)
 
 
 @dataclass
@@ -149,7 +184,8 @@ def _fan_in(scale: Scale) -> Sequence[Contender]:
     points, count = scale.points(*_CONNECTIONS), scale.count(_MESSAGES)
     return [
         FanIn("netcomm", points, count, cpu=True),
-        FanIn("netcomm send_many", points, 4 * count, many=True, cpu=True),
+        FanIn("netcomm send_many", points, 2 * count, many=True, cpu=True),
+        FanIn("netcomm in bursts", points, count // 4, programs=_PROGRAMS, cpu=True),
     ]
 
 
@@ -173,9 +209,9 @@ WORKLOADS = [
         _fan_in,
         units={f"{connections} CPU": Unit("µs/msg", more_is_better=False) for connections in _CONNECTIONS},
         notes=(
-            f"the connectors are in {_PROCESSES} processes, where there are so many; they share the processors with the"
-            " listener",
-            f"netcomm: send() one by one, in bursts of {_BURST}; send_many: in bursts of {_LARGE_BURST}",
+            "each connection is from a process of its own; they share all processors but one, which the listener has",
+            "netcomm: send() one by one",
+            f"in bursts: the connectors are in {_PROGRAMS} processes, and take turns there, in bursts of {_BURST}",
             "CPU: what the listener takes for each message",
         ),
     ),

@@ -58,7 +58,8 @@ class OneWay:
 
     def _rate(self, count: int, size: int) -> float:
         count -= count % self.streams
-        self._receiver.ask(count=count, size=size, streams=self.streams)
+        streams = {"streams": self.streams} if self.streams > 1 else {}
+        self._receiver.ask(count=count, size=size, **streams)
         seconds: float = self._sender.ask(count=count, size=size)["seconds"]
         expect_all(self._receiver, count)
         return count / seconds
@@ -84,8 +85,7 @@ def receive(control: Control, peer: str, options: dict[str, Any]) -> None:
     receiver = import_module(f"benchmarks.peers.{peer}").Receiver(**options)
     control.tell(address=receiver.address)
     for order in control:
-        streams = order.pop("streams")
-        check = Check(**order) if streams == 1 else StreamsCheck(**order, streams=streams)
+        check = StreamsCheck(**order) if "streams" in order else Check(**order)
         receiver.expect(check)
         control.tell(ready=True)
         before = process_time()
