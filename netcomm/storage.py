@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from netcomm.errors import ConfigurationError, StorageError
 
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 ENTRY_POINT_GROUP = "netcomm.storage"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
+class StoredMessage(NamedTuple):
     """One message of a durable stream.
 
     seq: its number in the stream.
@@ -50,8 +49,7 @@ class StoredMessage:
         return None if self.ttl is None else self.queued_at + self.ttl
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """Messages to be stored at the end of one durable stream.
 
     ident: the receiver.

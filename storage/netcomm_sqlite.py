@@ -19,10 +19,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from zlib import crc32
 
@@ -56,25 +55,26 @@ _STORE_POSITION = """
     SET epoch = excluded.epoch, next_seq = excluded.next_seq, checksum = excluded.checksum
 """
 
+_FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError)
+
 _MESSAGE_KEY = Struct(">qqd?d")
 _STREAM_VALUES = Struct(">qqqqq")
 _POSITION_VALUES = Struct(">qq")
 
 
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A row of `stream`."""
+class _Stream(NamedTuple):
+    """A row of `stream`; `stored` is its column `count`."""
 
     id: int
     ident: str
     epoch: int
     next_seq: int
     sent_below: int
-    count: int
+    stored: int
     size: int
 
     def checksum(self) -> int:
-        values = (self.epoch, self.next_seq, self.sent_below, self.count, self.size)
+        values = (self.epoch, self.next_seq, self.sent_below, self.stored, self.size)
         return crc32(self.ident.encode(), crc32(_STREAM_VALUES.pack(*values)))
 
 
@@ -99,6 +99,7 @@ class SqliteQueueStorage(QueueStorage):
         self._read_only = read_only
         self._lock = threading.Lock()
         self._closed = False
+        self._streams: dict[str, _Stream] = {}
         self._owner = None if read_only else _OwnerLock(self._path)
         try:
             with self._errors():
@@ -146,21 +147,23 @@ class SqliteQueueStorage(QueueStorage):
     # -- Messages ---------------------------------------------------------------------------------------------
 
     def append(self, batch: Sequence[Append]) -> None:
-        changed: dict[str, _Stream] = {}
-        with self._transaction(then=lambda: self._streams.update(changed)) as db:
-            for append in batch:
-                known = changed.get(append.ident) or self._streams.get(append.ident)
-                stream = self._add_stream(db, append) if known is None else known
-                db.executemany(_INSERT, [_row(stream.id, message) for message in append.messages])
-                changed[append.ident] = self._update_stream(
+        def step(db: sqlite3.Connection) -> dict[str, _Stream]:
+            changed: dict[str, _Stream] = {}
+            for ident, epoch, messages in batch:
+                known = changed.get(ident) or self._streams.get(ident)
+                stream = known or self._add_stream(db, ident, epoch)
+                db.executemany(_INSERT, [_row(stream.id, message) for message in messages])
+                changed[ident] = self._update_stream(
                     db,
-                    replace(
-                        stream,
-                        next_seq=max([stream.next_seq, *(message.seq + 1 for message in append.messages)]),
-                        count=stream.count + len(append.messages),
-                        size=stream.size + sum([len(message.data) for message in append.messages]),
+                    stream._replace(
+                        next_seq=max([stream.next_seq, *[message.seq + 1 for message in messages]]),
+                        stored=stream.stored + len(messages),
+                        size=stream.size + sum([len(message.data) for message in messages]),
                     ),
                 )
+            return changed
+
+        self._change(step)
 
     def read(self, ident: str, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
         with self._reading() as db:
@@ -183,19 +186,17 @@ class SqliteQueueStorage(QueueStorage):
         self._delete(ident, "seq = ?", sorted(set(seqs)))  # one that is named twice is counted once
 
     def _delete(self, ident: str, which: str, seqs: Sequence[int]) -> None:
-        changed: dict[str, _Stream] = {}
-        with self._transaction(then=lambda: self._streams.update(changed)) as db:
-            stream = self._streams.get(ident)
-            if stream is None:
-                return
+        def delete(db: sqlite3.Connection, stream: _Stream) -> _Stream:
             keys = [(stream.id, seq) for seq in seqs]
             for key in keys:
                 count, size = db.execute(
                     f"SELECT count(*), coalesce(sum(size), 0) FROM message WHERE stream = ? AND {which}", key
                 ).fetchone()
-                stream = replace(stream, count=stream.count - count, size=stream.size - size)
+                stream = stream._replace(stored=stream.stored - count, size=stream.size - size)
             db.executemany(f"DELETE FROM message WHERE stream = ? AND {which}", keys)
-            changed[ident] = self._update_stream(db, stream)
+            return stream
+
+        self._change_stream(ident, delete)
 
     def expired(
         self, ident: str, from_seq: int, now: float, max_count: int
@@ -235,7 +236,7 @@ class SqliteQueueStorage(QueueStorage):
             stream.epoch,
             stream.next_seq,
             stream.sent_below,
-            stream.count,
+            stream.stored,
             stream.size,
             oldest_at,
             next_expiry,
@@ -243,17 +244,17 @@ class SqliteQueueStorage(QueueStorage):
         )
 
     def mark_sent(self, ident: str, below: int) -> None:
-        self._change_stream(ident, lambda stream: replace(stream, sent_below=below))
+        self._change_stream(ident, lambda db, stream: stream._replace(sent_below=below))
 
     def renew(self, ident: str, epoch: int) -> None:
-        self._change_stream(ident, lambda stream: replace(stream, epoch=epoch, sent_below=stream.next_seq))
+        self._change_stream(ident, lambda db, stream: stream._replace(epoch=epoch, sent_below=stream.next_seq))
 
-    def _change_stream(self, ident: str, change: Callable[[_Stream], _Stream]) -> None:
-        changed: dict[str, _Stream] = {}
-        with self._transaction(then=lambda: self._streams.update(changed)) as db:
+    def _change_stream(self, ident: str, change: Callable[[sqlite3.Connection, _Stream], _Stream]) -> None:
+        def step(db: sqlite3.Connection) -> dict[str, _Stream]:
             stream = self._streams.get(ident)
-            if stream is not None:
-                changed[ident] = self._update_stream(db, change(stream))
+            return {} if stream is None else {ident: self._update_stream(db, change(db, stream))}
+
+        self._change(step)
 
     def positions(self) -> dict[str, Position]:
         with self._reading() as db:
@@ -269,8 +270,11 @@ class SqliteQueueStorage(QueueStorage):
         for ident, position in positions.items():
             epoch, next_seq = _signed(position.epoch), _signed(position.next_seq)
             rows.append((ident, epoch, next_seq, _position_checksum(ident, epoch, next_seq)))
-        with self._transaction() as db:
+
+        def step(db: sqlite3.Connection) -> None:
             db.executemany(_STORE_POSITION, rows)
+
+        self._change(step)
 
     # -- Life -------------------------------------------------------------------------------------------------
 
@@ -348,11 +352,14 @@ class SqliteQueueStorage(QueueStorage):
     def _migrate(self, version: int) -> None:
         if version == len(_MIGRATIONS):
             return
-        with self._transaction() as db:
+
+        def migrate(db: sqlite3.Connection) -> None:
             for step in _MIGRATIONS[version:]:
                 step(Database(db))
             db.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
             db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+
+        self._change(migrate)
 
     def _load_identity(self) -> None:
         meta = dict(self._db.execute("SELECT key, value FROM meta"))
@@ -364,10 +371,13 @@ class SqliteQueueStorage(QueueStorage):
         if not self._read_only:
             incarnation += 1
             changed = {"incarnation": incarnation, "checksum": _meta_checksum(store_id, incarnation)}
-            with self._transaction() as db:
+
+            def step(db: sqlite3.Connection) -> None:
                 db.executemany(
                     "UPDATE meta SET value = ? WHERE key = ?", [(value, key) for key, value in changed.items()]
                 )
+
+            self._change(step)
         self._store_id = store_id
         self._incarnation = incarnation
 
@@ -379,7 +389,7 @@ class SqliteQueueStorage(QueueStorage):
         }
         for row in db.execute(_LOAD_STREAMS):
             stream = self._checked_stream(row)
-            if found.pop(stream.id, (0, 0)) != (stream.count, stream.size):
+            if found.pop(stream.id, (0, 0)) != (stream.stored, stream.size):
                 raise self._corrupt(f"messages of the stream to {stream.ident!r} are missing")
             streams[stream.ident] = stream
         if found:
@@ -403,20 +413,20 @@ class SqliteQueueStorage(QueueStorage):
         return stream
 
     @staticmethod
-    def _add_stream(db: sqlite3.Connection, append: Append) -> _Stream:
-        new = _Stream(0, append.ident, append.epoch, 0, 0, 0, 0)
+    def _add_stream(db: sqlite3.Connection, ident: str, epoch: int) -> _Stream:
+        new = _Stream(0, ident, epoch, 0, 0, 0, 0)
         cursor = db.execute(
             "INSERT INTO stream (ident, epoch, next_seq, sent_below, count, size, checksum)"
             " VALUES (?, ?, 0, 0, 0, 0, ?)",
             (new.ident, new.epoch, new.checksum()),
         )
         assert cursor.lastrowid is not None
-        return replace(new, id=cursor.lastrowid)
+        return new._replace(id=cursor.lastrowid)
 
     @staticmethod
     def _update_stream(db: sqlite3.Connection, stream: _Stream) -> _Stream:
-        values = (stream.epoch, stream.next_seq, stream.sent_below, stream.count, stream.size, stream.checksum())
-        db.execute(_UPDATE_STREAM, (*values, stream.id))
+        number, _, *values = stream
+        db.execute(_UPDATE_STREAM, (*values, stream.checksum(), number))
         return stream
 
     def _message(self, stream: int, row: tuple[int, bytes, bytes, float, float | None, int]) -> StoredMessage:
@@ -426,31 +436,37 @@ class SqliteQueueStorage(QueueStorage):
             raise self._corrupt(f"message {row[0]!r} is not what was stored")
         return message
 
-    @contextmanager
-    def _transaction(self, then: Callable[[], None] | None = None) -> Iterator[sqlite3.Connection]:
-        """One transaction under the lock: committed as a whole, or undone.
+    def _change(self, step: Callable[[sqlite3.Connection], Mapping[str, _Stream] | None]) -> None:
+        """Run a step in one transaction under the lock: committed as a whole, or undone.
 
-        then: called under the lock after the commit: what is kept in memory of the file changes when the file has.
+        step: returns the streams that it has changed, by ident, if it has changed any: what is kept in memory of them
+            changes when the file has.
+
+        There is as little around it as can be: after a wait for the disk, code takes three times as long.
         """
         if self._read_only:
             raise StorageError(f"{self._path} was opened for reading only")
-        with self._reading() as db:
-            db.execute("BEGIN IMMEDIATE")
+        db = self._db
+        with self._lock:
+            self._check_open()
             try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:  # SQLite ends it by itself after some errors
-                    db.execute("ROLLBACK")
-                raise
-            if then is not None:
-                then()
+                db.execute("BEGIN IMMEDIATE")
+                try:
+                    changed = step(db)
+                    db.execute("COMMIT")
+                except BaseException:
+                    if db.in_transaction:  # SQLite ends it by itself after some errors
+                        db.execute("ROLLBACK")
+                    raise
+            except _FAILURES as error:
+                raise self._mapped(error) from error
+            if changed is not None:
+                self._streams.update(changed)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._errors():
-            if self._closed:
-                raise StorageError(f"{self._path} has been closed")
+            self._check_open()
             if not self._read_only:
                 yield self._db
                 return
@@ -462,16 +478,16 @@ class SqliteQueueStorage(QueueStorage):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError(f"{self._path} has been closed")
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             raise self._mapped(error) from error
-        except UnicodeDecodeError as error:
-            raise self._corrupt(str(error)) from error
-        except OSError as error:
-            raise StorageError(f"{self._path} can't be used: {error.strerror or error}") from error
 
     def _corrupt(self, what: str) -> StorageCorrupt:
         return StorageCorrupt(
@@ -479,8 +495,10 @@ class SqliteQueueStorage(QueueStorage):
             " an empty queue, move the file away, together with FILE-wal and FILE-shm"
         )
 
-    def _mapped(self, error: sqlite3.Error) -> StorageError:
-        """The error to raise for one of SQLite's."""
+    def _mapped(self, error: Exception) -> StorageError:
+        """The error to raise for one of `_FAILURES`."""
+        if isinstance(error, OSError):
+            return StorageError(f"{self._path} can't be used: {error.strerror or error}")
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         kept = "what was accepted before is kept"
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
