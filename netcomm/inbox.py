@@ -161,7 +161,10 @@ class Inbox:
     @property
     def ack_due(self) -> bool:
         """Whether there is something to be told to the sender on the present connection."""
-        return any(state.ack_due and state.begun for state in self._streams.values())
+        for state in self._streams.values():  # noqa: SIM110 - any() and its generator take three times as long
+            if state.ack_due and state.begun:
+                return True
+        return False
 
     def due_acks(self) -> list[Ack]:
         """What is to be told to the sender on the present connection; it counts as told."""

@@ -335,7 +335,10 @@ class Link:
         output = connection.output
         while output and connection.broken is None:
             try:
-                sent = connection.sock.sendmsg(list(islice(output, _BUFFERS_PER_SEND)))
+                if len(output) == 1:
+                    sent = connection.sock.send(output[0])
+                else:
+                    sent = connection.sock.sendmsg(list(islice(output, _BUFFERS_PER_SEND)))
             except BlockingIOError:
                 break
             except OSError as error:

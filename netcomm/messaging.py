@@ -401,11 +401,11 @@ class Messaging:
             while (event := session.next_event()) is not None:
                 if session.legacy and not session.established:
                     self._establish(self._peer_of(connection), connection, now)
-                if isinstance(event, wire.Data | wire.Messages) and self._is_full(connection):
-                    session.put_back(event)  # until enough is handed over
-                    self._pause(connection, True)
-                    break
                 match event:
+                    case wire.Data() | wire.Messages() if self._is_full(connection):
+                        session.put_back(event)  # until enough is handed over
+                        self._pause(connection, True)
+                        break
                     case wire.Data():
                         self._receive(connection, event)
                     case wire.Ack():

@@ -913,19 +913,19 @@ class Peer(threading.Thread):
         self._conversing = len(received.payloads) < messaging.CONVERSATION
         with self._mutex:
             self._batch, self._returned, self._told = received, 0, 0
+            self._tell_at = monotonic() + _ACK_DELAY_S
             if len(received.payloads) > 1 and not self._leadership.vacant:
-                # The deputy looks once, in case that a callback blocks behind others that have returned.
-                self._tell_at = monotonic() + _ACK_DELAY_S
-                self._settle()
+                self._settle()  # the deputy has to know when it is to look
         ident = received.ident
         on_recv, on_message, encoding = self.on_recv, self.on_message, self._encoding
-        tell_at = monotonic() + _ACK_DELAY_S
         items: list[wire.Item] = []
         for place, payload in enumerate(received.payloads):
-            if self._messaging.prompt or monotonic() >= tell_at:
+            # While callbacks return one after the other, the deputy tells. Where it has found that one takes long, and
+            # does not look any more, this thread tells when that one has returned.
+            if self._messaging.prompt or self._tell_at is None:
                 with self._mutex:
                     self._tell()
-                    self._tell_at = tell_at = monotonic() + _ACK_DELAY_S
+                    self._tell_at = monotonic() + _ACK_DELAY_S
                     self._settle()
             if self._muted:
                 return

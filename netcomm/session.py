@@ -43,6 +43,8 @@ class State(enum.Enum):
     EXTENDED = enum.auto()
 
 
+_IDENTIFIED = State.IDENTIFIED
+
 # What the other side may send, by state. Whatever else comes closes the connection.
 _ALLOWED: dict[State, frozenset[type]] = {
     State.AWAIT_VERSION: frozenset({wire.Version, wire.Incompatible, wire.Refuse}),
@@ -131,7 +133,7 @@ class Session:
         Raises RemoteProtocolError for what the protocol does not allow, and ConnectionRefusedByPeer where
         the other side refuses; the connection has to be closed then.
         """
-        while self._state is not State.IDENTIFIED and self._frames:
+        while self._state is not _IDENTIFIED and self._frames:
             frame = self._frames.popleft()
             if type(frame) not in self._allowed:
                 raise RemoteProtocolError(f"unexpected {type(frame).__name__.upper()} ({self._state.name})")
@@ -160,7 +162,7 @@ class Session:
                     )
                 case wire.Refuse(code, text):
                     raise ConnectionRefusedByPeer(text, code)
-        if self._error is not None and self._state is not State.IDENTIFIED:
+        if self._error is not None and self._state is not _IDENTIFIED:
             raise self._error
         return None
 
@@ -180,7 +182,7 @@ class Session:
 
     def admit(self) -> None:
         """Let the identified other side in: its frames come out of `next_event` from now on."""
-        if self._state is not State.IDENTIFIED:
+        if self._state is not _IDENTIFIED:
             raise LocalProtocolError(f"admit in state {self._state.name}")
         self.legacy = self.remote is None
         self._enter(State.LEGACY if self.legacy else State.EXTENDED)

@@ -85,8 +85,7 @@ class StoredStream:
     newest_at: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """How far a received durable stream was handed over: everything below `next_seq`."""
 
     epoch: int

@@ -44,6 +44,11 @@ class FrameType(enum.IntEnum):
     BATCH = 0x86
 
 
+# By themselves, since each look through the Enum takes time, see `netcomm.message`.
+_DATA_TYPE, _BATCH_TYPE, _ACK_TYPE = int(FrameType.DATA), int(FrameType.BATCH), int(FrameType.ACK)
+_MESSAGE_TYPE, _IDENT_TYPE = int(FrameType.MESSAGE), int(FrameType.IDENT)
+
+
 class RefuseCode(enum.IntEnum):
     """Why a connection is about to be closed."""
 
@@ -207,7 +212,7 @@ class Refuse:
 Frame: TypeAlias = Version | Incompatible | Ident | Messages | Ping | Pong | Hello | Begin | Data | Ack | Skip | Refuse
 
 
-def _pack(frame_type: FrameType, payload: bytes = b"") -> bytes:
+def _pack(frame_type: int, payload: bytes = b"") -> bytes:
     return _HEAD.pack(_TYPE_SIZE + len(payload), frame_type) + payload
 
 
@@ -248,7 +253,7 @@ def begin(frame: Begin) -> bytes:
 
 def ack(frame: Ack) -> bytes:
     """An ACK packet."""
-    return _pack(FrameType.ACK, _ACK.pack(frame.stream, frame.epoch, frame.next_seq, frame.received_seq))
+    return _pack(_ACK_TYPE, _ACK.pack(frame.stream, frame.epoch, frame.next_seq, frame.received_seq))
 
 
 def skip(stream: Stream, next_seq: int) -> bytes:
@@ -309,7 +314,7 @@ def data(batch: Sequence[Delivery | Run], next_seq: int, now: float, max_frame_b
     """
     buffers: list[bytes] = []
     pack = _DATA_HEAD.pack
-    overhead, frame_type = _DATA_OVERHEAD - _DATA_HEAD.size, int(FrameType.DATA)
+    overhead = _DATA_OVERHEAD - _DATA_HEAD.size
     flags = FLAG_PERSISTENT if batch[0].persistent else 0
     for entry in batch:
         seq = entry.seq
@@ -321,7 +326,7 @@ def data(batch: Sequence[Delivery | Run], next_seq: int, now: float, max_frame_b
             _add_run(buffers, entry, ttl, flags, max_batch_bytes)
         else:
             # The payload is there: only what has ended has none.
-            buffers += (pack(entry.size + overhead, frame_type, seq, entry.uuid, ttl, flags), entry.data)  # type: ignore[arg-type]
+            buffers += (pack(entry.size + overhead, _DATA_TYPE, seq, entry.uuid, ttl, flags), entry.data)  # type: ignore[arg-type]
         next_seq = seq + entry.count
     return buffers
 
@@ -340,14 +345,14 @@ def _add_run(buffers: list[bytes], run: Run, ttl: int, flags: int, max_batch_byt
             size = _BATCH_OVERHEAD + ends[stop - 1] - taken
             uuid = run.uuid_prefix + number.to_bytes(8)
             buffers.append(
-                _BATCH_HEAD.pack(size, FrameType.BATCH, seq, uuid, ttl, flags, count)
+                _BATCH_HEAD.pack(size, _BATCH_TYPE, seq, uuid, ttl, flags, count)
                 + struct.pack(f">{count}I", *sizes[start:stop])
             )
             buffers += payloads[start:stop]
         else:
             stop = start + 1
             size = _DATA_OVERHEAD + sizes[start]
-            buffers.append(_NUMBERED_DATA_HEAD.pack(size, FrameType.DATA, seq, run.uuid_prefix, number, ttl, flags))
+            buffers.append(_NUMBERED_DATA_HEAD.pack(size, _DATA_TYPE, seq, run.uuid_prefix, number, ttl, flags))
             buffers.append(payloads[start])
         start, taken = stop, ends[stop - 1]
 
@@ -381,7 +386,7 @@ def messages(batch: Sequence[Delivery | Run], now: float) -> list[bytes]:
         for delivery in entry.deliveries():
             payload = delivery.data
             assert payload is not None
-            head = _MESSAGE_HEAD.pack(len(payload) + overhead, FrameType.MESSAGE, delivery.uuid, ttl, flags)
+            head = _MESSAGE_HEAD.pack(len(payload) + overhead, _MESSAGE_TYPE, delivery.uuid, ttl, flags)
             buffers += (head, payload)
     return buffers
 
@@ -513,7 +518,7 @@ class Reader:
 
     def _keep(self, rest: memoryview) -> None:
         """Keep the beginning of a packet."""
-        if self._needed >= _LARGE_BYTES and len(rest) >= _DATA_HEAD.size and rest[_SIZE_SIZE] == FrameType.DATA:
+        if self._needed >= _LARGE_BYTES and len(rest) >= _DATA_HEAD.size and rest[_SIZE_SIZE] == _DATA_TYPE:
             self._large = _LargeData(rest, self._needed)
         else:
             self._buffer += rest
@@ -526,7 +531,7 @@ class Reader:
         append_payload: Callable[[bytes], None]
         unpack_data = _DATA_HEAD.unpack_from
         data_head_size, size_size = _DATA_HEAD.size, _SIZE_SIZE
-        data_type, persistent_flag, data_overhead = int(FrameType.DATA), FLAG_PERSISTENT, _DATA_OVERHEAD
+        data_type, persistent_flag, data_overhead = _DATA_TYPE, FLAG_PERSISTENT, _DATA_OVERHEAD
         limit = self._limit
         while True:
             if available - start >= data_head_size:
@@ -567,10 +572,10 @@ class Reader:
 
     def _parse_other(self, frame_type: int, chunk: bytes, start: int, end: int, frames: list[Frame]) -> None:
         """Append the frame of one packet that is not DATA."""
-        if frame_type == FrameType.BATCH:
+        if frame_type == _BATCH_TYPE:
             _parse_batch(chunk, start, end, frames)
             return
-        if frame_type == FrameType.MESSAGE:
+        if frame_type == _MESSAGE_TYPE:
             if end - start < _MESSAGE.size:
                 raise RemoteProtocolError(f"MESSAGE of {end - start} bytes")
             item = (*_MESSAGE.unpack_from(chunk, start), chunk[start + _MESSAGE.size : end])
@@ -587,7 +592,7 @@ class Reader:
         except struct.error:
             raise RemoteProtocolError(f"{FrameType(frame_type).name} of {end - start} bytes") from None
         frames.append(frame)
-        if frame_type == FrameType.IDENT:
+        if frame_type == _IDENT_TYPE:
             self._limit = self._max_frame_bytes
 
 

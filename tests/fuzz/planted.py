@@ -14,8 +14,8 @@ DEFECTS = {
         Mutation(
             "durable-is-volatile",
             "wire._last_data",
-            "Stream.DURABLE if flags & FLAG_PERSISTENT else Stream.VOLATILE",
-            "Stream.VOLATILE",
+            "DURABLE if flags & FLAG_PERSISTENT else VOLATILE",
+            "VOLATILE",
         ),
         Mutation("sizes-believed", "wire._parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(
