@@ -916,10 +916,12 @@ class Peer(threading.Thread):
             self._tell_at = monotonic() + _ACK_DELAY_S
             if len(received.payloads) > 1 and not self._leadership.vacant:
                 self._settle()  # the deputy has to know when it is to look
-        ident = received.ident
-        on_recv, on_message, encoding = self.on_recv, self.on_message, self._encoding
+        if self._muted:
+            return
+        ident, encoding = received.ident, self._encoding
+        on_recv, on_message = self.on_recv, self.on_message
         items: list[wire.Item] = []
-        for place, payload in enumerate(received.payloads):
+        for number, payload in enumerate(received.payloads, 1):
             # While callbacks return one after the other, the deputy tells. Where it has found that one takes long, and
             # does not look any more, this thread tells when that one has returned.
             if self._messaging.prompt or self._tell_at is None:
@@ -927,8 +929,6 @@ class Peer(threading.Thread):
                     self._tell()
                     self._tell_at = monotonic() + _ACK_DELAY_S
                     self._settle()
-            if self._muted:
-                return
             data: Any = payload
             if encoding is not None:
                 data = self._decode(data, encoding, ident)
@@ -940,10 +940,10 @@ class Peer(threading.Thread):
                         on_recv.failed(function, error)
             if on_message.functions:
                 items = items or received.items
-                on_message(ident, _message(items[place], received.redelivered_below))
-            if self._muted:  # the callback has terminated the peer, and terminate() has counted it
+                on_message(ident, _message(items[number - 1], received.redelivered_below))
+            if self._muted:  # the peer is terminated; where the callback has done that, terminate() has counted it
                 return
-            self._returned += 1
+            self._returned = number
         with self._mutex:
             self._tell()
             self._batch = self._tell_at = None
