@@ -1004,10 +1004,9 @@ class Messaging:
             self._deadlines.set((_EXPIRY, peer.ident), when)
 
     def _diagnose_later(self, peer: _Peer, now: float) -> None:
-        if peer.outbox.queued and not peer.warned and not peer.connected:
-            key = (_DIAGNOSIS, peer.ident)
-            if key not in self._deadlines:
-                self._deadlines.set(key, now + self._limits.diagnose_after_s)
+        key = (_DIAGNOSIS, peer.ident)
+        if not peer.warned and key not in self._deadlines and not peer.connected and peer.outbox.queued:
+            self._deadlines.set(key, now + self._limits.diagnose_after_s)
 
     def _diagnose(self, peer: _Peer) -> None:
         connected = self.connected_idents()

@@ -553,10 +553,14 @@ class Outbox:
         return taken.count
 
     def add_stored(self, deliveries: list[Delivery]) -> None:
-        """Queue persistent messages, which are numbered and stored already, at the end of their stream."""
+        """Queue persistent messages, which are numbered and stored already, at the end of their stream.
+
+        They all have the same time to live.
+        """
         assert self.durable is not None
         self.durable.add(deliveries)
-        self._watch([delivery for delivery in deliveries if delivery.data is not None])
+        if deliveries[0].expires_at is not None:
+            self._watch([delivery for delivery in deliveries if delivery.data is not None])
 
     def _watch(self, entries: Sequence[Entry]) -> None:
         """Let messages in memory expire in their time, those that have one."""
