@@ -100,6 +100,7 @@ class SqliteQueueStorage(QueueStorage):
         self._lock = threading.Lock()
         self._closed = False
         self._streams: dict[str, _Stream] = {}
+        self._is_current = True  # `_streams` is what the file has
         self._owner = None if read_only else _OwnerLock(self._path)
         try:
             with self._errors():
@@ -442,31 +443,36 @@ class SqliteQueueStorage(QueueStorage):
         step: returns the streams that it has changed, by ident, if it has changed any: what is kept in memory of them
             changes when the file has.
 
-        There is as little around it as can be: after a wait for the disk, code takes three times as long.
+        It may be interrupted (by Ctrl-C), also when the file has changed and the memory has not: then the memory is
+        read anew before it is used. There is as little around the step as can be: after a wait for the disk, code
+        takes three times as long.
         """
         if self._read_only:
             raise StorageError(f"{self._path} was opened for reading only")
         db = self._db
         with self._lock:
-            self._check_open()
             try:
-                db.execute("BEGIN IMMEDIATE")
+                self._make_usable()
+                self._is_current = False
                 try:
+                    db.execute("BEGIN IMMEDIATE")
                     changed = step(db)
                     db.execute("COMMIT")
-                except BaseException:
+                except BaseException as error:
                     if db.in_transaction:  # SQLite ends it by itself after some errors
                         db.execute("ROLLBACK")
+                    self._is_current = isinstance(error, sqlite3.Error)
                     raise
+                if changed is not None:
+                    self._streams.update(changed)
+                self._is_current = True
             except _FAILURES as error:
                 raise self._mapped(error) from error
-            if changed is not None:
-                self._streams.update(changed)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._errors():
-            self._check_open()
+            self._make_usable()
             if not self._read_only:
                 yield self._db
                 return
@@ -478,9 +484,15 @@ class SqliteQueueStorage(QueueStorage):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
 
-    def _check_open(self) -> None:
+    def _make_usable(self) -> None:
+        """With the lock held: see to it that it is open, and undo what an interrupted change has left."""
         if self._closed:
             raise StorageError(f"{self._path} has been closed")
+        if not self._is_current:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self._streams = self._load_streams(self._db)
+            self._is_current = True
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

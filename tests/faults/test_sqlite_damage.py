@@ -248,6 +248,42 @@ def test_an_io_error_anywhere_in_a_transaction_leaves_the_storage_as_it_was(
         assert read(storage) == [message(0), message(3)]
 
 
+class InterruptedConnection(sqlite3.Connection):
+    """A connection on which Ctrl-C comes once, when a statement that begins with `interrupted` has been run."""
+
+    interrupted: str | None = None
+
+    def execute(self, sql: str, *args: object) -> sqlite3.Cursor:  # type: ignore[override]
+        cursor = super().execute(sql, *args)
+        if self.interrupted is not None and sql.strip().startswith(self.interrupted):
+            self.interrupted = None
+            raise KeyboardInterrupt
+        return cursor
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "UPDATE stream", "COMMIT"])
+@pytest.mark.parametrize("first", [[], [0]], ids=["a new stream", "a known stream"])
+def test_a_change_that_is_interrupted_is_stored_or_is_not_and_the_storage_goes_on(
+    path: Path, statement: str, first: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **options: connect(*args, factory=InterruptedConnection, **options)
+    )
+    with SqliteQueueStorage(path) as storage:
+        append(storage, *map(message, first))
+        storage._db.interrupted = statement  # type: ignore[attr-defined]
+        with pytest.raises(KeyboardInterrupt):
+            append(storage, message(1), message(2))
+        kept = [*first, 1, 2] if statement == "COMMIT" else first
+        assert read(storage) == [message(seq) for seq in kept]
+        append(storage, message(3))
+        (stream,) = storage.streams()
+        assert (stream.count, stream.next_seq) == (len(kept) + 1, 4)
+    with SqliteQueueStorage(path) as storage:
+        assert read(storage) == [message(seq) for seq in [*kept, 3]]
+
+
 @pytest.mark.parametrize(("code", "error"), [(errno.EWOULDBLOCK, StorageLocked), (errno.ENOLCK, StorageError)])
 def test_a_lock_that_can_not_be_had_is_not_taken_for_another_owner(
     path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[StorageError]
