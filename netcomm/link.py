@@ -370,15 +370,6 @@ class Link:
         """
         self.will_wait()
         self._catch_up()
-        for item in self._deadlines.pop_due(monotonic()):
-            if isinstance(item, _Connection):
-                self._drop(item)
-            elif isinstance(item, _Listener):
-                self._watch_listener(item)
-            elif item.sock is not None:
-                self._attempt_failed(item, TimeoutError(errno.ETIMEDOUT, "timed out"))
-            else:
-                self._resolve(item)
         if self._events:
             timeout = 0
         due = self._deadlines.next()
@@ -403,8 +394,21 @@ class Link:
                 self._connected(target)
             else:
                 target.silence()
+        if due is not None and (now := monotonic()) >= due:
+            self._act_on_deadlines(now)
         while self._events:
             yield self._events.popleft()
+
+    def _act_on_deadlines(self, now: float) -> None:
+        for item in self._deadlines.pop_due(now):
+            if isinstance(item, _Connection):
+                self._drop(item)
+            elif isinstance(item, _Listener):
+                self._watch_listener(item)
+            elif item.sock is not None:
+                self._attempt_failed(item, TimeoutError(errno.ETIMEDOUT, "timed out"))
+            else:
+                self._resolve(item)
 
     @property
     def quiet(self) -> bool:

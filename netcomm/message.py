@@ -197,7 +197,7 @@ class Run:
 
     start, stop: their place in the batch.
     seq: the place of the first of them in the stream.
-    size: the bytes that they take on the wire.
+    size: the bytes that they take on the wire, each by itself; of an open run, with those that have joined it.
     resent: whether they were sent before, and the connection broke.
     """
 

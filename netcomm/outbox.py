@@ -518,7 +518,7 @@ class Outbox:
         return sum(entry.count for stream in self._streams for entry in stream.in_flight)
 
     def has_room(self, size: int) -> bool:
-        """Whether a transient message of `size` bytes on the wire may be appended."""
+        """Whether a transient message of `size` bytes on the wire may be appended. What has joined is counted first."""
         self.volatile.close_run()
         return self.volatile.has_room(size, self._limits)
 

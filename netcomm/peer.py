@@ -8,7 +8,8 @@ it while user code runs, or while anything can block.
 Whoever changes messaging, under the mutex, calls `_settle` before letting go, and the loop once for all that a pass has
 brought: it writes what became writable, and acts on what happened. So a message for an idle connection is on its way
 before `send` returns, without waking the loop; and what a callback sends, when the callback returns. A connection that
-is busy is left to the loop, which sends what has gathered as one batch.
+is busy is left to the loop: a message that joins those that wait for it already needs nothing else, and goes out in one
+batch with them.
 
 With a storage, a fourth thread, the *keeper*, does its background work. Persistent messages are stored by the callers,
 before `send` returns: one of those that come at the same time stores the messages of all, in one transaction, under
@@ -33,7 +34,14 @@ from typing import Any, NoReturn, Self, TypeVar
 from netcomm import link, messaging, wire
 from netcomm.callbacks import Callback
 from netcomm.dispatcher import Dispatcher
-from netcomm.errors import ConfigurationError, LifecycleError, MessageTooLarge, NetcommError, QueueFull
+from netcomm.errors import (
+    ConfigurationError,
+    LifecycleError,
+    MessageTooLarge,
+    NetcommError,
+    QueueFull,
+    StorageUnavailable,
+)
 from netcomm.keeper import Keeper
 from netcomm.leadership import Leadership
 from netcomm.message import (
@@ -93,7 +101,7 @@ class _Uncommitted:
     epoch: int
     ttl: float | None
     deliveries: list[Delivery]
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class _Release:
@@ -235,7 +243,8 @@ class Peer(threading.Thread):
         # What came in while there was no function to hand it to; only the dispatcher changes it.
         self._held: deque[messaging.Received] = deque()
         self._muted = False  # no more received messages to callbacks
-        self._conversing = False  # few messages have come in last: perhaps the next answers the answer
+        self._has_spoken = False  # since messages have come in last
+        self._conversing = False  # few have come in, and before them something was sent: perhaps it goes on like that
         _peers.add(self)
 
     def _restore(self, storage: QueueStorage) -> None:
@@ -415,11 +424,8 @@ class Peer(threading.Thread):
             run = self._gathering.get(ident)
             size = len(data)
             if run is not None and size <= self._max_data_bytes:
-                self._mutex.acquire()  # takes half the time of `with`
-                try:
+                with self._mutex:
                     joined = run.join(data, size) if self._phase is _RUNNING else None
-                finally:
-                    self._mutex.release()
                 if joined is not None:
                     return joined
         ttl, persistent = self._check_terms(ident, ttl, persistent)
@@ -524,6 +530,7 @@ class Peer(threading.Thread):
 
     def _queue(self, ident: str, entry: Delivery | Run, until: float | None) -> None:
         """With the mutex held: queue transient messages, as there is room for them."""
+        self._has_spoken = True
         left = entry.count
         while (taken := self._messaging.send(ident, entry, monotonic())) < left:
             left -= taken
@@ -565,17 +572,22 @@ class Peer(threading.Thread):
                 with self._mutex:
                     now = monotonic()
                     for stored in batches:
-                        stored.error = error
                         if error is None:
+                            self._has_spoken = True
                             self._messaging.send_stored(stored.ident, stored.deliveries, now)
-                        else:
-                            self._messaging.not_stored(stored.ident, stored.deliveries)
+                            continue
+                        is_for_all = stored is batch or isinstance(error, Exception)
+                        stored.error = error if is_for_all else StorageUnavailable("storing was interrupted; try again")
+                        self._messaging.not_stored(stored.ident, stored.deliveries)
                     self._settle()
         if batch.error is not None:
             raise batch.error
 
-    def _store(self, storage: QueueStorage, batches: list[_Uncommitted]) -> Exception | None:
-        """Store batches in one transaction; returns what kept them from being stored."""
+    def _store(self, storage: QueueStorage, batches: list[_Uncommitted]) -> BaseException | None:
+        """Store batches in one transaction; returns what kept them from being stored.
+
+        That may be an interruption of this thread, which the others must hear of in another way.
+        """
         now = self._wall_clock()
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
         for batch in batches:
@@ -588,7 +600,7 @@ class Peer(threading.Thread):
             )
         try:
             storage.append([Append(ident, epoch, messages) for (ident, epoch), messages in streams.items()])
-        except Exception as error:  # whatever a plug-in raises, the callers must hear of it
+        except BaseException as error:  # whatever a plug-in raises, the callers must hear of it
             return error
         return None
 
@@ -736,18 +748,19 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._leadership.wanted:
                 return
-            now = monotonic()
-            if self._tell_at is not None and now >= self._tell_at:
-                self._tell_at = now + _ACK_DELAY_S if self._tell() else None
-            self._messaging.tick(now)
-            if self._messaging.unsettled:
+            if self._messaging.unsettled:  # since a caller found nobody who waits
                 self._settle()
             when = self._wake_at = self._next_deadline()
-        timeout = None if when is None else max(0.0, when - now)
+        timeout = None if when is None else max(0.0, when - monotonic())
         for event in self._link.poll(timeout, self._conversing):
             with self._mutex:
                 self._act_on_link(event)
         with self._mutex:
+            # Behind what has come in: who has answered in time is not late because nobody could read.
+            if when is not None and (now := monotonic()) >= when:
+                if self._tell_at is not None and now >= self._tell_at:
+                    self._tell_at = now + _ACK_DELAY_S if self._tell() else None
+                self._messaging.tick(now)
             self._settle()
 
     def _next_deadline(self) -> float | None:
@@ -910,7 +923,8 @@ class Peer(threading.Thread):
 
     def _hand_over(self, received: messaging.Received) -> None:
         """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end."""
-        self._conversing = len(received.payloads) < messaging.CONVERSATION
+        self._conversing = self._has_spoken and len(received.payloads) < messaging.CONVERSATION
+        self._has_spoken = False
         with self._mutex:
             self._batch, self._returned, self._told = received, 0, 0
             self._tell_at = monotonic() + _ACK_DELAY_S

@@ -81,8 +81,10 @@ def _on(processors: Sequence[int]) -> Iterator[None]:
     """What is started meanwhile runs on these processors alone."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, processors)
-    yield
-    os.sched_setaffinity(0, before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def send(control: Control, address: Address, connections: int, programs: int, many: bool) -> None:
@@ -94,6 +96,7 @@ def send(control: Control, address: Address, connections: int, programs: int, ma
         numbers = range(connections * number // programs, connections * (number + 1) // programs)
         pipes.append(pipe)
         fork.Process(target=send_in_turns, args=(theirs, pipes, address, numbers, many)).start()
+        theirs.close()
     for pipe in pipes:
         pipe.recv()
     control.tell(connected=True)

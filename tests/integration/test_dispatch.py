@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,14 +18,17 @@ from netcomm import (
     Message,
     wire,
 )
-from netcomm.link import Link
+from netcomm.link import Link, LinkEvent
+from netcomm.message import Stream
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
     Recorder,
     SnakemqConnector,
     SnakemqListener,
+    dial,
     in_thread,
+    netcomm_handshake,
     record,
     threads_of,
     wait_until,
@@ -163,6 +168,80 @@ def test_what_a_callback_sends_does_not_wait_for_acknowledgements(pair: Pair) ->
     wait_until(lambda: pair.niess.stats().peers["bob"].received == 11, "the last message", timeout=5)
     go_on.set()
     assert pair.bob.flush(DEADLINE_S)
+
+
+def test_who_has_answered_a_ping_in_time_stays_connected_though_nobody_could_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("netcomm.leadership.PATIENCE_S", DEADLINE_S)  # no deputy reads while a callback runs
+    limits = Limits(keepalive_idle_s=0.1, keepalive_wait_s=0.3)
+    begun, go_on = threading.Event(), threading.Event()
+    with SnakemqListener("niess", "127.0.0.1", 0, limits=limits) as niess:
+        niess.on_recv.add(lambda ident, data: begun.set() or go_on.wait(DEADLINE_S))
+        disconnects = record(niess.on_disconnect)
+        with (
+            dial(niess.address) as quiet,
+            SnakemqConnector("bob", *niess.address) as bob,
+        ):
+            quiet.sendall(netcomm_handshake("quiet") + wire.begin(wire.Begin(Stream.VOLATILE, 7, 0, 0)))
+            read_until(quiet, wire.PING)
+            bob.send("niess", b"")
+            assert begun.wait(DEADLINE_S)
+            quiet.sendall(wire.PONG)
+            time.sleep(2 * limits.keepalive_wait_s)  # so that the answer would be late, if it had not come before
+            go_on.set()
+            read_until(quiet, wire.PING)  # the next one
+            assert ("quiet",) not in disconnects.calls
+
+
+def read_until(sock: socket.socket, end: bytes) -> None:
+    received = b""
+    while not received.endswith(end):
+        chunk = sock.recv(65536)
+        assert chunk, "the connection was closed"
+        received += chunk
+
+
+def test_a_send_that_is_interrupted_leaves_no_lock_behind(pair: Pair) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(40):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0001 * number)
+                while True:
+                    pair.bob.send("niess", b"x")
+            assert pair.bob._mutex.acquire(timeout=DEADLINE_S)
+            pair.bob._mutex.release()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_only_who_answers_stays_awake_for_more(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    eager_waits: list[bool] = []
+    poll = Link.poll
+
+    def note(link: Link, timeout: float | None, eager: bool = False) -> Iterator[LinkEvent]:
+        if threading.current_thread().name.startswith("netcomm-niess"):
+            eager_waits.append(eager)
+        return poll(link, timeout, eager)
+
+    monkeypatch.setattr(Link, "poll", note)
+    received = record(pair.niess.on_recv)
+    for number in range(20):
+        assert pair.bob.send("niess", b"%d" % number).wait(DEADLINE_S)
+    assert eager_waits
+    assert not any(eager_waits)
+    pair.niess.on_recv.add(lambda ident, data: pair.niess.send(ident, data))
+    answers = record(pair.bob.on_recv)
+    for number in range(20):
+        pair.bob.send("niess", b"%d" % number)
+        answers.wait(number + 1)
+    assert any(eager_waits)
+    assert len(received.calls) == 40
 
 
 def test_an_answer_and_the_acknowledgement_go_out_together(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
