@@ -283,9 +283,10 @@ class Run:
         size += self.size + batch.overhead
         if index >= self._max_stop or size > self._max_size:
             return None
-        self.size = size
-        batch.data.append(data)
+        # In this order: wherever Ctrl-C comes in between, what is there fits.
         batch.states.append(QUEUED)
+        batch.data.append(data)
+        self.size = size
         return BatchDelivery(batch, index)
 
     @property
