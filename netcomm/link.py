@@ -345,13 +345,10 @@ class Link:
                 connection.broken = _reason(error)
                 break
             connection.output_bytes -= sent
-            while sent:
-                first = output[0]
-                if sent < len(first):
-                    output[0] = memoryview(first)[sent:]
-                    break
-                sent -= len(first)
-                output.popleft()
+            while output and sent >= len(output[0]):  # an empty one, too
+                sent -= len(output.popleft())
+            if sent:
+                output[0] = memoryview(output[0])[sent:]
         if connection.broken is not None or bool(output) != bool(connection.events & selectors.EVENT_WRITE):
             self._mark_stale(connection)
 

@@ -132,6 +132,19 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def test_an_empty_message_behind_a_large_one_of_its_batch_arrives() -> None:
+    payloads = [bytes(20_000), b"", b"", bytes(20_000), b""]  # what is large is not joined with what is next to it
+    with (
+        SnakemqListener("niess", "127.0.0.1", 0) as niess,
+        SnakemqConnector("bob", *niess.address) as bob,
+    ):
+        received = record(niess.on_recv)
+        assert bob.wait_connected("niess", DEADLINE_S)
+        bob.send_many("niess", payloads)
+        assert bob.flush(DEADLINE_S)
+    assert [data for _, data in received.calls] == payloads
+
+
 def test_what_each_of_many_threads_sends_keeps_its_order() -> None:
     with SnakemqListener("niess", "127.0.0.1", 0) as niess, SnakemqConnector("bob", *niess.address) as bob:
         received = record(niess.on_recv)
