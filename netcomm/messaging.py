@@ -231,6 +231,11 @@ class _Peer:
     def connected(self) -> bool:
         return self.connection is not None and self.connection.session.established
 
+    @property
+    def converses(self) -> bool:
+        """Whether so few messages are queued that each should go out by itself."""
+        return self.outbox.volatile.queued < CONVERSATION
+
 
 # With fewer messages that are not acknowledged, two peers converse, and each message goes out by itself: an answer
 # often comes before the acknowledgement of what it answers. With more, it is a stream, and what gathers goes together.
@@ -584,28 +589,24 @@ class Messaging:
         peer = self._peer_of(connection)
         state, fresh = peer.inbox.accept(data)
         if fresh.payloads:
-            self._took(peer, connection, fresh.stream, state.epoch, state.redelivered_below, fresh.runs, fresh.payloads)
+            runs, payloads = fresh.runs, fresh.payloads
+            received = Received(
+                peer.ident, fresh.stream, state.epoch, state.redelivered_below, runs, payloads, _size(payloads)
+            )
+            self._took(peer, connection, received)
 
     def _receive_legacy(self, connection: _Connection, items: list[tuple[bytes, int, int, bytes]]) -> None:
+        peer = self._peer_of(connection)
         runs = [(0, 1, uuid, ttl, flags) for uuid, ttl, flags, _ in items]
-        self._took(self._peer_of(connection), connection, None, 0, 0, runs, [item[3] for item in items])
+        payloads = [item[3] for item in items]
+        self._took(peer, connection, Received(peer.ident, None, 0, 0, runs, payloads, _size(payloads)))
 
-    def _took(
-        self,
-        peer: _Peer,
-        connection: _Connection,
-        stream: Stream | None,
-        epoch: int,
-        redelivered_below: int,
-        runs: list[wire.MessageRun],
-        payloads: list[bytes],
-    ) -> None:
-        size = _size(payloads)
-        peer.received += len(payloads)
-        peer.inbox.pending_bytes += size
+    def _took(self, peer: _Peer, connection: _Connection, received: Received) -> None:
+        peer.received += len(received.payloads)
+        peer.inbox.pending_bytes += received.size
         if self._is_full(connection):
             self._pause(connection, True)
-        self._events.append(Received(peer.ident, stream, epoch, redelivered_below, runs, payloads, size))
+        self._events.append(received)
 
     def _is_full(self, connection: _Connection) -> bool:
         """Whether more waits for callbacks than this connection may add to."""
@@ -668,7 +669,7 @@ class Messaging:
     def converses(self, ident: str) -> bool:
         """Whether so few messages are queued for `ident` that each should go out by itself."""
         peer = self._peers.get(ident)
-        return peer is None or peer.outbox.volatile.queued < CONVERSATION
+        return peer is None or peer.converses
 
     def send(self, ident: str, entry: Entry, now: float) -> int:
         """Queue transient messages for `ident`; returns how many were taken: as many as there is room for.
@@ -676,7 +677,7 @@ class Messaging:
         What was not taken is left in `entry`, if that is a Run.
         """
         peer = self._peers.get(ident) or self._peer(ident)
-        self._note_queueing(peer)
+        self.prompt = self.prompt or peer.converses
         taken = peer.outbox.append(entry, now)
         if peer.outbox.volatile.open_run is not None:
             self.gathering[ident] = peer.outbox.volatile.open_run
@@ -691,15 +692,12 @@ class Messaging:
     def send_stored(self, ident: str, deliveries: list[Delivery], now: float) -> None:
         """Queue persistent messages for `ident`, which are numbered and stored, and all have the same time to live."""
         peer = self._peer(ident)
-        self._note_queueing(peer)
+        self.prompt = self.prompt or peer.converses
         peer.outbox.add_stored(deliveries)
         if deliveries[0].expires_at is not None:
             self._watch_expiry(peer)
         self._after_queueing(peer, now)
         self._ask_storage(peer)
-
-    def _note_queueing(self, peer: _Peer) -> None:
-        self.prompt = self.prompt or peer.outbox.volatile.queued < CONVERSATION
 
     def _after_queueing(self, peer: _Peer, now: float) -> None:
         connection = peer.connection

@@ -175,7 +175,11 @@ class VolatileOutStream(OutStream):
         self.open_run: Run | None = None
 
     def has_room(self, size: int, limits: Limits) -> bool:
-        """Whether a message of `size` bytes on the wire may be appended; if none is there, one always may."""
+        """Whether a message of `size` bytes on the wire may be appended; if none is there, one always may.
+
+        What has joined is counted first.
+        """
+        self.close_run()
         return not self.queued or (
             self.queued < limits.max_queued_messages and self.queued_bytes + size <= limits.max_queued_bytes
         )
@@ -518,8 +522,7 @@ class Outbox:
         return sum(entry.count for stream in self._streams for entry in stream.in_flight)
 
     def has_room(self, size: int) -> bool:
-        """Whether a transient message of `size` bytes on the wire may be appended. What has joined is counted first."""
-        self.volatile.close_run()
+        """Whether a transient message of `size` bytes on the wire may be appended."""
         return self.volatile.has_room(size, self._limits)
 
     @property

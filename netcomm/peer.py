@@ -429,8 +429,7 @@ class Peer(threading.Thread):
                 if joined is not None:
                     return joined
         ttl, persistent = self._check_terms(ident, ttl, persistent)
-        if type(data) is not bytes or len(data) > self._max_data_bytes:
-            data = self._to_payload(data)
+        data = self._to_payload(data)
         if persistent:
             delivery = self._make_delivery(ident, data, ttl, True)
             self._commit(ident, [delivery], ttl)
