@@ -68,10 +68,10 @@ class FanIn:
                 )
             senders.hear()
             each = max(1, self.count // connections)
-            for count in (each, each):  # the first time to warm up
-                total = count * connections
+            total = each * connections
+            for _ in ("warm up", "measure"):
                 receiver.ask(count=total, size=_SIZE, streams=connections)
-                seconds = senders.ask(count=count)["seconds"]
+                seconds = senders.ask(count=each)["seconds"]
                 cpu = expect_all(receiver, total)
         return total / seconds, 1e6 * cpu / total
 

@@ -213,6 +213,12 @@ def test_a_file_that_cannot_be_written_any_further_is_reported_and_keeps_what_wa
         assert read(storage) == [message(seq, 1000) for seq in range(count)]
 
 
+def connect_as(kind: type[sqlite3.Connection], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let connections to SQLite be of a kind that shows a fault."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=kind, **options))
+
+
 class FailingConnection(sqlite3.Connection):
     """A connection whose statements fail with an I/O error while `failing` names how they begin."""
 
@@ -230,10 +236,7 @@ class FailingConnection(sqlite3.Connection):
 def test_an_io_error_anywhere_in_a_transaction_leaves_the_storage_as_it_was(
     path: Path, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = sqlite3.connect
-    monkeypatch.setattr(
-        sqlite3, "connect", lambda *args, **options: connect(*args, factory=FailingConnection, **options)
-    )
+    connect_as(FailingConnection, monkeypatch)
     with SqliteQueueStorage(path) as storage:
         append(storage, message(0))
         monkeypatch.setattr(FailingConnection, "failing", (statement,))
@@ -266,10 +269,7 @@ class InterruptedConnection(sqlite3.Connection):
 def test_a_change_that_is_interrupted_is_stored_or_is_not_and_the_storage_goes_on(
     path: Path, statement: str, first: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = sqlite3.connect
-    monkeypatch.setattr(
-        sqlite3, "connect", lambda *args, **options: connect(*args, factory=InterruptedConnection, **options)
-    )
+    connect_as(InterruptedConnection, monkeypatch)
     with SqliteQueueStorage(path) as storage:
         append(storage, *map(message, first))
         storage._db.interrupted = statement  # type: ignore[attr-defined]

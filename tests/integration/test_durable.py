@@ -229,29 +229,6 @@ def keep_little_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "_LOAD_COUNT", 3)
 
 
-def test_an_interrupted_send_tells_those_whose_messages_it_was_storing(nowhere: tuple[str, int]) -> None:
-    storage = HeldStorage("append")
-    failing = FailingStorage(storage, "append")
-    with sender_to(nowhere, failing) as peer:
-        first = in_thread(lambda: peer.send("receiver", b"first"))
-        assert storage.reached.wait(DEADLINE_S)
-        others = [in_thread(lambda: peer.send("receiver", b"other")) for _ in range(3)]
-        wait_until(lambda: len(peer._uncommitted) == 3, "the others")
-        failing.error = KeyboardInterrupt()
-        storage.let_go.set()
-        assert first().state is DeliveryState.QUEUED
-        raised = []
-        for other in others:
-            with pytest.raises((KeyboardInterrupt, StorageUnavailable)) as info:
-                other()
-            raised.append(info.type)
-        assert sorted(raised, key=str) == [KeyboardInterrupt, StorageUnavailable, StorageUnavailable]
-        failing.error = None
-        peer.send("receiver", b"last")
-        assert peer.stats().peers["receiver"].queued == 2
-    assert [message.data for message in storage.read("receiver", 0, 10, 1000)] == [b"first", b"last"]
-
-
 # -- Restarts -------------------------------------------------------------------------------------------------
 
 
@@ -856,6 +833,29 @@ def test_a_callback_may_wait_for_a_persistent_delivery(url: str, inbox_url: str,
         receiver.wait_connected("sender", DEADLINE_S)
         receiver.send("sender", b"question")
         assert waited.wait(1) == [True]
+
+
+def test_an_interrupted_send_tells_those_whose_messages_it_was_storing(nowhere: tuple[str, int]) -> None:
+    storage = HeldStorage("append")
+    failing = FailingStorage(storage, "append")
+    with sender_to(nowhere, failing) as peer:
+        first = in_thread(lambda: peer.send("receiver", b"first"))
+        assert storage.reached.wait(DEADLINE_S)
+        others = [in_thread(lambda: peer.send("receiver", b"other")) for _ in range(3)]
+        wait_until(lambda: len(peer._uncommitted) == 3, "the others")
+        failing.error = KeyboardInterrupt()
+        storage.let_go.set()
+        assert first().state is DeliveryState.QUEUED
+        raised = []
+        for other in others:
+            with pytest.raises((KeyboardInterrupt, StorageUnavailable)) as info:
+                other()
+            raised.append(info.type)
+        assert sorted(raised, key=str) == [KeyboardInterrupt, StorageUnavailable, StorageUnavailable]
+        failing.error = None
+        peer.send("receiver", b"last")
+        assert peer.stats().peers["receiver"].queued == 2
+    assert [message.data for message in storage.read("receiver", 0, 10, 1000)] == [b"first", b"last"]
 
 
 # -- snakeMQ --------------------------------------------------------------------------------------------------

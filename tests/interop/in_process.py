@@ -173,7 +173,7 @@ class NetcommReceiver:
                         Received(ident, uuid, None if ttl == _INFINITE else ttl, flags, data)
                         for _, uuid, ttl, flags, data in event.items
                     ]
-                    self._messaging.hand_over(event, 0, len(event.items), 0.0)
+                    self._messaging.hand_over(event, 0, len(event.payloads), 0.0)
                 case messaging.Close():
                     self._closed = True
         for number in self._messaging.take_writable():
