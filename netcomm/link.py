@@ -14,7 +14,6 @@ import logging
 import os
 import selectors
 import socket
-import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,10 +21,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from time import monotonic
-from typing import Any
 
+from netcomm import places
 from netcomm.deadlines import Deadlines
-from netcomm.errors import BindError, ConfigurationError
+from netcomm.errors import BindError
 from netcomm.message import Limits
 
 log = logging.getLogger("netcomm.link")
@@ -37,12 +36,9 @@ _BUFFERS_PER_SEND = 64
 _LINGER_S = 1.0
 _ACCEPT_PAUSE_S = 1.0
 _ACCEPTS_PER_PASS = 64
-_UNIX_PREFIX = "unix:"
 # To put a processor to sleep and to wake it takes longer than many an answer.
 _SPIN_S = 0.0003 if (os.cpu_count() or 1) > 1 else 0.0
 _MOST_CAUTIOUS = 64
-
-Address = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -172,11 +168,12 @@ class _Connector:
         self.number = number
         self.host = host
         self.port = port
-        self.where = host if host.startswith(_UNIX_PREFIX) else f"{host}:{port}"
+        self.where = places.name(host, port)
         self.delay_s = delay_s
-        self.candidates: deque[tuple[int, Any]] = deque()  # (family, address), still to be tried
+        self.candidates: deque[places.Candidate] = deque()  # still to be tried
         self.attempt_s = 0.0  # how long each of them may take
         self.sock: socket.socket | None = None  # while it connects
+        self.local = False  # whether that is a local socket
         self.failing = False  # whether the log has told of the failure
 
 
@@ -221,18 +218,18 @@ class Link:
 
     # -- Any thread -------------------------------------------------------------------------------------------
 
-    def add_listener(self, host: str, port: int) -> str | Address:
-        """Listen; returns the bound address. Port 0 picks one, `unix:/path` listens on a Unix socket.
+    def add_listener(self, host: str, port: int) -> str | places.Address:
+        """Listen at a place; returns the bound address. Port 0 picks one.
 
         Raises BindError where the address can't be had.
         """
         try:
-            sockets, path, address = _listen(host, port)
+            sockets, path, address = places.listen(host, port)
         except UnicodeError as error:
             raise BindError(errno.EINVAL, f"can't listen on {host}:{port}: not a host name: {error}") from error
         except OSError as error:
-            place = host if host.startswith(_UNIX_PREFIX) else f"{host}:{port}"
-            raise BindError(error.errno, f"can't listen on {place}: {error.strerror or error}") from error
+            text = f"can't listen on {places.name(host, port)}: {error.strerror or error}"
+            raise BindError(error.errno, text) from error
         listeners = [_Listener(sock, path) for sock in sockets]
         self._listeners += listeners
         for listener in listeners:
@@ -476,9 +473,8 @@ class Link:
     # Connections
 
     def _open(self, sock: socket.socket, where: str, connector: _Connector | None) -> None:
-        if sock.family != socket.AF_UNIX:
-            with contextlib.suppress(OSError):  # reset already: reading will tell
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # reset already: reading will tell
+            places.tune(sock)
         self._last_number += 1
         connection = _Connection(self._last_number, sock, where, connector)
         self._connections[connection.number] = connection
@@ -580,7 +576,7 @@ class Link:
                 log.log(
                     logging.DEBUG if self._overfull else logging.WARNING,
                     "closing the connection from %s: %d are open, which is the limit",
-                    _where(sock, address),
+                    places.origin(sock, address),
                     self._limits.max_connections,
                 )
                 self._overfull = True
@@ -588,7 +584,7 @@ class Link:
                 continue
             self._overfull = False
             sock.setblocking(False)
-            self._open(sock, _where(sock, address), None)
+            self._open(sock, places.origin(sock, address), None)
             yield self._events.pop()
 
     # Connectors
@@ -597,42 +593,38 @@ class Link:
         """Begin an attempt to connect, with the name resolved afresh."""
         if connector not in self._connectors:
             return
-        if connector.host.startswith(_UNIX_PREFIX):
-            self._resolved(connector, [(socket.AF_UNIX, connector.host.removeprefix(_UNIX_PREFIX))])
+        if not places.needs_lookup(connector.host):
+            self._resolved(connector, places.candidates(connector.host, connector.port))
             return
-        if _is_address(connector.host):
-            self._resolved(connector, _lookup(connector.host, connector.port))
-        else:
-            # A name server may take its time, and there is no way to ask it without waiting.
-            resolver = threading.Thread(
-                target=self._resolve_name, args=(connector,), name="netcomm-resolver", daemon=True
-            )
-            try:
-                resolver.start()
-            except RuntimeError as error:  # no thread to be had
-                self._attempt_failed(connector, OSError(errno.EAGAIN, str(error)))
+        # A name server may take its time, and there is no way to ask it without waiting.
+        resolver = threading.Thread(target=self._resolve_name, args=(connector,), name="netcomm-resolver", daemon=True)
+        try:
+            resolver.start()
+        except RuntimeError as error:  # no thread to be had
+            self._attempt_failed(connector, OSError(errno.EAGAIN, str(error)))
 
     def _resolve_name(self, connector: _Connector) -> None:
         try:
-            result: list[tuple[int, Any]] | OSError = _lookup(connector.host, connector.port)
+            result: list[places.Candidate] | OSError = places.candidates(connector.host, connector.port)
         except OSError as error:
             result = error
         except UnicodeError as error:  # a label that is too long, or empty
             result = OSError(errno.EINVAL, f"not a host name: {error}")
         self._call_soon(partial(self._resolved, connector, result))
 
-    def _resolved(self, connector: _Connector, result: list[tuple[int, Any]] | OSError) -> None:
+    def _resolved(self, connector: _Connector, result: list[places.Candidate] | OSError) -> None:
         if connector not in self._connectors:
             return
         if isinstance(result, OSError):
             self._attempt_failed(connector, result)
             return
         connector.candidates = deque(result)
-        connector.attempt_s = max(1.0, self._limits.handshake_s / len(result))
+        slow = sum(not candidate.local for candidate in result)  # a local socket answers at once
+        connector.attempt_s = max(1.0, self._limits.handshake_s / slow)
         self._try_next(connector)
 
     def _try_next(self, connector: _Connector) -> None:
-        family, address = connector.candidates.popleft()
+        family, address, connector.local = connector.candidates.popleft()
         try:
             sock = connector.sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
@@ -655,6 +647,8 @@ class Link:
                 # A client port of this machine may happen to be the one that nobody listens on: TCP then connects it
                 # to itself.
                 code = errno.ECONNREFUSED
+            elif not code and connector.local and not places.is_trusted(sock):
+                code = errno.EACCES
         except OSError as error:  # reset meanwhile
             code = error.errno or errno.ENOTCONN
         if code:
@@ -696,107 +690,3 @@ class Link:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
-
-
-def _where(sock: socket.socket, address: Any) -> str:
-    if sock.family == socket.AF_UNIX:
-        return f"{_UNIX_PREFIX}{sock.getsockname()}"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_address(host: str) -> bool:
-    """Whether a host is given as an IP address, and not by a name."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError, ValueError):
-            socket.inet_pton(family, host.partition("%")[0])
-            return True
-    return False
-
-
-def _lookup(host: str, port: int, flags: int = 0) -> list[tuple[int, Any]]:
-    """The (family, address) pairs of a host, without repetitions."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-    return list(dict.fromkeys((int(family), address) for family, _, _, _, address in found))
-
-
-def _listen(host: str, port: int) -> tuple[list[socket.socket], str | None, str | Address]:
-    """Listen on every address of `host`; returns the sockets, the path of a Unix socket, and the address."""
-    if host.startswith(_UNIX_PREFIX):
-        path = host.removeprefix(_UNIX_PREFIX)
-        # A name in the abstract namespace is no file.
-        return [_listen_unix(path)], None if path.startswith("\0") else path, host
-    sockets: list[socket.socket] = []
-    unusable: OSError | None = None
-    try:
-        for family, address in _lookup(host, port, socket.AI_PASSIVE):
-            if sockets and port == 0:
-                # The addresses of one name share the port that the first one was given.
-                address = (address[0], sockets[0].getsockname()[1], *address[2:])
-            try:
-                sockets.append(_bind(family, address))
-            except OSError as error:
-                # A name may have an address of a family that this machine does not have.
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                unusable = error
-        if unusable is not None and not sockets:
-            raise unusable
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets, None, sockets[0].getsockname()[:2]
-
-
-def _bind(family: int, address: Any) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # elsewhere the option would let two programs share the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setblocking(False)
-        sock.bind(address)
-        sock.listen(1024)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _listen_unix(path: str) -> socket.socket:
-    try:
-        return _bind(socket.AF_UNIX, path)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
-            raise
-    os.unlink(path)
-    return _bind(socket.AF_UNIX, path)
-
-
-def _is_left_behind(path: str) -> bool:
-    """Whether a file is a Unix socket on which nobody listens: its process died without removing it."""
-    if not stat.S_ISSOCK(os.stat(path).st_mode):
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except BlockingIOError:  # its backlog is full
-            return False
-    return False
-
-
-def check_place(host: object, port: object) -> tuple[str, int]:
-    """Return `host` and `port` if they can name a place.
-
-    Raises ConfigurationError where host is not a str, or port is not an int from 0 to 65535.
-    """
-    if not isinstance(host, str):
-        raise ConfigurationError(f"a host must be a str, not {type(host).__name__}")
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
-        raise ConfigurationError(f"a port must be an int from 0 to 65535, not {port!r}")
-    return host, port

@@ -31,7 +31,7 @@ from time import monotonic, time
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from netcomm import link, messaging, wire
+from netcomm import link, messaging, places, wire
 from netcomm.callbacks import Callback
 from netcomm.dispatcher import Dispatcher
 from netcomm.errors import (
@@ -278,12 +278,13 @@ class Peer(threading.Thread):
     def add_connector(self, host: str, port: int) -> None:
         """Connect to a place, and again whenever the connection is lost, until `terminate`.
 
-        host: a name or an IP address, resolved afresh at each attempt; or `unix:/path`, with any port.
+        host: a name or an IP address, resolved afresh at each attempt; or `unix:/path`, with any port. Where it is
+            this machine, a Unix socket takes the place of TCP if the listener offers one; not with `tcp:` before it.
         port: 1 to 65535.
 
         Before or after `start`. Raises ConfigurationError, LifecycleError. May be called from any thread.
         """
-        host, port = link.check_place(host, port)
+        host, port = places.check_place(host, port)
         with self._mutex:
             self._check_phase(_Phase.NEW, _Phase.RUNNING)
             self._link.add_connector(host, port)
@@ -291,14 +292,14 @@ class Peer(threading.Thread):
     def add_listener(self, host: str, port: int) -> str | tuple[str, int]:
         """Accept connections at a place, until `terminate`.
 
-        host: a name or an IP address of this machine ("0.0.0.0" and "::" are all of them); or `unix:/path`, with any
-            port.
+        host: a name or an IP address of this machine ("0.0.0.0" and "::" are all of them), with `tcp:` before it to
+            offer nothing else to programs on this machine; or `unix:/path`, with any port.
         port: 0 to 65535; 0 picks a free one.
 
         Returns the bound address: (host, port), or `unix:/path`. Before or after `start`. Raises BindError where the
         place can't be had, ConfigurationError, LifecycleError. May be called from any thread.
         """
-        host, port = link.check_place(host, port)
+        host, port = places.check_place(host, port)
         with self._mutex:
             self._check_phase(_Phase.NEW, _Phase.RUNNING)
             return self._link.add_listener(host, port)

@@ -25,6 +25,7 @@ LIBRARY = [
     "keeper",
     "dispatcher",
     "leadership",
+    "places",
     "link",
     "peer",
     "connector",
