@@ -36,6 +36,7 @@ _BUFFERS_PER_SEND = 64
 _LINGER_S = 1.0
 _ACCEPT_PAUSE_S = 1.0
 _ACCEPTS_PER_PASS = 64
+_READS_PER_PASS = 4
 # To put a processor to sleep and to wake it takes longer than many an answer.
 _SPIN_S = 0.0003 if (os.cpu_count() or 1) > 1 else 0.0
 _MOST_CAUTIOUS = 64
@@ -52,10 +53,10 @@ class Opened:
 
 @dataclass(slots=True)
 class Chunk:
-    """Bytes came in."""
+    """Bytes came in; they are there until the next event is asked for."""
 
     connection: int
-    data: bytes
+    data: memoryview
 
 
 @dataclass(slots=True)
@@ -378,8 +379,8 @@ class Link:
                 if target.lingering:
                     self._linger(target)
                     continue
-                if events & selectors.EVENT_READ and (event := self._read(target)) is not None:
-                    yield event
+                if events & selectors.EVENT_READ:
+                    yield from self._receive(target)
                 if events & selectors.EVENT_WRITE and not target.lingering:
                     yield Writable(target.number)
             elif isinstance(target, _Listener):
@@ -481,6 +482,16 @@ class Link:
         self._watch(connection)
         self._events.append(Opened(connection.number, where, connector.number if connector else 0))
 
+    def _receive(self, connection: _Connection) -> Iterator[LinkEvent]:
+        """Read once; or, while the owner says where to, until there is nothing more, but not for ever."""
+        for _ in range(_READS_PER_PASS):
+            event = self._read(connection)
+            if event is None:
+                return
+            yield event
+            if connection.buffer is None or connection.paused or connection.lingering:
+                return
+
     def _read(self, connection: _Connection) -> Chunk | Filled | None:
         buffer = connection.buffer
         try:
@@ -494,7 +505,7 @@ class Link:
             self._lose(connection, "closed by the other side")
             return None
         if buffer is None:
-            return Chunk(connection.number, bytes(self._scratch[:count]))
+            return Chunk(connection.number, self._scratch[:count])
         connection.buffer = None
         return Filled(connection.number, count)
 

@@ -366,7 +366,7 @@ class Messaging:
         else:
             self._disconnect(peer, connection, reason, now)
 
-    def data_received(self, number: int, chunk: bytes, now: float) -> memoryview | None:
+    def data_received(self, number: int, chunk: bytes | memoryview, now: float) -> memoryview | None:
         """Bytes came in on a connection; a number that is not known is passed over.
 
         Returns where the next ones are best received, None for no matter where. Once they are there, `buffer_filled` is

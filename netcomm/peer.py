@@ -25,8 +25,9 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from time import monotonic, time
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
@@ -233,11 +234,12 @@ class Peer(threading.Thread):
         )
         self._wait_delivery = self._wait_for_delivery  # bound once, not for each message
 
-        # What the dispatcher is at: of `_batch`, the first `_returned` have been through their callbacks, and
-        # messaging has been told of the first `_told`. The dispatcher counts; telling is under the mutex.
+        # What the dispatcher is at: of `_batch`, the payloads that have not been given to callbacks are `_left`, and
+        # messaging has been told of the first `_told`. The dispatcher takes from `_left`; telling is under the mutex.
         self._batch: messaging.Received | None = None
-        self._returned = 0
+        self._left: Iterator[bytes] = iter(())
         self._told = 0
+        self._attention = False  # the dispatcher has something else to do before the next callback
         self._tell_at: float | None = None
         self._wake_at: float | None = None  # when the loop will look at the deadlines again by itself
         # What came in while there was no function to hand it to; only the dispatcher changes it.
@@ -366,7 +368,7 @@ class Peer(threading.Thread):
                         self._count_callback()
                     self._wait_until(self._may_close, until - _CLOSING_S)
                 finally:  # also when the caller is interrupted
-                    self._muted = True
+                    self._mute()
                     self._leadership.stop()
         if self.ident is not None:
             self.join(max(2 * _CLOSING_S, until - monotonic()))
@@ -376,11 +378,14 @@ class Peer(threading.Thread):
 
     def _count_callback(self) -> None:
         """With the mutex held: the callback that terminates the peer counts as returned, and is the last one."""
-        self._muted = True
-        self._returned += 1
-        self._tell()
+        self._mute()
+        self._tell(running=0)
         self._settle()
         self._changed.notify_all()
+
+    def _mute(self) -> None:
+        """With the mutex held: hand nothing more to callbacks."""
+        self._muted = self._attention = True
 
     def _may_close(self) -> bool:
         """With the mutex held: whether nothing that was received waits for callbacks, or for the storage."""
@@ -538,9 +543,10 @@ class Peer(threading.Thread):
             self._wait_for_room(ident, entry.first_size, until)
         if not self._messaging.prompt:
             self._link.ring()
-        elif not (self._dispatcher.is_current() and self._leadership.vacant):
+        elif self._dispatcher.is_current() and self._leadership.vacant:
+            self._attention = True  # it goes out together with what the callback's end brings
+        else:
             self._settle()
-        # else a callback sends: it goes out together with what the callback's end brings
 
     def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
         def room_or_end() -> bool:
@@ -760,6 +766,7 @@ class Peer(threading.Thread):
             if when is not None and (now := monotonic()) >= when:
                 if self._tell_at is not None and now >= self._tell_at:
                     self._tell_at = now + _ACK_DELAY_S if self._tell() else None
+                    self._attention = self._attention or self._tell_at is None
                 self._messaging.tick(now)
             self._settle()
 
@@ -925,27 +932,19 @@ class Peer(threading.Thread):
         """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end."""
         self._conversing = self._has_spoken and len(received.payloads) < messaging.CONVERSATION
         self._has_spoken = False
+        left = iter(received.payloads)
         with self._mutex:
-            self._batch, self._returned, self._told = received, 0, 0
+            self._batch, self._left, self._told = received, left, 0
             self._tell_at = monotonic() + _ACK_DELAY_S
             if len(received.payloads) > 1 and not self._leadership.vacant:
                 self._settle()  # the deputy has to know when it is to look
-        if self._muted:
-            return
         ident, encoding = received.ident, self._encoding
         on_recv, on_message = self.on_recv, self.on_message
         items: list[wire.Item] = []
-        for number, payload in enumerate(received.payloads, 1):
-            # While callbacks return one after the other, the deputy tells. Where it has found that one takes long, and
-            # does not look any more, this thread tells when that one has returned.
-            if self._messaging.prompt or self._tell_at is None:
-                with self._mutex:
-                    self._tell()
-                    self._tell_at = monotonic() + _ACK_DELAY_S
-                    self._settle()
-            data: Any = payload
-            if encoding is not None:
-                data = self._decode(data, encoding, ident)
+        for payload in left:
+            if self._attention and not self._attend():
+                return
+            data: Any = payload if encoding is None else self._decode(payload, encoding, ident)
             if data is not None:
                 for function in on_recv.functions:  # as on_recv(ident, data), which costs a call more for each message
                     try:
@@ -954,21 +953,42 @@ class Peer(threading.Thread):
                         on_recv.failed(function, error)
             if on_message.functions:
                 items = items or received.items
-                on_message(ident, _message(items[number - 1], received.redelivered_below))
-            if self._muted:  # the peer is terminated; where the callback has done that, terminate() has counted it
-                return
-            self._returned = number
+                on_message(ident, _message(items[-length_hint(left) - 1], received.redelivered_below))
         with self._mutex:
-            self._tell()
+            self._attention = self._muted
+            if self._muted:
+                return
+            self._tell(running=0)
             self._batch = self._tell_at = None
             self._settle()
             if self._phase is not _RUNNING:
                 self._changed.notify_all()
 
-    def _tell(self) -> bool:
-        """With the mutex held: tell messaging of the callbacks that have returned; returns whether any had."""
-        start, stop = self._told, self._returned
-        if self._batch is None or stop == start:
+    def _attend(self) -> bool:
+        """Between two callbacks: returns False where there are to be no more of them.
+
+        While callbacks return one after the other, the deputy tells of it. Where it has found that one takes long, and
+        does not look any more, this thread does when that one has returned. It settles, too, where one has sent
+        something that should not wait.
+        """
+        with self._mutex:
+            self._attention = self._muted
+            if self._muted:  # where the callback has terminated the peer, `terminate` has counted it
+                return False
+            self._tell()
+            self._tell_at = monotonic() + _ACK_DELAY_S
+            self._settle()
+        return True
+
+    def _tell(self, running: int = 1) -> bool:
+        """With the mutex held: tell messaging of the callbacks that have returned; returns whether any had.
+
+        running: how many of the messages that were given to callbacks may still be with them: the last one.
+        """
+        if self._batch is None:
+            return False
+        start, stop = self._told, len(self._batch.payloads) - length_hint(self._left) - running
+        if stop <= start:
             return False
         self._told = stop
         self._messaging.hand_over(self._batch, start, stop, monotonic())

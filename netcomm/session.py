@@ -105,11 +105,9 @@ class Session:
         """Whether the other side is a netcomm peer that this side has admitted."""
         return self._state is State.EXTENDED
 
-    def receive_data(self, chunk: bytes, now: float) -> None:
+    def receive_data(self, chunk: bytes | memoryview, now: float) -> None:
         """Take the next bytes of the connection."""
         self._heard(now)
-        if len(self._output) > _MAX_OUTPUT and self._error is None:
-            self._error = RemoteProtocolError("pings, and nobody reads the answers")
         if self._error is None:
             frames, self._error = self._reader.feed(chunk)
             self._frames += frames
@@ -121,11 +119,15 @@ class Session:
     def buffer_filled(self, count: int, now: float) -> None:
         """So many bytes of the connection have been received into `buffer`."""
         self._heard(now)
-        self._frames += self._reader.filled(count)
+        if self._error is None:
+            frames, self._error = self._reader.filled(count)
+            self._frames += frames
 
     def _heard(self, now: float) -> None:
         self._last_received = now
         self._ping_sent_at = None
+        if len(self._output) > _MAX_OUTPUT and self._error is None:
+            self._error = RemoteProtocolError("pings, and nobody reads the answers")
 
     def next_event(self) -> SessionEvent | None:
         """The next thing that the bytes so far have said, or None where they say no more.

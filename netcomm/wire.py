@@ -88,6 +88,8 @@ _LARGE_BYTES = 128 * 1024
 # So much memory is reserved for each byte of a large message that has arrived; and no less than so much in all.
 _LARGE_GROWTH = 8
 _LARGE_STEP_BYTES = 64 * 1024
+# Behind a large message, so much is read for a start: if it is another one, the rest of it goes to its final place.
+_START_BYTES = 2 * 1024
 
 
 @dataclass(slots=True)
@@ -394,34 +396,44 @@ def messages(batch: Sequence[Delivery | Run], now: float) -> list[bytes]:
 class _LargeData:
     """A DATA packet that arrives in many pieces: each goes to its final place."""
 
-    __slots__ = ("_arrived", "_head", "_payload", "_size", "_view")
+    __slots__ = ("_arrived", "_head", "_least", "_payload", "_view", "size")
 
-    def __init__(self, start: memoryview, packet_size: int) -> None:
-        """start: what has arrived of the packet, the head at least."""
+    def __init__(self, start: memoryview, packet_size: int, least: int) -> None:
+        """Begin a packet.
+
+        start: what has arrived of it, the head at least.
+        least: how much memory may be reserved at once.
+        """
         self._head = bytes(start[: _DATA_HEAD.size])
-        self._size = packet_size - _DATA_HEAD.size
+        self.size = packet_size - _DATA_HEAD.size
+        self._least = least
         self._arrived = 0
         self._payload = BytesIO()  # its value is taken without being copied
         self._view: memoryview | None = None
-        self.fill(start[_DATA_HEAD.size :])
+        piece = start[_DATA_HEAD.size :]
+        self._reserve(len(piece))
+        self.fill(piece)
 
-    def fill(self, piece: bytes | memoryview) -> int:
+    def fill(self, piece: memoryview) -> int:
         """Take the next bytes; returns how many of them belonged to the packet."""
         self._release()
         self._payload.seek(self._arrived)
-        count = self._payload.write(memoryview(piece)[: self._size - self._arrived])
+        count = self._payload.write(piece[: self.size - self._arrived])
         self._arrived += count
         return count
 
     def buffer(self) -> memoryview:
         self._release()
+        self._reserve(self._arrived)
+        self._view = self._payload.getbuffer()[self._arrived :]
+        return self._view
+
+    def _reserve(self, arrived: int) -> None:
         # In proportion to what has arrived, and not to what was announced.
-        end = min(self._size, max(self._arrived * _LARGE_GROWTH, _LARGE_STEP_BYTES))
+        end = min(self.size, max(arrived * _LARGE_GROWTH, self._least))
         if self._payload.getbuffer().nbytes < end:
             self._payload.seek(end - 1)
             self._payload.write(b"\0")
-        self._view = self._payload.getbuffer()[self._arrived : end]
-        return self._view
 
     def filled(self, count: int) -> None:
         """So many bytes have been received into `buffer`."""
@@ -430,7 +442,7 @@ class _LargeData:
 
     def item(self) -> Item | None:
         """The message, once it is complete."""
-        if self._arrived < self._size:
+        if self._arrived < self.size:
             return None
         _, _, seq, uuid, ttl, flags = _DATA_HEAD.unpack(self._head)
         return seq, uuid, ttl, flags, self._payload.getvalue()
@@ -448,47 +460,53 @@ class Reader:
     what was announced. The small limit holds until an IDENT has been read, the large one after it.
     """
 
-    __slots__ = ("_buffer", "_large", "_limit", "_max_frame_bytes", "_needed")
+    __slots__ = ("_buffer", "_large", "_largest", "_limit", "_max_frame_bytes", "_needed", "_start")
 
     def __init__(self, limits: Limits) -> None:
         self._buffer = bytearray()  # the beginning of a packet whose end has not arrived
         self._needed = _SIZE_SIZE  # bytes without which the buffer need not be looked at
         self._large: _LargeData | None = None  # in place of the buffer
+        self._largest = 0  # the size of the largest payload that has arrived so
+        self._start: memoryview | None = None  # for what comes behind a large packet, until it is there
         self._limit = limits.max_handshake_frame_bytes
         self._max_frame_bytes = limits.max_frame_bytes
 
-    def feed(self, chunk: bytes) -> tuple[list[Frame], RemoteProtocolError | None]:
-        """Read the next bytes, as they came from the socket.
+    def feed(self, chunk: bytes | memoryview) -> tuple[list[Frame], RemoteProtocolError | None]:
+        """Read the next bytes, as they came from the socket; they are not needed any more when it returns.
 
         Returns the frames that are complete, and what was wrong with the bytes behind them, if anything
         was; after that, the reader is not to be used again.
         """
         frames: list[Frame] = []
+        view = memoryview(chunk)
+        self._start = None
         try:
-            start = self._complete(chunk, frames)
-            end = self._parse(chunk, start, frames) if start < len(chunk) else start
+            start = self._complete(view, frames)
+            end = self._parse(view, start, frames) if start < len(view) else start
         except RemoteProtocolError as error:
             return frames, error
-        if end < len(chunk):
-            self._keep(memoryview(chunk)[end:])
+        if end < len(view):
+            self._keep(view[end:])
         return frames, None
 
     def buffer(self) -> memoryview | None:
-        """Where to receive the next bytes of a large message, which then need not be copied; None where there is none.
+        """Where the next bytes are best received; None for no matter where.
 
-        `filled` has to be called next, in place of `feed`.
+        Where it is used, `filled` has to be called next, in place of `feed`.
         """
-        return None if self._large is None else self._large.buffer()
+        return self._start if self._large is None else self._large.buffer()
 
-    def filled(self, count: int) -> list[Frame]:
-        """So many bytes have been received into `buffer`; returns the frame that is complete, if it is."""
-        assert self._large is not None
+    def filled(self, count: int) -> tuple[list[Frame], RemoteProtocolError | None]:
+        """So many bytes have been received into `buffer`; returns what `feed` does."""
+        if self._large is None:
+            assert self._start is not None
+            return self.feed(self._start[:count])
         self._large.filled(count)
         frames: list[Frame] = []
         self._finish_large(frames)
-        return frames
+        return frames, None
 
-    def _complete(self, chunk: bytes, frames: list[Frame]) -> int:
+    def _complete(self, chunk: memoryview, frames: list[Frame]) -> int:
         """Bring the packet that has begun to its end; returns how much of the chunk that took."""
         start = 0
         if self._large is not None:
@@ -497,12 +515,11 @@ class Reader:
         buffer = self._buffer
         while buffer:
             stop = start + self._needed - len(buffer)
-            buffer += memoryview(chunk)[start:stop]
+            buffer += chunk[start:stop]
             start = min(stop, len(chunk))
             if len(buffer) < self._needed:
                 break
-            packet = bytes(buffer)
-            if self._parse(packet, 0, frames):
+            if self._parse(memoryview(bytes(buffer)), 0, frames):
                 buffer.clear()
         return start
 
@@ -514,16 +531,18 @@ class Reader:
             data = _last_data(frames, flags)
             data.runs.append((seq, 1, uuid, ttl, flags))
             data.payloads.append(payload)
+            self._largest = max(self._largest, self._large.size)
             self._large = None
+            self._start = memoryview(bytearray(_START_BYTES))
 
     def _keep(self, rest: memoryview) -> None:
         """Keep the beginning of a packet."""
         if self._needed >= _LARGE_BYTES and len(rest) >= _DATA_HEAD.size and rest[_SIZE_SIZE] == _DATA_TYPE:
-            self._large = _LargeData(rest, self._needed)
+            self._large = _LargeData(rest, self._needed, max(self._largest, _LARGE_STEP_BYTES))
         else:
             self._buffer += rest
 
-    def _parse(self, chunk: bytes, start: int, frames: list[Frame]) -> int:
+    def _parse(self, chunk: memoryview, start: int, frames: list[Frame]) -> int:
         """Append the complete frames of `chunk` from `start` on; returns where the first incomplete one starts."""
         available = len(chunk)
         persistent = -1  # of the messages that are being appended; this is none
@@ -557,7 +576,7 @@ class Reader:
                     data = _last_data(frames, flags)
                     append_run, append_payload = data.runs.append, data.payloads.append
                 append_run((seq, 1, uuid, ttl, flags))
-                append_payload(chunk[start + data_head_size : end])
+                append_payload(bytes(chunk[start + data_head_size : end]))
             else:
                 persistent = -1
                 self._parse_other(frame_type, chunk, start + _HEAD.size, end, frames)
@@ -570,7 +589,7 @@ class Reader:
         if size > self._limit:
             raise RemoteProtocolError(f"packet of {size} bytes announced, {self._limit} are allowed")
 
-    def _parse_other(self, frame_type: int, chunk: bytes, start: int, end: int, frames: list[Frame]) -> None:
+    def _parse_other(self, frame_type: int, chunk: memoryview, start: int, end: int, frames: list[Frame]) -> None:
         """Append the frame of one packet that is not DATA."""
         if frame_type == _BATCH_TYPE:
             _parse_batch(chunk, start, end, frames)
@@ -578,7 +597,7 @@ class Reader:
         if frame_type == _MESSAGE_TYPE:
             if end - start < _MESSAGE.size:
                 raise RemoteProtocolError(f"MESSAGE of {end - start} bytes")
-            item = (*_MESSAGE.unpack_from(chunk, start), chunk[start + _MESSAGE.size : end])
+            item = (*_MESSAGE.unpack_from(chunk, start), bytes(chunk[start + _MESSAGE.size : end]))
             if frames and isinstance(frames[-1], Messages):
                 frames[-1].items.append(item)
             else:
@@ -588,7 +607,7 @@ class Reader:
         if parser is None:
             return  # as snakeMQ does, so that the protocol can grow
         try:
-            frame = parser(chunk[start:end])
+            frame = parser(bytes(chunk[start:end]))
         except struct.error:
             raise RemoteProtocolError(f"{FrameType(frame_type).name} of {end - start} bytes") from None
         frames.append(frame)
@@ -596,7 +615,7 @@ class Reader:
             self._limit = self._max_frame_bytes
 
 
-def _parse_batch(chunk: bytes, start: int, end: int, frames: list[Frame]) -> None:
+def _parse_batch(chunk: memoryview, start: int, end: int, frames: list[Frame]) -> None:
     start -= _HEAD.size
     sizes_start = start + _BATCH_HEAD.size
     if end < sizes_start:
@@ -610,7 +629,9 @@ def _parse_batch(chunk: bytes, start: int, end: int, frames: list[Frame]) -> Non
     sizes = struct.unpack_from(f">{count}I", chunk, sizes_start)
     if start + sum(sizes) != end:
         raise RemoteProtocolError(f"BATCH of messages of {sum(sizes)} bytes in all, which has {end - start}")
-    payloads = [chunk[start : (start := start + size)] for size in sizes]
+    joined = bytes(chunk[start:end])  # to cut bytes takes half as long as to cut a view, and to copy each
+    start = 0
+    payloads = [joined[start : (start := start + size)] for size in sizes]
     data = _last_data(frames, flags)
     data.runs.append((seq, count, uuid, ttl, flags))
     data.payloads += payloads

@@ -99,13 +99,18 @@ def read(
     frames: list[wire.Frame] = []
     most = 4 + max(limits.max_frame_bytes, limits.max_handshake_frame_bytes)
     for chunk in chunks:
-        while into_buffers and chunk and (buffer := reader.buffer()) is not None:
-            count = min(len(buffer), len(chunk))
-            buffer[:count] = chunk[:count]
-            frames += reader.filled(count)
-            chunk = chunk[count:]
-        more, error = reader.feed(chunk)
-        frames += more
+        error = None
+        while chunk and error is None:
+            buffer = reader.buffer() if into_buffers else None
+            if buffer is None:
+                more, error = reader.feed(chunk)
+                chunk = b""
+            else:
+                count = min(len(buffer), len(chunk))
+                buffer[:count] = chunk[:count]
+                more, error = reader.filled(count)
+                chunk = chunk[count:]
+            frames += more
         if error is not None:
             assert type(error) is RemoteProtocolError
             return frames, str(error)

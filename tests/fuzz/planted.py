@@ -10,7 +10,7 @@ DEFECTS = {
     for mutation in (
         Mutation("size-over-limit", "wire.Reader._parse", "0 < size <= limit", "0 < size <= 2 * limit"),
         Mutation("struct-error-leaks", "wire.Reader._parse_other", "except struct.error:", "except ZeroDivisionError:"),
-        Mutation("split-forgets-bytes", "wire.Reader.feed", "memoryview(chunk)[end:]", "memoryview(chunk)[end:-1]"),
+        Mutation("split-forgets-bytes", "wire.Reader.feed", "view[end:]", "view[end:-1]"),
         Mutation(
             "durable-is-volatile",
             "wire._last_data",
@@ -40,8 +40,8 @@ DEFECTS = {
         Mutation(
             HIDDEN,
             "wire.Reader._parse_other",
-            "frame = parser(chunk[start:end])",
-            "frame = parser(chunk[start:end]); assert frame_type != FrameType.PONG or end == start",
+            "frame = parser(bytes(chunk[start:end]))",
+            "frame = parser(bytes(chunk[start:end])); assert frame_type != FrameType.PONG or end == start",
         ),
     )
 }

@@ -650,12 +650,12 @@ def receive(reader: wire.Reader, stream: bytes, chance: random.Random, into_buff
         if buffer is not None and chance.random() < into_buffers:
             piece = stream[start : start + min(size, len(buffer))]
             buffer[: len(piece)] = piece
-            frames += reader.filled(len(piece))
+            found, error = reader.filled(len(piece))
         else:
             piece = stream[start : start + size]
             found, error = reader.feed(piece)
-            assert error is None
-            frames += found
+        assert error is None
+        frames += found
         start += len(piece)
     return frames
 
@@ -699,10 +699,12 @@ def test_the_payload_of_a_large_message_is_bytes_and_its_own() -> None:
     reader.feed(stream[:1000])
     frames: list[wire.Frame] = []
     left = stream[1000:]
-    while (buffer := reader.buffer()) is not None:
+    while left:
+        buffer = reader.buffer()
+        assert buffer is not None
         buffer[:] = left[: len(buffer)]
         left = left[len(buffer) :]
-        frames += reader.filled(len(buffer))
+        frames += reader.filled(len(buffer))[0]
     (frame,) = frames
     assert isinstance(frame, wire.Data)
     payload = frame.items[0][4]
@@ -725,3 +727,50 @@ def test_buffers_grow_with_what_arrived_and_not_with_what_was_announced() -> Non
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * 8 * arrived
+
+
+def test_behind_a_large_message_a_little_is_read_and_then_as_much_as_came_before() -> None:
+    reader = open_reader()
+    size = 3_000_000
+    first, second = helpers.data(0, bytes(size)), helpers.data(1, b"x" * size)
+    reader.feed(first)
+    assert reader.buffer() is None, "it came in one piece"
+    reader.feed(first[:200_000])
+    reader.feed(first[200_000:])
+    start = reader.buffer()
+    assert start is not None
+    assert len(start) < 16 * 1024
+    start[:] = second[: len(start)]
+    assert reader.filled(len(start)) == ([], None)
+    rest = reader.buffer()
+    assert rest is not None
+    assert len(rest) == len(second) - len(start)
+    rest[:] = second[len(start) :]
+    frames, error = reader.filled(len(rest))
+    assert error is None
+    assert flat(frames) == [(wire.Data, Stream.VOLATILE, (1, UUID, 0xFFFFFFFF, 0, b"x" * size))]
+
+
+def test_behind_a_large_message_small_ones_are_read_as_ever() -> None:
+    reader = open_reader()
+    large = helpers.data(0, bytes(300_000))
+    reader.feed(large[:200_000])
+    reader.feed(large[200_000:])
+    start = reader.buffer()
+    assert start is not None
+    start[: len(wire.PING)] = wire.PING
+    assert reader.filled(len(wire.PING)) == ([wire.Ping()], None)
+    assert reader.buffer() is None
+
+
+def test_what_is_wrong_behind_a_large_message_is_told() -> None:
+    reader = open_reader()
+    large = helpers.data(0, bytes(300_000))
+    reader.feed(large[:200_000])
+    reader.feed(large[200_000:])
+    start = reader.buffer()
+    assert start is not None
+    start[:4] = bytes(4)
+    frames, error = reader.filled(4)
+    assert frames == []
+    assert "empty packet" in str(error)
