@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from time import process_time
 
-from netcomm.message import Batch, Delivery, DeliveryState, Limits
+from netcomm.batch import Batch
+from netcomm.message import Delivery, DeliveryState, Limits
 from netcomm.messaging import Messaging, Received
 from netcomm.wire import OVERHEAD_BYTES
 

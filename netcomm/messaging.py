@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 from netcomm import outbox, wire
+from netcomm.batch import Run
 from netcomm.deadlines import Deadlines
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.inbox import Inbox
-from netcomm.message import DURABLE, Delivery, DeliveryState, Limits, Run, Stream
+from netcomm.message import DURABLE, Delivery, DeliveryState, Limits, Stream
 from netcomm.outbox import DurableOutStream, Entry, Outbox
 from netcomm.session import Identified, Session
 from netcomm.storage import Position, StoredMessage, StoredStream
@@ -240,6 +241,8 @@ class _Peer:
 # With fewer messages that are not acknowledged, two peers converse, and each message goes out by itself: an answer
 # often comes before the acknowledgement of what it answers. With more, it is a stream, and what gathers goes together.
 CONVERSATION = 4
+# What is so large, in bytes, is worth a system call of its own.
+PROMPT_BYTES = 128 * 1024
 
 # A deadline belongs to a connection (its session's), or to a peer.
 _SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
@@ -250,8 +253,8 @@ class Messaging:
     """The protocol of one peer, over any number of connections.
 
     prompt: whether, since the last `take_writable`, a message was queued that should not wait for others.
-    gathering: by ident, what further transient messages that never expire may join: `Run.join` queues them. They wait
-        for what the loop does next, or for an acknowledgement, and go out with those that wait already.
+    gathering: by ident, what further transient messages that never expire may join, without a lock: see `Run`. They
+        wait for what the loop does next, or for an acknowledgement, and go out with those that wait already.
     """
 
     def __init__(
@@ -671,13 +674,24 @@ class Messaging:
         peer = self._peers.get(ident)
         return peer is None or peer.converses
 
+    def stop_gathering(self) -> None:
+        """Let nothing join what waits any more."""
+        for ident in list(self.gathering):
+            self.gathering.pop(ident)
+            self._peers[ident].outbox.volatile.close_run()
+
+    def has_gathered(self, ident: str) -> bool:
+        """Whether so much has joined what waits last for `ident` that no more can."""
+        run = self.gathering.get(ident)
+        return run is not None and run.is_full
+
     def send(self, ident: str, entry: Entry, now: float) -> int:
         """Queue transient messages for `ident`; returns how many were taken: as many as there is room for.
 
         What was not taken is left in `entry`, if that is a Run.
         """
         peer = self._peers.get(ident) or self._peer(ident)
-        self.prompt = self.prompt or peer.converses
+        self.prompt = self.prompt or peer.converses or entry.size >= PROMPT_BYTES
         taken = peer.outbox.append(entry, now)
         if peer.outbox.volatile.open_run is not None:
             self.gathering[ident] = peer.outbox.volatile.open_run
@@ -1003,7 +1017,7 @@ class Messaging:
 
     def _diagnose_later(self, peer: _Peer, now: float) -> None:
         key = (_DIAGNOSIS, peer.ident)
-        if not peer.warned and key not in self._deadlines and not peer.connected and peer.outbox.queued:
+        if not peer.warned and key not in self._deadlines and not peer.connected and not peer.outbox.idle:
             self._deadlines.set(key, now + self._limits.diagnose_after_s)
 
     def _diagnose(self, peer: _Peer) -> None:
@@ -1080,7 +1094,7 @@ class Messaging:
             ident
             for ident, peer in self._peers.items()
             if peer.connection is None
-            and not peer.outbox.queued
+            and peer.outbox.idle
             and not peer.inbox.pending_bytes
             and not peer.inbox.durable
             and peer.outbox.durable is None

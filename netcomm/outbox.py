@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from itertools import count, islice
 from weakref import WeakValueDictionary
 
+from netcomm.batch import MAX_JOINING_BYTES, Run
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Limits, Run, Stream
+from netcomm.message import DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Limits, Stream
 from netcomm.storage import StoredStream
-from netcomm.wire import OVERHEAD_BYTES, Ack, Begin
+from netcomm.wire import OVERHEAD_BYTES, Ack, Begin, max_data_size, packet_size
 
 Entry = Delivery | Run
 """What stands in a queue: one message, or consecutive ones of a batch."""
@@ -200,24 +201,33 @@ class VolatileOutStream(OutStream):
             if isinstance(entry, Run) and fitting < entry.count:
                 entry = entry.split(fitting)
         entry.seq = self.next_seq
-        self.next_seq += entry.count
-        self.added_below = self.next_seq
         self.waiting.append(entry)
-        self.queued += entry.count
-        self.queued_bytes += entry.size
-        if fits and isinstance(entry, Run) and entry.open(room - entry.count, room_bytes - entry.size):
-            self.open_run = entry
+        self._added(entry.count, entry.size)
+        if fits and isinstance(entry, Run):
+            largest = min(MAX_JOINING_BYTES, max_data_size(limits.max_frame_bytes))
+            room = min(room - entry.count, (room_bytes - entry.size) // packet_size(largest))
+            # Where these are larger, so are those that follow, as a rule.
+            if entry.size <= entry.count * packet_size(largest) and entry.open(room, largest):
+                self.open_run = entry
         return entry
 
     def close_run(self) -> None:
         """Count the messages that have joined the open run; no more do."""
-        if self.open_run is not None:
-            count, size = self.open_run.close()
-            self.open_run = None
-            self.next_seq += count
-            self.added_below = self.next_seq
-            self.queued += count
-            self.queued_bytes += size
+        run, self.open_run = self.open_run, None
+        if run is not None:
+            count, size = run.count, run.size
+            behind = run.close()
+            self._added(run.count - count, run.size - size)
+            for other in behind:
+                other.seq = self.next_seq
+                self.waiting.append(other)
+                self._added(other.count, other.size)
+
+    def _added(self, count: int, size: int) -> None:
+        self.next_seq += count
+        self.added_below = self.next_seq
+        self.queued += count
+        self.queued_bytes += size
 
 
 class DurableOutStream(OutStream):

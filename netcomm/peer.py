@@ -33,6 +33,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from netcomm import link, messaging, places, wire
+from netcomm.batch import MAX_BATCH_BYTES, MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, Deliveries, Run
 from netcomm.callbacks import Callback
 from netcomm.dispatcher import Dispatcher
 from netcomm.errors import (
@@ -45,20 +46,7 @@ from netcomm.errors import (
 )
 from netcomm.keeper import Keeper
 from netcomm.leadership import Leadership
-from netcomm.message import (
-    FLAG_PERSISTENT,
-    MAX_BATCH_BYTES,
-    MAX_BATCH_COUNT,
-    Batch,
-    BatchDelivery,
-    Deliveries,
-    Delivery,
-    DeliveryState,
-    Limits,
-    Message,
-    Run,
-    check_ident,
-)
+from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
 from netcomm.messaging import PeerStats
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 
@@ -359,6 +347,7 @@ class Peer(threading.Thread):
                 self._count_callback()
             if first:
                 self._phase = _Phase.TERMINATING
+                self._messaging.stop_gathering()
                 self._changed.notify_all()
                 try:
                     self._wait_until(lambda: self._messaging.may_end, until - _CLOSING_S)
@@ -428,12 +417,12 @@ class Peer(threading.Thread):
         """
         if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
             run = self._gathering.get(ident)
-            size = len(data)
-            if run is not None and size <= self._max_data_bytes:
-                with self._mutex:
-                    joined = run.join(data, size) if self._phase is _RUNNING else None
-                if joined is not None:
+            if run is not None and (joined := run.join(data)) is not None:
+                if run.is_open:
                     return joined
+                with self._mutex:  # who closes a run holds it
+                    if run.has(joined):
+                        return joined
         ttl, persistent = self._check_terms(ident, ttl, persistent)
         data = self._to_payload(data)
         if persistent:
@@ -444,10 +433,12 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._phase is not _RUNNING:
                 self._check_usable()
+            if self._messaging.has_gathered(ident):
+                self._settle()
             entry: Delivery | Run
-            if ttl is None and not self._messaging.converses(ident):
+            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.converses(ident):
                 batch = self._make_batch(ident, [data], None)
-                entry, delivery = batch.run(), BatchDelivery(batch, 0)
+                entry, delivery = batch.run(), batch.delivery(0)
             else:
                 entry = delivery = self._make_delivery(ident, data, ttl, False)
             self._queue(ident, entry, until)
@@ -884,6 +875,7 @@ class Peer(threading.Thread):
         # No lock: a thread that does not exist here may hold it for ever.
         if self._phase is not _Phase.TERMINATED:
             self._phase = _Phase.FORKED
+            self._gathering.clear()
             self._mutex = threading.Lock()
             self._changed = threading.Condition(self._mutex)
             self._link.abandon()

@@ -11,15 +11,14 @@ frame may come now is for `netcomm.session` to say.
 import enum
 import math
 import struct
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import accumulate
 from typing import TypeAlias
 
+from netcomm.batch import Run
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Delivery, Limits, Run, Stream
+from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Delivery, Limits, Stream
 
 PROTOCOL_VERSION = 1
 EXTENSION_VERSION = 1
@@ -335,28 +334,29 @@ def data(batch: Sequence[Delivery | Run], next_seq: int, now: float, max_frame_b
 
 def _add_run(buffers: list[bytes], run: Run, ttl: int, flags: int, max_batch_bytes: int) -> None:
     """Append the packets of a run: each of as many messages as fit into a BATCH, DATA where that is one."""
-    payloads = run.payloads()
-    sizes = list(map(len, payloads))
-    ends = list(accumulate([size + _ITEM_SIZE_SIZE for size in sizes]))
     room = max_batch_bytes - _BATCH_OVERHEAD
-    start = taken = 0
-    while start < len(sizes):
-        stop = bisect_right(ends, taken + room, start, min(len(sizes), start + _MAX_BATCH_COUNT))
-        seq, number, count = run.seq + start, run.number + start, stop - start
+    batch = run.batch
+    start = run.start
+    while start < run.stop:
+        stop = batch.fitting(start, min(run.stop, start + _MAX_BATCH_COUNT), room, _ITEM_SIZE_SIZE)
+        count = max(1, stop - start)
+        payloads: list[bytes] = batch.data[start : start + count]  # type: ignore[assignment]
+        seq, number = run.seq + start - run.start, batch.number + start
         if count > 1:
-            size = _BATCH_OVERHEAD + ends[stop - 1] - taken
-            uuid = run.uuid_prefix + number.to_bytes(8)
-            buffers.append(
-                _BATCH_HEAD.pack(size, _BATCH_TYPE, seq, uuid, ttl, flags, count)
-                + struct.pack(f">{count}I", *sizes[start:stop])
-            )
-            buffers += payloads[start:stop]
+            sizes = list(map(len, payloads))
+            size = _BATCH_OVERHEAD + batch.size(start, stop, _ITEM_SIZE_SIZE)
+            uuid = batch.uuid_prefix + number.to_bytes(8)
+            head = _BATCH_HEAD.pack(size, _BATCH_TYPE, seq, uuid, ttl, flags, count)
+            packet = [head + struct.pack(f">{count}I", *sizes), *payloads]
+            if size < count * _JOIN_BELOW_BYTES:
+                buffers.append(b"".join(packet))
+            else:
+                buffers += packet
         else:
-            stop = start + 1
-            size = _DATA_OVERHEAD + sizes[start]
-            buffers.append(_NUMBERED_DATA_HEAD.pack(size, _DATA_TYPE, seq, run.uuid_prefix, number, ttl, flags))
-            buffers.append(payloads[start])
-        start, taken = stop, ends[stop - 1]
+            size = _DATA_OVERHEAD + len(payloads[0])
+            buffers.append(_NUMBERED_DATA_HEAD.pack(size, _DATA_TYPE, seq, batch.uuid_prefix, number, ttl, flags))
+            buffers += payloads
+        start += count
 
 
 def joined(buffers: list[bytes]) -> list[bytes]:

@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from netcomm import wire
-from netcomm.message import Batch, Limits
+from netcomm.batch import Batch
+from netcomm.message import Limits
 from tests.fuzz import strategies
 from tests.fuzz.codec import LIMITS, check_reader, packets_of, read, write
 from tests.fuzz.measures import finds

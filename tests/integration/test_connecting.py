@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from pathlib import Path
@@ -279,6 +280,124 @@ def test_a_listener_in_the_abstract_namespace_can_be_ended() -> None:
         assert program.line() == "1 []"
         assert program.wait() == 0
         assert program.errors == ""
+
+
+# Local sockets: what takes the place of TCP between programs on one machine
+
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="local sockets are in Linux's abstract namespace")
+
+
+def _ways() -> set[str]:
+    """How this process's connections are made: "local", or "TCP"."""
+    found = set()
+    inodes = {os.stat(f"/proc/self/fd/{name}").st_ino for name in os.listdir("/proc/self/fd") if _is_socket(name)}
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        _, _, _, _, _, state, inode, *name = line.split()
+        if state == "03" and int(inode) in inodes and name and name[0].startswith("@netcomm/"):
+            found.add("local")
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "01" and int(fields[9]) in inodes:
+                found.add("TCP")
+    return found
+
+
+def _is_socket(name: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+    return False
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("listen", "connect", "way"),
+    [
+        ("127.0.0.1", "127.0.0.1", "local"),
+        ("0.0.0.0", "127.0.0.1", "local"),
+        ("0.0.0.0", "127.3.2.1", "local"),
+        ("127.3.2.1", "127.3.2.1", "local"),
+        ("::1", "::1", "local"),
+        ("::", "::1", "local"),
+        ("", "localhost", "local"),
+        ("tcp:127.0.0.1", "127.0.0.1", "TCP"),
+        ("127.0.0.1", "tcp:127.0.0.1", "TCP"),
+        ("tcp:localhost", "tcp:localhost", "TCP"),
+    ],
+)
+def test_programs_on_one_machine_need_no_tcp(listen: str, connect: str, way: str) -> None:
+    with leaves_nothing(), SnakemqListener("niess", listen, 0) as niess:
+        assert not str(niess.address[0]).startswith("tcp:")
+        with SnakemqConnector("bob", connect, niess.address[1]) as bob:
+            _talk(bob, niess)
+            assert _ways() == {way}
+
+
+@linux_only
+def test_a_listener_has_the_local_socket_of_its_own_address_only() -> None:
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        port = niess.address[1]
+        with SnakemqListener("other", "127.0.0.2", port), SnakemqConnector("bob", "127.0.0.2", port) as bob:
+            assert bob.wait_connected("other", DEADLINE_S)
+            assert _ways() == {"local"}
+            assert bob.peers == ["other"]
+
+
+@linux_only
+def test_where_the_name_of_a_local_socket_is_taken_tcp_is_used() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(f"\0netcomm/127.0.0.1:{port}")  # and does not listen
+        with SnakemqListener("niess", "127.0.0.1", port) as niess, SnakemqConnector("bob", "127.0.0.1", port) as bob:
+            _talk(bob, niess)
+            assert _ways() == {"TCP"}
+
+
+STRANGER = """
+import os, socket, sys
+if os.geteuid() == 0:
+    os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(chr(0) + "netcomm/127.0.0.1:" + sys.argv[1])
+    listener.listen()
+    print("listens")
+    while True:
+        connection, _ = listener.accept()
+        print("got", connection.recv(1000))
+"""
+
+
+@linux_only
+def test_the_local_socket_of_another_user_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:  # then this process can't start one of another user: it says that it is another itself
+        monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with SnakemqListener("niess", "tcp:127.0.0.1", 0) as niess, Program(STRANGER, niess.address[1]) as stranger:
+        assert stranger.line() == "listens"
+        with SnakemqConnector("bob", "127.0.0.1", niess.address[1]) as bob:
+            _talk(bob, niess)
+            assert _ways() == {"TCP"}
+        assert stranger.line() == "got b''"
+
+
+@linux_only
+def test_the_local_socket_goes_with_its_listener() -> None:
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        name = f"\0netcomm/127.0.0.1:{niess.address[1]}"
+        with socket.socket(socket.AF_UNIX) as dialled:
+            dialled.connect(name)
+    with socket.socket(socket.AF_UNIX) as dialled, pytest.raises(ConnectionRefusedError):
+        dialled.connect(name)
+
+
+@linux_only
+def test_the_log_names_the_process_at_the_other_end_of_a_local_socket(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "netcomm")
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess, SnakemqConnector("bob", *niess.address) as bob:
+        _talk(bob, niess)
+    assert f"connected to 'bob' at process {os.getpid()} of this machine" in caplog.text
+    assert f"connected to 'niess' at 127.0.0.1:{niess.address[1]}" in caplog.text
 
 
 # Names

@@ -534,6 +534,8 @@ peer = SnakemqConnector("bob", "127.0.0.1", int(sys.argv[1]))
 peer.start()
 assert peer.wait_connected("niess", 20)
 earlier = peer.send("nobody", b"x")
+for _ in range(10):
+    peer.send("nobody", b"x")  # what comes next joins these
 child = os.fork()
 if child == 0:
     signal.alarm(10)
@@ -546,6 +548,7 @@ if child == 0:
     assert not [name for name in sockets if "socket" in name or "eventpoll" in name], sockets
     uses = {
         "send": lambda: peer.send("niess", b"x"),
+        "send that joins": lambda: peer.send("nobody", b"x"),
         "send_many": lambda: peer.send_many("niess", [b"x"]),
         "flush": lambda: peer.flush(1),
         "wait_connected": lambda: peer.wait_connected("niess", 1),

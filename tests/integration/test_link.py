@@ -5,12 +5,14 @@ import hashlib
 import os
 import random
 import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from netcomm import DeliveryState, Limits, Peer
+from netcomm import Delivery, DeliveryState, LifecycleError, Limits, Peer
 from tests.integration.helpers import (
     DEADLINE_S,
     Program,
@@ -145,22 +147,79 @@ def test_an_empty_message_behind_a_large_one_of_its_batch_arrives() -> None:
     assert [data for _, data in received.calls] == payloads
 
 
-def test_what_each_of_many_threads_sends_keeps_its_order() -> None:
-    with SnakemqListener("niess", "127.0.0.1", 0) as niess, SnakemqConnector("bob", *niess.address) as bob:
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads take turns as often as can be: one is stopped between any two steps, sooner or later."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("quick_switches")
+@pytest.mark.parametrize("place", ["127.0.0.1", "tcp:127.0.0.1"])
+def test_what_each_of_many_threads_sends_arrives_once_and_keeps_its_order(place: str) -> None:
+    threads, each = 4, 3000
+    with SnakemqListener("niess", place, 0) as niess, SnakemqConnector("bob", place, niess.address[1]) as bob:
         received = record(niess.on_recv)
-        together = threading.Barrier(4)
+        assert bob.wait_connected("niess", DEADLINE_S)
+        together = threading.Barrier(threads)
 
-        def send(sender: int) -> None:
+        def send(sender: int) -> list[Delivery]:
             together.wait(DEADLINE_S)
-            for number in range(1000):
-                bob.send("niess", b"%d %d" % (sender, number))
+            return [bob.send("niess", b"%d %d" % (sender, number)) for number in range(each)]
 
-        for result in [in_thread(lambda sender=sender: send(sender)) for sender in range(4)]:
-            result()
+        sending = [in_thread(lambda sender=sender: send(sender)) for sender in range(threads)]
+        deliveries = [result() for result in sending]
         assert bob.flush(DEADLINE_S)
-        for sender in range(4):
+        for sender in range(threads):
             mine = [data for _, data in received.calls if data.startswith(b"%d " % sender)]
-            assert mine == [b"%d %d" % (sender, number) for number in range(1000)]
+            assert mine == [b"%d %d" % (sender, number) for number in range(each)]
+            assert {delivery.state for delivery in deliveries[sender]} == {DeliveryState.DELIVERED}
+        assert len({delivery.uuid for found in deliveries for delivery in found}) == threads * each
+        assert niess.stats().peers["bob"].received == threads * each
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_what_threads_send_while_the_peer_is_terminated_has_an_end() -> None:
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        received = record(niess.on_recv)
+        for _ in range(20):
+            bob = SnakemqConnector("bob", *niess.address)
+            bob.start()
+            assert bob.wait_connected("niess", DEADLINE_S)
+            begun = threading.Event()
+
+            def send(bob: SnakemqConnector = bob, begun: threading.Event = begun) -> list[Delivery]:
+                sent: list[Delivery] = []
+                while True:
+                    try:
+                        sent.append(bob.send("niess", b"x"))
+                    except LifecycleError:
+                        return sent
+                    if len(sent) == 100:
+                        begun.set()
+
+            sending = [in_thread(send) for _ in range(2)]
+            assert begun.wait(DEADLINE_S)
+            bob.terminate()
+            deliveries = [delivery for result in sending for delivery in result()]
+            assert all(delivery.done for delivery in deliveries)
+            delivered = sum(delivery.state is DeliveryState.DELIVERED for delivery in deliveries)
+            assert len(received.calls) >= delivered
+            received.calls.clear()
+
+
+def test_nothing_joins_what_waits_once_the_peer_is_being_terminated() -> None:
+    bob = SnakemqConnector("bob", "unix:/nobody/listens", 0)
+    bob.start()
+    deliveries = [bob.send("niess", b"x") for _ in range(20)]
+    terminating = in_thread(lambda: bob.terminate(1))
+    wait_until(lambda: "is being terminated" in repr(bob), "the beginning of the end")
+    with pytest.raises(LifecycleError):
+        bob.send("niess", b"late")
+    terminating()
+    assert {delivery.state for delivery in deliveries} == {DeliveryState.DISCARDED}
 
 
 SHORT_OF_DESCRIPTORS = """

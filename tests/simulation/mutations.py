@@ -200,7 +200,10 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation("the second frame of a run not numbered on", "wire._add_run", "run.seq + start", "run.seq")
     yield Mutation(
-        "what has joined not numbered", "outbox.VolatileOutStream.close_run", "self.next_seq += count", "pass"
+        "what has joined not numbered",
+        "outbox.VolatileOutStream.close_run",
+        "self._added(run.count - count, run.size - size)",
+        "self.queued += run.count - count",
     )
     yield Mutation("SKIP not sent", "wire.data", "if seq > next_seq", "if False")
     # The sender's storage

@@ -11,9 +11,10 @@ from itertools import groupby
 from typing import Any
 
 from netcomm import messaging
+from netcomm.batch import Batch, Run
 from netcomm.callbacks import Callback
 from netcomm.errors import RemoteProtocolError, StorageCorrupt, StorageError
-from netcomm.message import Batch, BatchDelivery, Delivery, Limits, Run
+from netcomm.message import Delivery, Limits
 from netcomm.messaging import Messaging
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm.wire import Data, Frame, FrameType, Messages, Reader, packet_size
@@ -285,10 +286,10 @@ class Process:
         run = self.messaging.gathering.get(message.receiver)
         if message.ttl is not None or run is None:
             return False
-        next_uuid = run.uuid_prefix + (run.number + run.count + run.joined).to_bytes(8)
+        next_uuid = run.batch.uuid_prefix + (run.batch.number + run.stop + run.joined).to_bytes(8)
         if message.uuid != next_uuid:
             return False
-        delivery = run.join(message.data, len(message.data))
+        delivery = run.join(message.data)
         if delivery is None:
             return False
         assert delivery.uuid == message.uuid
@@ -317,7 +318,7 @@ class Process:
         for index, message in enumerate(messages):
             message.sender = self
             if self.rng.random() >= release:
-                message.delivery = BatchDelivery(batch, index)
+                message.delivery = batch.delivery(index)
         return batch.run()
 
     def _commit(self) -> None:

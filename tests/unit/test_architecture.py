@@ -16,6 +16,7 @@ LIBRARY = [
     "callbacks",
     "deadlines",
     "message",
+    "batch",
     "storage",
     "wire",
     "session",
@@ -33,7 +34,7 @@ LIBRARY = [
 ]
 # What stands on the library: programs and tools for tests, which may use sockets and threads as any program does.
 ON_TOP = ["testing.proxy", "testing.*", "testing", "demo", "queue_cli", "cli", "__main__"]
-SANS_IO = ["deadlines", "message", "wire", "session", "inbox", "outbox", "messaging"]
+SANS_IO = ["deadlines", "message", "batch", "wire", "session", "inbox", "outbox", "messaging"]
 
 SOCKETS = {"socket", "selectors", "select", "ssl", "socketserver", "asyncio"}
 THREADS = {"threading", "_thread", "queue", "multiprocessing", "concurrent"}

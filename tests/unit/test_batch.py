@@ -4,23 +4,14 @@ import gc
 import random
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from netcomm import wire
-from netcomm.message import (
-    MAX_BATCH_BYTES,
-    MAX_BATCH_COUNT,
-    Batch,
-    BatchDelivery,
-    Deliveries,
-    Delivery,
-    DeliveryState,
-    Limits,
-    Run,
-    Stream,
-)
+from netcomm.batch import MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, BatchDelivery, Deliveries, Run
+from netcomm.message import Delivery, DeliveryState, Limits, Stream
 from netcomm.outbox import Entry, Outbox
 from netcomm.wire import Ack
 from tests.simulation.mutations import Mutation
@@ -58,7 +49,7 @@ def test_a_batch_is_one_run_at_first() -> None:
     batch = make_batch(b"", b"xx", b"yyy", number=5)
     run = batch.run()
     assert (run.count, run.size, run.largest, run.first_size) == (3, 5 + 3 * OVERHEAD, 3 + OVERHEAD, OVERHEAD)
-    assert (run.persistent, run.state, run.done, run.number) == (False, DeliveryState.QUEUED, False, 5)
+    assert (run.persistent, run.state, run.done, run.start) == (False, DeliveryState.QUEUED, False, 0)
     assert run.data == run.payloads() == [b"", b"xx", b"yyy"]
 
 
@@ -67,7 +58,7 @@ def test_a_run_that_is_split_stays_whole_in_all() -> None:
     assert [run.seq for run in runs] == [100, 103, 107]
     assert [run.count for run in runs] == [3, 4, 3]
     assert [payload for run in runs for payload in run.payloads()] == [b"%d" % number for number in range(10)]
-    assert [run.number for run in runs] == [0, 3, 7]
+    assert [run.start for run in runs] == [0, 3, 7]
     assert sum(run.size for run in runs) == 10 * (1 + OVERHEAD)
 
 
@@ -109,11 +100,11 @@ def test_deliveries_are_a_sequence() -> None:
 def test_views_of_one_message_are_equal_and_others_are_not() -> None:
     batch, other = make_batch(b"a", b"b"), make_batch(b"a", b"b")
     deliveries = deliveries_of(batch)
-    assert deliveries[0] == BatchDelivery(batch, 0)
+    assert deliveries[0] == batch.delivery(0)
     assert deliveries[0] != deliveries[1]
-    assert deliveries[0] != BatchDelivery(other, 0)
+    assert deliveries[0] != other.delivery(0)
     assert deliveries[0] != "a"
-    assert len({deliveries[0], deliveries[1], BatchDelivery(batch, 0)}) == 2
+    assert len({deliveries[0], deliveries[1], batch.delivery(0)}) == 2
     assert isinstance(deliveries[0], Delivery)
 
 
@@ -142,7 +133,7 @@ def test_waiting_for_a_message_of_a_batch_asks_for_that_message() -> None:
         return True
 
     batch = Batch("b", PREFIX, 7, [b"a", b"b"], OVERHEAD, None, wait)
-    assert BatchDelivery(batch, 1).wait(3)
+    assert batch.delivery(1).wait(3)
     assert asked == [(uuid_of(8), 3)]
 
 
@@ -175,7 +166,7 @@ def sent_as(outbox: Outbox) -> list[tuple[int, int]]:
 
 def join(outbox: Outbox, data: bytes) -> BatchDelivery | None:
     run = outbox.volatile.open_run
-    return None if run is None else run.join(data, len(data))
+    return None if run is None else run.join(data)
 
 
 def test_a_message_joins_the_run_that_waits_last() -> None:
@@ -183,7 +174,7 @@ def test_a_message_joins_the_run_that_waits_last() -> None:
     batch = make_batch(b"0", b"1")
     outbox.append(batch.run(), 0.0)
     delivery = join(outbox, b"22")
-    assert delivery == BatchDelivery(batch, 2)
+    assert delivery == batch.delivery(2)
     assert (delivery.uuid, delivery.data, delivery.state) == (uuid_of(2), b"22", DeliveryState.QUEUED)
     assert outbox.queued == 3
     outbox.append(make_batch(b"3", number=1024).run(), 0.0)
@@ -201,12 +192,12 @@ def test_nothing_joins_what_has_been_sent() -> None:
     batch = make_batch(b"0", b"1", b"2")
     run = batch.run()
     outbox.append(run, 0.0)
-    assert join(outbox, b"3") == BatchDelivery(batch, 3)
+    assert join(outbox, b"3") == batch.delivery(3)
     outbox.connect(LARGE, LARGE, BOOT)
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 0, 0))
     outbox.take(2 * (1 + OVERHEAD))
     assert join(outbox, b"x") is None
-    assert run.join(b"x", 1) is None  # as one has found it who has not seen it taken
+    assert run.join(b"x") is None  # as one has found it who has not seen it taken
     assert sent_as(outbox) == [(helpers.BATCH, 2)]
     assert batch.states == [DeliveryState.SENT] * 4
 
@@ -221,31 +212,45 @@ def test_what_can_be_joined() -> None:
     assert join(outbox, b"x") is None  # nothing waits
     outbox.append(make_batch(b"x", expires_at=5.0).run(), 0.0)
     assert join(outbox, b"x") is None  # it would have to expire
-    outbox.append(make_batch(bytes(MAX_BATCH_BYTES)).run(), 0.0)
-    assert join(outbox, b"x") is None  # the batch is full, by size
     outbox.append(make_batch(*[b""] * (MAX_BATCH_COUNT - 1)).run(), 0.0)
     assert join(outbox, b"x") is not None
-    assert join(outbox, b"x") is None  # and by count
+    assert join(outbox, b"x") is None  # the batch is full
+    outbox.append(make_batch(b"").run(), 0.0)
+    assert join(outbox, b"x") is not None
     outbox.append(make_batch(b"").run(), 0.0)
     assert join(outbox, b"x") is None  # the queue is full
-    outbox.expire(5.0)
-    outbox.append(make_batch(b"").run(), 0.0)
-    assert outbox.queued == 1003
-    assert join(outbox, b"x") is None  # and again
     outbox = new_outbox()
     run = make_batch(b"").run()
     outbox.append(run, 0.0)
     outbox.append(make_batch(b"", expires_at=5.0).run(), 0.0)
     assert join(outbox, b"x") is None
-    assert run.join(b"x", 1) is None  # another waits behind
-    outbox = new_outbox(max_queued_bytes=10 + 2 * OVERHEAD)
-    outbox.append(make_batch(b"").run(), 0.0)
-    assert join(outbox, b"12345678901") is None  # the queue would have too many bytes
-    assert join(outbox, b"1234567890") is not None
+    assert run.join(b"x") is None  # another waits behind
     outbox = new_outbox()
     outbox.append(make_batch(b"").run(), 0.0)
     outbox.append(Delivery("b", uuid_of(0), b"", OVERHEAD, None, False, not_waited_for), 0.0)
     assert join(outbox, b"x") is None  # a single message waits last
+
+
+def test_only_small_messages_join_and_only_small_ones_are_joined() -> None:
+    small, large = bytes(MAX_JOINING_BYTES), bytes(MAX_JOINING_BYTES + 1)
+    outbox = new_outbox()
+    outbox.append(make_batch(small).run(), 0.0)
+    assert join(outbox, large) is None
+    assert join(outbox, small) is not None
+    outbox.append(make_batch(large).run(), 0.0)
+    assert join(outbox, small) is None
+    outbox = new_outbox(max_frame_bytes=100)
+    outbox.append(make_batch(b"x").run(), 0.0)
+    assert join(outbox, bytes(100 - 33 + 1)) is None  # it fits no frame
+    assert join(outbox, bytes(100 - 33)) is not None
+
+
+def test_as_many_join_as_there_would_be_room_for_if_they_were_large() -> None:
+    outbox = new_outbox(max_queued_bytes=3 * (MAX_JOINING_BYTES + OVERHEAD))
+    outbox.append(make_batch(b"").run(), 0.0)
+    assert [join(outbox, b"") is not None for _ in range(3)] == [True, True, False]
+    outbox.append(make_batch(b"").run(), 0.0)
+    assert join(outbox, b"") is not None
 
 
 def test_messages_that_have_joined_take_room_in_the_queue() -> None:
@@ -257,6 +262,124 @@ def test_messages_that_have_joined_take_room_in_the_queue() -> None:
     assert outbox.append(make_batch(b"x").run(), 0.0) == 0
     assert [entry.count for entry in outbox.discard()] == [3]
     assert (outbox.queued, outbox.volatile.queued_bytes) == (0, 0)
+
+
+class Interrupted(list[bytes | None]):
+    """The places of a batch; while a message is put into one, before it is there or behind that, something happens."""
+
+    before: Callable[[], object] | None = None
+    behind: Callable[[], object] | None = None
+
+    def __setitem__(self, place: Any, data: Any) -> None:
+        before, self.before = self.before, None
+        behind, self.behind = self.behind, None
+        if before is not None:
+            before()
+        super().__setitem__(place, data)
+        if behind is not None:
+            behind()
+
+
+def interrupted(*payloads: bytes) -> tuple[Outbox, Batch, Interrupted, Run]:
+    """An outbox with an open run."""
+    outbox = new_outbox()
+    batch = make_batch(*payloads)
+    places = batch.data = Interrupted(batch.data)
+    outbox.append(batch.run(), 0.0)
+    run = outbox.volatile.open_run
+    assert run is not None
+    assert batch.data is places
+    return outbox, batch, places, run
+
+
+def test_what_is_in_its_place_when_the_run_is_closed_has_joined() -> None:
+    outbox, _, places, run = interrupted(b"0")
+    places.behind = outbox.volatile.close_run
+    joined = run.join(b"1")
+    assert joined is not None
+    assert not run.is_open
+    assert run.has(joined)
+    assert (run.payloads(), outbox.queued) == ([b"0", b"1"], 2)
+    assert joined.state is DeliveryState.QUEUED
+    run.state = DeliveryState.SENT
+    assert joined.state is DeliveryState.SENT
+
+
+def test_what_is_not_in_its_place_when_the_run_is_closed_has_not_joined_and_is_let_go() -> None:
+    outbox, batch, places, run = interrupted(b"0")
+    places.before = outbox.volatile.close_run
+    joined = run.join(b"1")
+    assert joined is not None
+    assert not run.is_open
+    assert not run.has(joined)
+    assert (run.payloads(), outbox.queued) == ([b"0"], 1)
+    assert batch.data == [b"0", None]
+
+
+def test_a_place_that_is_taken_when_the_run_is_closed_already_is_none() -> None:
+    outbox, batch, _, run = interrupted(b"0")
+    outbox.volatile.close_run()
+    assert run.join(b"1") is None
+    assert batch.data == [b"0"]
+
+
+def test_what_others_have_put_behind_a_gap_has_joined() -> None:
+    outbox, batch, places, run = interrupted(b"0")
+    others: list[BatchDelivery | None] = []
+
+    def others_join_and_it_is_closed() -> None:
+        places.before = lambda: others.append(run.join(b"4"))
+        others.append(run.join(b"2"))
+        others.append(run.join(b"5"))
+        outbox.volatile.close_run()
+
+    # Places: 1 is a gap, 2 gets b"2" only behind 3, which gets b"4".
+    places.before = others_join_and_it_is_closed
+    late = run.join(b"1")
+    assert late is not None
+    assert not run.has(late)
+    assert all(other is not None and run.has(other) for other in others)
+    assert outbox.queued == 4
+    assert [entry.payloads() for entry in outbox.volatile.waiting if isinstance(entry, Run)] == [
+        [b"0"],
+        [b"2", b"4", b"5"],
+    ]
+    assert [(entry.seq, entry.size) for entry in outbox.volatile.waiting] == [
+        (0, 1 + OVERHEAD),
+        (1, 3 * (1 + OVERHEAD)),
+    ]
+    outbox.connect(LARGE, LARGE, BOOT)
+    outbox.acknowledge(Ack(Stream.VOLATILE, 7, 0, 0))
+    assert sent_as(outbox) == [(helpers.DATA, 0), (helpers.BATCH, 1)]
+    outbox.acknowledge(Ack(Stream.VOLATILE, 7, 3, 3))
+    states = [DeliveryState.DELIVERED, DeliveryState.DELIVERED, DeliveryState.SENT]
+    assert [batch.delivery(place).state for place in (2, 3, 4)] == states
+    assert outbox.in_flight_bytes == 1 + OVERHEAD
+
+
+def test_several_gaps_leave_several_runs() -> None:
+    outbox, batch, places, run = interrupted(b"0")
+    late: list[BatchDelivery | None] = []
+
+    def another_is_late() -> None:
+        run.join(b"2")
+        places.before = closing
+        late.append(run.join(b"3"))
+
+    def closing() -> None:
+        run.join(b"4")
+        outbox.volatile.close_run()
+
+    places.before = another_is_late
+    late.append(run.join(b"1"))
+    assert [delivery is not None and run.has(delivery) for delivery in late] == [False, False]
+    assert [entry.payloads() for entry in outbox.volatile.waiting if isinstance(entry, Run)] == [
+        [b"0"],
+        [b"2"],
+        [b"4"],
+    ]
+    assert batch.data == [b"0", None, b"2", None, b"4"]
+    assert outbox.volatile.queued_bytes == 3 * (1 + OVERHEAD)
 
 
 def test_what_joins_may_be_too_large_for_the_receiver_by_itself() -> None:
@@ -378,7 +501,7 @@ def test_a_batch_goes_the_way_of_its_messages(seed: int) -> None:
         Mutation("put back whole, where part has arrived", "outbox.OutStream.requeue", "entry.seq < from_seq", "False"),
         Mutation("joined what others wait behind", "outbox.VolatileOutStream.append", "self.close_run()", "pass"),
         Mutation("joined what was sent", "outbox.Outbox.take", "self.volatile.close_run()", "pass"),
-        Mutation("not counted", "outbox.VolatileOutStream.close_run", "self.queued_bytes += size", "pass"),
+        Mutation("not counted", "outbox.VolatileOutStream._added", "self.queued_bytes += size", "pass"),
     ],
     ids=lambda mutation: mutation.name.replace(" ", "-"),
 )

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from netcomm import wire
-from netcomm.message import Batch, Delivery, Limits, Stream
+from netcomm.batch import Batch
+from netcomm.message import Delivery, Limits, Stream
 from netcomm.messaging import Messaging, Received
 from tests.unit import helpers
 

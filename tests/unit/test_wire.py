@@ -8,8 +8,9 @@ from unittest.mock import patch
 import pytest
 
 from netcomm import wire
+from netcomm.batch import Batch, Run
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import FLAG_PERSISTENT, Batch, Limits, Run, Stream
+from netcomm.message import FLAG_PERSISTENT, Limits, Stream
 from tests.unit import helpers
 from tests.unit.helpers import INFINITE, UUID, make_delivery, packet, packets
 
@@ -189,7 +190,7 @@ def frames_of(run: Run, max_frame_bytes: int) -> list[tuple[int, list[bytes]]]:
     assert error is None
     assert isinstance(data, wire.Data)
     assert data.items == [
-        (run.seq + index, UUID[:8] + (run.number + index).to_bytes(8), INFINITE, 0, payload)
+        (run.seq + index, UUID[:8] + (run.batch.number + run.start + index).to_bytes(8), INFINITE, 0, payload)
         for index, payload in enumerate(run.payloads())
     ]
     payloads = iter(data.payloads)

@@ -1,0 +1,344 @@
+"""`Batch`: transient messages that were sent together; `Run`, which stands for some of them in the queue."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from operator import length_hint
+from typing import TYPE_CHECKING, overload
+
+from netcomm.message import OPEN_STATES, QUEUED, Delivery, DeliveryState
+
+MAX_BATCH_COUNT = 1000
+MAX_BATCH_BYTES = 256 * 1024
+"""The most messages that a batch has, and the size that it does not exceed by more than its last message. Those that
+join it later are small instead: no larger than MAX_JOINING_BYTES each."""
+MAX_JOINING_BYTES = 4 * 1024
+
+
+class Batch:
+    """Transient messages for one receiver that were sent together: what they have in common, and their payloads.
+
+    number: the low half of the first uuid, which the others count on from; `uuid_prefix` is the high half.
+    data: their payloads, None of those that were delivered, and in places that no message is in.
+    states: what has become of them, as far as they are not in an open run.
+    ends: where each would begin, in bytes, if they were joined, and where the last one would end; as far as `states`.
+    overhead: what each takes on the wire beside its payload, in bytes.
+    """
+
+    __slots__ = ("data", "ends", "expires_at", "ident", "number", "overhead", "states", "uuid_prefix", "wait")
+
+    def __init__(
+        self,
+        ident: str,
+        uuid_prefix: bytes,
+        number: int,
+        data: list[bytes],
+        overhead: int,
+        expires_at: float | None,
+        wait: "Callable[[Delivery, float | None], bool]",
+    ) -> None:
+        self.ident = ident
+        self.uuid_prefix = uuid_prefix
+        self.number = number
+        self.data: list[bytes | None] = list(data)
+        self.states = [QUEUED] * len(data)
+        self.ends = list(accumulate(map(len, data), initial=0))
+        self.overhead = overhead
+        self.expires_at = expires_at
+        self.wait = wait
+
+    def run(self) -> "Run":
+        """All of it, to be queued."""
+        return Run(self, 0, len(self.data))
+
+    def size(self, start: int, stop: int, overhead: int) -> int:
+        """The size of the messages from one place to another, with so much for each beside its payload, in bytes."""
+        return self.ends[stop] - self.ends[start] + (stop - start) * overhead
+
+    def fitting(self, start: int, stop: int, max_bytes: int, overhead: int) -> int:
+        """Up to where messages from `start` on, `stop` at the most, have a size of no more than so many bytes."""
+        room = max_bytes + self.ends[start] + start * overhead
+        if self.ends[stop] + stop * overhead <= room:
+            return stop
+        return bisect_right(range(stop), room, start + 1, key=lambda place: self.ends[place] + place * overhead) - 1
+
+    def delivery(self, index: int) -> "BatchDelivery":
+        """The sender's view of the message at a place."""
+        delivery = BatchDelivery()
+        delivery._batch = self
+        delivery._index = index
+        return delivery
+
+
+class Run:
+    """Consecutive messages of a batch that share their state: an entry of the queue.
+
+    While it is *open*, messages may join it, which takes no lock: each takes a place of its own, and is put there.
+    Whoever closes it says so first, and looks then which places were taken. So what was in its place while the run was
+    open is part of it; of what comes later, `has` tells, once the run is closed.
+
+    start, stop: their place in the batch.
+    seq: the place of the first of them in the stream.
+    size: the bytes that they take on the wire, each by itself; without those that have joined since it was opened.
+    resent: whether they were sent before, and the connection broke.
+    is_open: whether messages may join it.
+    """
+
+    __slots__ = (
+        "_gaps",
+        "_max_joining",
+        "_places",
+        "_state",
+        "batch",
+        "is_open",
+        "resent",
+        "seq",
+        "size",
+        "start",
+        "stop",
+    )
+
+    persistent = False
+
+    def __init__(self, batch: Batch, start: int, stop: int) -> None:
+        self.batch = batch
+        self.start = start
+        self.stop = stop
+        self.seq = -1
+        self.resent = False
+        self.size = batch.size(start, stop, batch.overhead)
+        self._state = batch.states[start]
+        self.is_open = False
+        self._places: Iterator[int] = iter(())  # that have not been taken
+        self._max_joining = 0
+        self._gaps: frozenset[int] = frozenset()  # that were taken, and empty when the run was closed
+
+    @property
+    def state(self) -> DeliveryState:
+        """What has become of them."""
+        return self._state
+
+    @state.setter
+    def state(self, state: DeliveryState) -> None:
+        self._state = state
+        self.batch.states[self.start : self.stop] = [state] * (self.stop - self.start)
+
+    @property
+    def count(self) -> int:
+        """How many messages these are."""
+        return self.stop - self.start
+
+    @property
+    def largest(self) -> int:
+        """The size on the wire of the largest message."""
+        return max(map(len, self.payloads())) + self.batch.overhead
+
+    @property
+    def first_size(self) -> int:
+        """The size on the wire of the first message."""
+        return self.batch.size(self.start, self.start + 1, self.batch.overhead)
+
+    def open(self, max_count: int, max_joining: int) -> bool:
+        """Let so many more messages join, of at most so many bytes of data each; returns whether any may.
+
+        They may not where they would have to expire, and where others of the batch come in between.
+        """
+        batch = self.batch
+        room = min(MAX_BATCH_COUNT - len(batch.data), max_count)
+        if room <= 0 or batch.expires_at is not None or self.stop != len(batch.data):
+            return False
+        batch.data += [None] * room
+        self._places = iter(range(self.stop, self.stop + room))
+        self._max_joining = max_joining
+        self.is_open = True
+        return True
+
+    def join(self, data: bytes) -> "BatchDelivery | None":
+        """Put a message into a place of its own; None where there is no room for it.
+
+        It has joined if `is_open` is still True afterwards, or if `has` says so. May be called from any thread.
+        """
+        if len(data) > self._max_joining:
+            return None
+        batch = self.batch
+        try:
+            place = next(self._places)
+            batch.data[place] = data
+        except (StopIteration, IndexError):  # all are taken, or the run was closed
+            return None
+        delivery = BatchDelivery()
+        delivery._batch = batch
+        delivery._index = place
+        return delivery
+
+    @property
+    def joined(self) -> int:
+        """How many messages have joined since the run was opened, while it is."""
+        return len(self.batch.data) - self.stop - length_hint(self._places) if self.is_open else 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another message to join, in an open run."""
+        return self.is_open and not length_hint(self._places)
+
+    def close(self) -> "list[Run]":
+        """Let no more messages join, and take in those that have; does nothing where the run is not open.
+
+        Who has taken a place, and has not put the message there yet, leaves a gap. Returns the runs behind gaps, which
+        are not part of this one any more.
+        """
+        if not self.is_open:
+            return []
+        self.is_open = False
+        batch, start = self.batch, self.stop
+        end = len(batch.data) - length_hint(self._places)
+        del batch.data[end:]
+        batch.states += [QUEUED] * (end - start)
+        joined = batch.data[start:]
+        gaps: list[int] = []
+        try:
+            sizes = list(map(len, joined))  # type: ignore[arg-type]
+        except TypeError:  # one of them is None
+            gaps = [place for place, data in enumerate(joined, start) if data is None]
+            self._gaps = frozenset(gaps)
+            sizes = [len(data or b"") for data in joined]
+        batch.ends[start:] = accumulate(sizes, initial=batch.ends[start])
+        self.stop = gaps[0] if gaps else end
+        self.size = batch.size(self.start, self.stop, batch.overhead)
+        return [Run(batch, gap + 1, stop) for gap, stop in pairwise([*gaps, end]) if gap + 1 < stop]
+
+    def has(self, delivery: "BatchDelivery") -> bool:
+        """Whether a message was in its place in time, now that the run is closed.
+
+        If it was not, it is let go. To be called by who has put it there.
+        """
+        place, data = delivery._index, self.batch.data
+        if place not in self._gaps:
+            return place < len(data)
+        data[place] = None
+        return False
+
+    def payloads(self) -> list[bytes]:
+        """The payloads of messages that have not been delivered."""
+        return self.batch.data[self.start : self.stop]  # type: ignore[return-value]
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the messages expire, on the clock of the outbox, in seconds."""
+        return self.batch.expires_at
+
+    @property
+    def data(self) -> list[bytes] | None:
+        """The payloads, None once they are forgotten; may be set to None."""
+        return self.payloads()
+
+    @data.setter
+    def data(self, nothing: None) -> None:
+        self.batch.data[self.start : self.stop] = [None] * (self.stop - self.start)
+
+    @property
+    def done(self) -> bool:
+        """Whether the messages have ended, one way or another."""
+        return self._state not in OPEN_STATES
+
+    def fitting(self, max_bytes: int) -> int:
+        """How many of these messages, from the first on, take no more than so many bytes on the wire."""
+        return self.batch.fitting(self.start, self.stop, max_bytes, self.batch.overhead) - self.start
+
+    def split(self, count: int) -> "Run":
+        """Cut off the first `count` messages, fewer than all, none of which has been delivered; returns them."""
+        head = Run(self.batch, self.start, self.start + count)
+        head.seq = self.seq
+        head.resent = self.resent
+        self.start += count
+        self.seq += count
+        self.size -= head.size
+        return head
+
+    def deliveries(self) -> "Sequence[Delivery]":
+        """One for each message."""
+        return [self.batch.delivery(index) for index in range(self.start, self.stop)]
+
+
+class BatchDelivery(Delivery):
+    """The sender's view of one message of a batch. Two views of one message are equal."""
+
+    __slots__ = ("_batch", "_index")
+    _batch: Batch
+    _index: int
+    # Whoever makes one sets these two: a function that does would take longer than all the rest.
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+    else:
+        __init__ = object.__init__
+
+    @property
+    def ident(self) -> str:  # type: ignore[override]
+        """The receiver's name."""
+        return self._batch.ident
+
+    @property
+    def uuid(self) -> bytes:  # type: ignore[override]
+        """16 bytes that name the message."""
+        return self._batch.uuid_prefix + (self._batch.number + self._index).to_bytes(8)
+
+    @property
+    def data(self) -> bytes | None:  # type: ignore[override]
+        """The payload; None once it was delivered."""
+        return self._batch.data[self._index]
+
+    @property
+    def persistent(self) -> bool:  # type: ignore[override]
+        """Whether a storage keeps it."""
+        return False
+
+    @property
+    def state(self) -> DeliveryState:  # type: ignore[override]
+        """See `DeliveryState`."""
+        states = self._batch.states
+        return states[self._index] if self._index < len(states) else QUEUED  # those of an open run follow
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See `Delivery.wait`."""
+        return self._batch.wait(self, timeout)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BatchDelivery):
+            return NotImplemented
+        return (self._batch, self._index) == (other._batch, other._index)
+
+    def __hash__(self) -> int:
+        return hash((self._batch, self._index))
+
+
+class Deliveries(Sequence[Delivery]):
+    """The Deliveries of the messages of one call, each made when it is asked for."""
+
+    __slots__ = ("_batches", "_ends")
+
+    def __init__(self) -> None:
+        self._batches: list[Batch] = []
+        self._ends: list[int] = []  # how many messages there are up to the end of each batch
+
+    def add(self, batch: Batch) -> None:
+        """Append the messages of a batch."""
+        self._batches.append(batch)
+        self._ends.append(len(self) + len(batch.data))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Delivery: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Delivery]: ...
+    def __getitem__(self, index: int | slice) -> Delivery | list[Delivery]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        number = bisect_right(self._ends, place)
+        return self._batches[number].delivery(place - (self._ends[number - 1] if number else 0))
+
+    def __repr__(self) -> str:
+        return f"<Deliveries of {len(self)} messages>"
