@@ -147,15 +147,15 @@ class Inbox:
         """
         if stream is DURABLE and self._stores_positions:
             return Position(epoch, next_seq)
-        self.acknowledge(stream, Position(epoch, next_seq))
+        self.acknowledge(stream, epoch, next_seq)
         return None
 
-    def acknowledge(self, stream: Stream, position: Position) -> None:
-        """The sender may be told of a position."""
+    def acknowledge(self, stream: Stream, epoch: int, next_seq: int) -> None:
+        """The sender may be told that everything below `next_seq` has been handed over."""
         state = self._streams.get(stream)
         # The sender may have begun another epoch meanwhile: it has nothing to hear of the old one.
-        if state is not None and state.epoch == position.epoch and position.next_seq > state.handed_seq:
-            state.handed(min(position.next_seq, state.next_seq))
+        if state is not None and state.epoch == epoch and next_seq > state.handed_seq:
+            state.handed(min(next_seq, state.next_seq))
             state.ack_due = True
 
     @property

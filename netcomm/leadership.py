@@ -9,8 +9,10 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-# So long may the worker's work leave nobody to lead.
+# So long may the worker's work leave nobody to lead: the longer, the more often it has been short when looked at. Each
+# look takes the interpreter from the worker for a moment, which an answer may be waited for in.
 PATIENCE_S = 0.005
+MOST_PATIENCE_S = 0.04
 
 
 class Leadership:
@@ -86,15 +88,18 @@ class Leadership:
         While the worker has no work, this sleeps; while there is some, it looks now and then.
         """
         last_begun = -1
+        patience_s = PATIENCE_S
         while not self._stopped:
             begun, turns = self._begun, self._turns
             self._resting = begun == last_begun and not self._working
             # Looked at once more: work may have begun before it could be seen that the deputy rests.
-            patience_s = None if self._resting and not self._working else PATIENCE_S
+            asleep = self._resting and not self._working
             try:
-                urgent = self._alarm.get(timeout=patience_s)
+                urgent = self._alarm.get(timeout=None if asleep else patience_s)
+                patience_s = PATIENCE_S
             except Empty:
                 urgent = True
+                patience_s = min(2 * patience_s, MOST_PATIENCE_S)
             self._resting = False
             kept = urgent and self._working and turns == self._turns
             if kept and self._held.acquire(blocking=False):

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from netcomm import outbox, wire
 from netcomm.batch import Run
@@ -244,6 +245,9 @@ CONVERSATION = 4
 # What is so large, in bytes, is worth a system call of its own.
 PROMPT_BYTES = 128 * 1024
 
+# What waits for callbacks, and is left unread where too much does.
+_MESSAGES = frozenset({wire.Data, wire.Messages})
+
 # A deadline belongs to a connection (its session's), or to a peer.
 _SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
 _Key = tuple[int, int | str]
@@ -292,6 +296,14 @@ class Messaging:
         self.prompt = False
         self.gathering: dict[str, Run] = {}
         self._undiagnosed: set[str] = set()  # idents that messages wait for, while no other is connected
+        self._handlers: Mapping[type, Callable[[_Connection, Any, float], None]] = {
+            Identified: self._identify,
+            wire.Begin: self._begin,
+            wire.Data: self._receive,
+            wire.Messages: self._receive_legacy,
+            wire.Ack: self._acknowledge,
+            wire.Skip: self._skip,
+        }
         self._receiving = True
 
     def restore(
@@ -409,23 +421,12 @@ class Messaging:
             while (event := session.next_event()) is not None:
                 if session.legacy and not session.established:
                     self._establish(self._peer_of(connection), connection, now)
-                match event:
-                    case wire.Data() | wire.Messages() if self._is_full(connection):
-                        session.put_back(event)  # until enough is handed over
-                        self._pause(connection, True)
-                        break
-                    case wire.Data():
-                        self._receive(connection, event)
-                    case wire.Ack():
-                        self._acknowledge(connection, event)
-                    case wire.Messages(legacy_items):
-                        self._receive_legacy(connection, legacy_items)
-                    case wire.Begin():
-                        self._begin(connection, event, now)
-                    case wire.Skip(stream, next_seq):
-                        self._peer_of(connection).inbox.skip(stream, next_seq)
-                    case Identified(ident):
-                        self._identify(connection, ident, now)
+                kind = type(event)
+                if kind in _MESSAGES and self._is_full(connection):
+                    session.put_back(event)  # until enough is handed over
+                    self._pause(connection, True)
+                    break
+                self._handlers[kind](connection, event, now)
         except ConnectionRefusedByPeer as error:
             text = f"{connection.name} refused the connection: {error}"
             self._complain(connection, text, ConnectionRefusedByPeer(text, error.code))
@@ -463,7 +464,8 @@ class Messaging:
 
     # -- Identification ---------------------------------------------------------------------------------------
 
-    def _identify(self, connection: _Connection, ident: str, now: float) -> None:
+    def _identify(self, connection: _Connection, event: Identified, now: float) -> None:
+        ident = event.ident
         if ident == self._ident:
             self._refuse(connection, f"ident {ident!r} is that of this peer itself", now)
             return
@@ -588,7 +590,10 @@ class Messaging:
         if not connection.session.established:
             self._establish(peer, connection, now)
 
-    def _receive(self, connection: _Connection, data: wire.Data) -> None:
+    def _skip(self, connection: _Connection, frame: wire.Skip, now: float) -> None:
+        self._peer_of(connection).inbox.skip(frame.stream, frame.next_seq)
+
+    def _receive(self, connection: _Connection, data: wire.Data, now: float) -> None:
         peer = self._peer_of(connection)
         state, fresh = peer.inbox.accept(data)
         if fresh.payloads:
@@ -598,8 +603,9 @@ class Messaging:
             )
             self._took(peer, connection, received)
 
-    def _receive_legacy(self, connection: _Connection, items: list[tuple[bytes, int, int, bytes]]) -> None:
+    def _receive_legacy(self, connection: _Connection, frame: wire.Messages, now: float) -> None:
         peer = self._peer_of(connection)
+        items = frame.items
         runs = [(0, 1, uuid, ttl, flags) for uuid, ttl, flags, _ in items]
         payloads = [item[3] for item in items]
         self._took(peer, connection, Received(peer.ident, None, 0, 0, runs, payloads, _size(payloads)))
@@ -645,7 +651,7 @@ class Messaging:
         if self._unstored.get(ident) == position:
             del self._unstored[ident]
         peer = self._peers[ident]
-        peer.inbox.acknowledge(DURABLE, position)
+        peer.inbox.acknowledge(DURABLE, *position)
         if peer.connection is not None:
             self._writable[peer.connection.number] = None
         self._events.append(_SETTLED)
@@ -720,17 +726,19 @@ class Messaging:
         if connection is None or not connection.session.established:
             self._diagnose_later(peer, now)
 
-    def _acknowledge(self, connection: _Connection, ack: wire.Ack) -> None:
+    def _acknowledge(self, connection: _Connection, ack: wire.Ack, now: float) -> None:
         peer = self._peer_of(connection)
         delivered = peer.outbox.acknowledge(ack)
-        self._watch_expiry(peer)
+        if peer.outbox.may_expire:
+            self._watch_expiry(peer)
         self._deliver(peer, delivered)
         self._ask_storage(peer)
 
     def _deliver(self, peer: _Peer, delivered: Sequence[Entry]) -> None:
         if not delivered:
             return
-        peer.delivered += sum([entry.count for entry in delivered])
+        for entry in delivered:
+            peer.delivered += entry.count
         self._events.append(_SETTLED)
         if delivered[0].persistent:
             assert peer.outbox.durable is not None

@@ -130,13 +130,13 @@ class OutStream:
 
     def settle(self, entries: Sequence[Entry], state: DeliveryState) -> int:
         """End messages; returns their size."""
-        size = sum([entry.size for entry in entries])
+        size = 0
         for entry in entries:
+            size += entry.size
+            self.queued -= entry.count
             entry.state = state
-        if state is DELIVERED:
-            for entry in entries:
+            if state is DELIVERED:
                 entry.data = None
-        self.queued -= sum([entry.count for entry in entries])
         self.queued_bytes -= size
         return size
 
@@ -731,6 +731,11 @@ class Outbox:
         elif head.expires_at is not None and head.seq >= stream.untold_below:
             heapq.heappush(self._expiries, (head.expires_at, next(self._order), head))
         return head
+
+    @property
+    def may_expire(self) -> bool:
+        """Whether there is any message that has a time to live, as far as is known without a search."""
+        return bool(self._expiries) or self.durable is not None
 
     def next_expiry(self) -> float | None:
         """When `expire` is due, or None; of messages in the storage alone, see `DurableOutStream.expires_at`."""

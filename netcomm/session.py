@@ -31,6 +31,8 @@ _MAX_OUTPUT = 1000
 LEGACY_GRACE_S = 0.1
 
 SessionEvent = Identified | wire.Begin | wire.Data | wire.Messages | wire.Ack | wire.Skip
+# The frames that come out as they are.
+_PASSED_ON = frozenset({wire.Begin, wire.Data, wire.Messages, wire.Ack, wire.Skip})
 
 
 class State(enum.Enum):
@@ -135,13 +137,14 @@ class Session:
         Raises RemoteProtocolError for what the protocol does not allow, and ConnectionRefusedByPeer where
         the other side refuses; the connection has to be closed then.
         """
-        while self._state is not _IDENTIFIED and self._frames:
+        while self._frames and self._state is not _IDENTIFIED:
             frame = self._frames.popleft()
-            if type(frame) not in self._allowed:
-                raise RemoteProtocolError(f"unexpected {type(frame).__name__.upper()} ({self._state.name})")
+            kind = type(frame)
+            if kind not in self._allowed:
+                raise RemoteProtocolError(f"unexpected {kind.__name__.upper()} ({self._state.name})")
+            if kind in _PASSED_ON:
+                return frame  # type: ignore[return-value]
             match frame:
-                case wire.Data() | wire.Messages() | wire.Begin() | wire.Ack() | wire.Skip():
-                    return frame
                 case wire.Ping():
                     self._output.append(wire.PONG)
                 case wire.Pong():
@@ -168,9 +171,10 @@ class Session:
             raise self._error
         return None
 
-    def put_back(self, frame: wire.Frame) -> None:
+    def put_back(self, event: SessionEvent) -> None:
         """Let `next_event` return a frame once more."""
-        self._frames.appendleft(frame)
+        assert not isinstance(event, Identified)
+        self._frames.appendleft(event)
 
     def _enter(self, state: State) -> None:
         self._state = state

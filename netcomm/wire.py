@@ -62,6 +62,7 @@ _MESSAGE = struct.Struct(">16sII")
 _HELLO = struct.Struct(">H16s16sIII")
 _BEGIN = struct.Struct(">BQQQ")
 _ACK = struct.Struct(">BQQQ")
+_ACK_PACKET = struct.Struct(">IBBQQQ")
 _SKIP = struct.Struct(">BQ")
 _REFUSE = struct.Struct(">H")
 _DATA_HEAD = struct.Struct(">IBQ16sII")
@@ -254,7 +255,8 @@ def begin(frame: Begin) -> bytes:
 
 def ack(frame: Ack) -> bytes:
     """An ACK packet."""
-    return _pack(_ACK_TYPE, _ACK.pack(frame.stream, frame.epoch, frame.next_seq, frame.received_seq))
+    size = _ACK_PACKET.size - _SIZE_SIZE
+    return _ACK_PACKET.pack(size, _ACK_TYPE, frame.stream, frame.epoch, frame.next_seq, frame.received_seq)
 
 
 def skip(stream: Stream, next_seq: int) -> bytes:
@@ -481,7 +483,7 @@ class Reader:
         view = memoryview(chunk)
         self._start = None
         try:
-            start = self._complete(view, frames)
+            start = self._complete(view, frames) if self._buffer or self._large else 0
             end = self._parse(view, start, frames) if start < len(view) else start
         except RemoteProtocolError as error:
             return frames, error

@@ -79,7 +79,7 @@ def _catalogue() -> Iterator[Mutation]:
         "acknowledged before the position is stored",
         f"{inbox}.hand_over",
         "return Position(epoch, next_seq)",
-        "self.acknowledge(stream, Position(epoch, next_seq)); return Position(epoch, next_seq)",
+        "self.acknowledge(stream, epoch, next_seq); return Position(epoch, next_seq)",
         seed=288,
     )
     yield Mutation(

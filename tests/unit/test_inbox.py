@@ -398,9 +398,9 @@ def test_a_durable_position_is_stored_before_it_is_acknowledged() -> None:
     accept(inbox, 5, 6, 7, stream=DURABLE)
     assert inbox.hand_over(DURABLE, 99, 7) == Position(99, 7)
     assert inbox.due_acks() == []
-    inbox.acknowledge(DURABLE, Position(99, 7))
+    inbox.acknowledge(DURABLE, 99, 7)
     assert inbox.due_acks() == [Ack(DURABLE, 99, 7, 8)]
-    inbox.acknowledge(DURABLE, Position(99, 7))
+    inbox.acknowledge(DURABLE, 99, 7)
     assert inbox.due_acks() == []
 
 
@@ -414,7 +414,7 @@ def test_what_is_handed_over_and_not_stored_is_not_acknowledged_on_the_next_conn
     inbox.begin(Begin(DURABLE, 99, 0, 2))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 0, 2)]
     assert accept(inbox, 1, 2, stream=DURABLE) == [2]
-    inbox.acknowledge(DURABLE, Position(99, 2))
+    inbox.acknowledge(DURABLE, 99, 2)
     assert inbox.due_acks() == [Ack(DURABLE, 99, 2, 3)]
 
 
@@ -435,7 +435,7 @@ def test_a_stored_position_of_an_epoch_that_has_ended_acknowledges_nothing() -> 
     assert position == Position(99, 1)
     inbox.begin(Begin(DURABLE, 100, 0, 1))
     inbox.due_acks()
-    inbox.acknowledge(DURABLE, position)
+    inbox.acknowledge(DURABLE, *position)
     assert inbox.due_acks() == []
 
 
@@ -491,7 +491,7 @@ def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_firs
     assert fresh == messages(60, 61, stream=DURABLE)
     assert state.redelivered_below == 65
     assert inbox.hand_over(DURABLE, 99, 61) == Position(99, 61)
-    inbox.acknowledge(DURABLE, Position(99, 61))
+    inbox.acknowledge(DURABLE, 99, 61)
     assert inbox.due_acks() == [Ack(DURABLE, 99, 61, 62)]
 
 

@@ -3,10 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from queue import Empty
 
 import pytest
 
-from netcomm.leadership import PATIENCE_S, Leadership
+from netcomm.leadership import MOST_PATIENCE_S, PATIENCE_S, Leadership
 
 DEADLINE_S = 10
 
@@ -86,6 +87,43 @@ def test_a_worker_that_waits_is_stood_in_for_at_once(
     leadership.begin_work()
     leadership.await_deputy()
     assert deputy.leads.wait(DEADLINE_S / 2)
+
+
+class Looks:
+    """In place of the alarm: each wait is over at once, and meanwhile the worker has been at work."""
+
+    def __init__(self, leadership: Leadership, works: list[Callable[[], object]]) -> None:
+        self.waits: list[float | None] = []
+        self._leadership = leadership
+        self._works = iter(works)
+
+    def get(self, timeout: float | None) -> bool:
+        self.waits.append(timeout)
+        next(self._works, self._leadership.stop)()
+        raise Empty
+
+    def put(self, urgent: bool) -> None:
+        """Nobody sleeps who would have to be woken."""
+
+
+def test_the_deputy_looks_less_often_while_work_is_short_and_as_often_as_ever_when_it_has_been_long() -> None:
+    leadership = Leadership(lambda: None)
+
+    def short() -> None:
+        assert leadership.acquire()
+        leadership.release()
+        leadership.begin_work()
+
+    def long() -> None:
+        """The worker has not led since the last look."""
+
+    looks = leadership._alarm = Looks(leadership, [short] * 5 + [long, short, short, long])  # type: ignore[assignment]
+    assert leadership.deputize()
+    leadership.release()
+    assert looks.waits == [PATIENCE_S, 2 * PATIENCE_S, 4 * PATIENCE_S, 8 * PATIENCE_S] + 2 * [MOST_PATIENCE_S]
+    looks.waits.clear()
+    assert leadership.deputize()
+    assert looks.waits == [PATIENCE_S, 2 * PATIENCE_S, 4 * PATIENCE_S]
 
 
 def test_nobody_leads_after_stop(scene: tuple[Leadership, Deputy]) -> None:
