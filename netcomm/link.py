@@ -304,8 +304,8 @@ class Link:
         self._lingering.add(connection)
         self._mark_stale(connection)
 
-    def receive_into(self, number: int, buffer: memoryview | None) -> None:
-        """Let the next bytes of a connection go into a buffer, once; None lets them come as a Chunk."""
+    def receive_into(self, number: int, buffer: memoryview) -> None:
+        """Let the next bytes of a connection go into a buffer, once, in place of coming as a Chunk."""
         connection = self._connections.get(number)
         if connection is not None:
             connection.buffer = buffer

@@ -315,7 +315,7 @@ class Messaging:
         for state in streams:
             peer = self._peer(state.ident)
             expires_at = None if state.next_expiry is None else now + state.next_expiry - wall_now
-            peer.outbox.durable = DurableOutStream.restore(state, expires_at)
+            peer.outbox.set_durable(DurableOutStream.restore(state, expires_at))
             self._watch_expiry(peer)
             self._diagnose_later(peer, now)
 
@@ -686,11 +686,6 @@ class Messaging:
             self.gathering.pop(ident)
             self._peers[ident].outbox.volatile.close_run()
 
-    def has_gathered(self, ident: str) -> bool:
-        """Whether so much has joined what waits last for `ident` that no more can."""
-        run = self.gathering.get(ident)
-        return run is not None and run.is_full
-
     def send(self, ident: str, entry: Entry, now: float) -> int:
         """Queue transient messages for `ident`; returns how many were taken: as many as there is room for.
 
@@ -949,7 +944,8 @@ class Messaging:
     def _take(self, peer: _Peer, session: Session, budget: int, now: float, buffers: list[bytes]) -> bool:
         """Add messages that wait, about `budget` bytes of one stream; returns whether there may be more."""
         self.gathering.pop(peer.ident, None)
-        self._drop(peer, peer.outbox.expire(now))
+        if peer.outbox.may_expire:
+            self._drop(peer, peer.outbox.expire(now))
         while (taken := peer.outbox.take(budget)) is not None:
             stream, epoch, next_seq, batch, rejected = taken
             if rejected:

@@ -493,6 +493,7 @@ class Outbox:
         "_max_packet_bytes",
         "_order",
         "_receiver_boot",
+        "_streams",
         "_turn",
         "_window_bytes",
         "durable",
@@ -505,6 +506,7 @@ class Outbox:
         self._limits = limits
         self.volatile = VolatileOutStream(epoch)
         self.durable: DurableOutStream | None = None
+        self._streams: list[OutStream] = [self.volatile]
         self._turn = 0
         self._connected = False
         self._connected_only: set[Entry] = set()  # of ttl 0: they expire with the connection, and not before
@@ -515,10 +517,6 @@ class Outbox:
         self._expiries: list[tuple[float, int, Entry]] = []
         self._order = count()  # entries are not comparable
         self.in_flight_bytes = 0
-
-    @property
-    def _streams(self) -> list[OutStream]:
-        return [self.volatile] if self.durable is None else [self.durable, self.volatile]
 
     @property
     def queued(self) -> int:
@@ -611,15 +609,21 @@ class Outbox:
             self.durable.resolve_doubt()
         self._legacy = True
 
+    def set_durable(self, durable: DurableOutStream) -> None:
+        """Have a durable stream from now on."""
+        self.durable = durable
+        self._streams = [durable, self.volatile]
+
     def open_durable(self, epoch: int) -> Begin | None:
         """Make the durable stream; returns how it begins, where it has to begin now."""
-        self.durable = DurableOutStream(epoch)
+        durable = DurableOutStream(epoch)
+        self.set_durable(durable)
         if not self._connected:
             return None
         if self._legacy:
-            self.durable.receiver_next = 0
+            durable.receiver_next = 0
             return None
-        return self.durable.begin()
+        return durable.begin()
 
     def disconnect(self) -> None:
         """The connection is gone, if it was there: a legacy peer may refuse before it counts as connected."""
@@ -667,7 +671,8 @@ class Outbox:
         were rejected because the receiver accepts no frame of their size; None where there is nothing.
         Streams take turns.
         """
-        self.volatile.close_run()
+        if self.volatile.open_run is not None:
+            self.volatile.close_run()
         streams = self._streams
         for offset in range(len(streams)):
             stream = streams[(self._turn + offset) % len(streams)]

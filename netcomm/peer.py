@@ -415,6 +415,7 @@ class Peer(threading.Thread):
         ConfigurationError for an argument that can't be used; LifecycleError. May be called from any thread, and from
         a callback.
         """
+        run: Run | None = None
         if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
             run = self._gathering.get(ident)
             if run is not None and (joined := run.join(data)) is not None:
@@ -433,7 +434,7 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._phase is not _RUNNING:
                 self._check_usable()
-            if self._messaging.has_gathered(ident):
+            if run is not None and run.is_full:
                 self._settle()
             entry: Delivery | Run
             if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.converses(ident):
@@ -770,9 +771,13 @@ class Peer(threading.Thread):
         now = monotonic()
         match event:
             case link.Chunk(connection, data):
-                self._link.receive_into(connection, self._messaging.data_received(connection, data, now))
+                buffer = self._messaging.data_received(connection, data, now)
+                if buffer is not None:
+                    self._link.receive_into(connection, buffer)
             case link.Filled(connection, count):
-                self._link.receive_into(connection, self._messaging.buffer_filled(connection, count, now))
+                buffer = self._messaging.buffer_filled(connection, count, now)
+                if buffer is not None:
+                    self._link.receive_into(connection, buffer)
             case link.Writable(connection):
                 self._link.flush(connection)
                 self._pump(connection)

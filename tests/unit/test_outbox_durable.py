@@ -33,7 +33,7 @@ def new_outbox(stream: DurableOutStream | None = None) -> Outbox:
     if stream is None:
         outbox.open_durable(EPOCH)
     else:
-        outbox.durable = stream
+        outbox.set_durable(stream)
     return outbox
 
 
