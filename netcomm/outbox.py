@@ -313,26 +313,22 @@ class DurableOutStream(OutStream):
         """Append messages that the storage has."""
         self.added_below = deliveries[-1].seq + 1
         self.queued += len(deliveries)
-        self.queued_bytes += sum([delivery.size for delivery in deliveries])
-        count = self._fitting(deliveries) if self.stored == 0 and not self._loading else 0
-        if count:
+        room, room_bytes = self._room() if self.stored == 0 and not self._loading else (0, 0)
+        size = kept_size = 0
+        kept = 0  # up to the one that reaches the limit
+        for delivery in deliveries:
+            if kept < room and kept_size < room_bytes:
+                kept += 1
+                kept_size += delivery.size
+            size += delivery.size
+        self.queued_bytes += size
+        if kept:
             self._gone.clear()
-            kept = deliveries[:count]
-            self.waiting += kept
-            self.load_from = kept[-1].seq + 1
-            self.loaded_bytes += sum([delivery.size for delivery in kept])
-            deliveries = deliveries[count:]
-        if deliveries:
-            self._leave_in_storage(deliveries)
-
-    def _fitting(self, deliveries: list[Delivery]) -> int:
-        """How many of these, from the first on, memory takes: up to the one that reaches the limit."""
-        room, room_bytes = self._room()
-        for place, delivery in enumerate(deliveries):
-            if place >= room or room_bytes <= 0:
-                return place
-            room_bytes -= delivery.size
-        return len(deliveries)
+            self.waiting += deliveries[:kept]
+            self.load_from = deliveries[kept - 1].seq + 1
+            self.loaded_bytes += kept_size
+        if kept < len(deliveries):
+            self._leave_in_storage(deliveries[kept:])
 
     def _leave_in_storage(self, deliveries: list[Delivery]) -> None:
         if self.stored == 0:

@@ -84,13 +84,29 @@ _RUNNING = _Phase.RUNNING
 
 @dataclass(slots=True)
 class _Uncommitted:
-    """Persistent messages of one call that are numbered; error: what kept them from being stored."""
+    """Persistent messages of one call.
+
+    epoch: that of their stream, once they are numbered, and -1 before.
+    ended: whether they have been stored, or `error` tells what kept them from being stored.
+    """
 
     ident: str
-    epoch: int
     ttl: float | None
     deliveries: list[Delivery]
+    epoch: int = -1
+    ended: bool = False
     error: BaseException | None = None
+
+
+def _appends(batches: list[_Uncommitted], now: float) -> list[Append]:
+    """What is to be stored; `now` is in seconds since the epoch."""
+    appends: dict[tuple[str, int], list[StoredMessage]] = {}
+    for batch in batches:
+        messages = appends.setdefault((batch.ident, batch.epoch), [])
+        for delivery in batch.deliveries:
+            message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, now, batch.ttl)  # type: ignore[arg-type]
+            messages.append(message)
+    return [Append(ident, epoch, messages) for (ident, epoch), messages in appends.items()]
 
 
 class _Release:
@@ -552,52 +568,49 @@ class Peer(threading.Thread):
     def _commit(self, ident: str, deliveries: list[Delivery], ttl: float | None) -> None:
         """Store persistent messages, and queue them.
 
-        Whoever gets the commit lock stores what others have numbered meanwhile too; they find it done.
+        Whoever gets the commit lock stores what others want stored meanwhile, too; they find it done.
         """
-        storage = self._storage
-        assert storage is not None
         if not deliveries:
             return
-        with self._mutex:
-            self._check_usable()
-            batch = _Uncommitted(ident, self._messaging.number(ident, deliveries), ttl, deliveries)
-            self._uncommitted.append(batch)
+        batch = _Uncommitted(ident, ttl, deliveries)
+        self._uncommitted.append(batch)
         with self._commit_lock:
-            with self._mutex:
-                batches, self._uncommitted = self._uncommitted, []
-            if batches:
-                error = self._store(storage, batches)
-                with self._mutex:
-                    now = monotonic()
-                    for stored in batches:
-                        if error is None:
-                            self._has_spoken = True
-                            self._messaging.send_stored(stored.ident, stored.deliveries, now)
-                            continue
-                        is_for_all = stored is batch or isinstance(error, Exception)
-                        stored.error = error if is_for_all else StorageUnavailable("storing was interrupted; try again")
-                        self._messaging.not_stored(stored.ident, stored.deliveries)
-                    self._settle()
+            if not batch.ended:
+                self._commit_all(batch)
         if batch.error is not None:
             raise batch.error
 
-    def _store(self, storage: QueueStorage, batches: list[_Uncommitted]) -> BaseException | None:
-        """Store batches in one transaction; returns what kept them from being stored.
+    def _commit_all(self, own: _Uncommitted) -> None:
+        """With the commit lock held: store what is uncommitted in one transaction, and queue it."""
+        batches = self._uncommitted.copy()
+        error = self._store(batches)
+        with self._mutex:
+            now = monotonic()
+            for batch in batches:
+                batch.ended = True
+                if error is None:
+                    self._has_spoken = True
+                    self._messaging.send_stored(batch.ident, batch.deliveries, now)
+                    continue
+                is_for_all = batch is own or isinstance(error, Exception)
+                batch.error = error if is_for_all else StorageUnavailable("storing was interrupted; try again")
+                if batch.epoch >= 0:
+                    self._messaging.not_stored(batch.ident, batch.deliveries)
+            del self._uncommitted[: len(batches)]
+            self._settle()
+
+    def _store(self, batches: list[_Uncommitted]) -> BaseException | None:
+        """Number batches, and store them; returns what kept them from being stored.
 
         That may be an interruption of this thread, which the others must hear of in another way.
         """
-        now = self._wall_clock()
-        streams: dict[tuple[str, int], list[StoredMessage]] = {}
-        for batch in batches:
-            ttl = batch.ttl
-            streams.setdefault((batch.ident, batch.epoch), []).extend(
-                [
-                    StoredMessage(delivery.seq, delivery.uuid, delivery.data, now, ttl)  # type: ignore[arg-type]
-                    for delivery in batch.deliveries
-                ]
-            )
+        assert self._storage is not None
         try:
-            storage.append([Append(ident, epoch, messages) for (ident, epoch), messages in streams.items()])
+            with self._mutex:
+                self._check_usable()
+                for batch in batches:
+                    batch.epoch = self._messaging.number(batch.ident, batch.deliveries)
+            self._storage.append(_appends(batches, self._wall_clock()))
         except BaseException as error:  # whatever a plug-in raises, the callers must hear of it
             return error
         return None

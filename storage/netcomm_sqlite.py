@@ -151,16 +151,18 @@ class SqliteQueueStorage(QueueStorage):
         def step(db: sqlite3.Connection) -> dict[str, _Stream]:
             changed: dict[str, _Stream] = {}
             for ident, epoch, messages in batch:
-                known = changed.get(ident) or self._streams.get(ident)
-                stream = known or self._add_stream(db, ident, epoch)
-                db.executemany(_INSERT, [_row(stream.id, message) for message in messages])
+                stream = changed.get(ident) or self._streams.get(ident) or self._add_stream(db, ident, epoch)
+                number, _, epoch, next_seq, sent_below, stored, size = stream
+                rows = []
+                for message in messages:
+                    row = _row(number, message)
+                    rows.append(row)
+                    size += row[2]
+                    next_seq = max(next_seq, message.seq + 1)
+                db.executemany(_INSERT, rows)
+                stored += len(rows)
                 changed[ident] = self._update_stream(
-                    db,
-                    stream._replace(
-                        next_seq=max([stream.next_seq, *[message.seq + 1 for message in messages]]),
-                        stored=stream.stored + len(messages),
-                        size=stream.size + sum([len(message.data) for message in messages]),
-                    ),
+                    db, _Stream(number, ident, epoch, next_seq, sent_below, stored, size)
                 )
             return changed
 
@@ -528,23 +530,14 @@ class SqliteQueueStorage(QueueStorage):
 
 
 def _row(stream: int, message: StoredMessage) -> tuple[Any, ...]:
-    return (
-        stream,
-        message.seq,
-        len(message.data),
-        message.uuid,
-        message.queued_at,
-        message.ttl,
-        message.expires_at,
-        message.data,
-        _message_checksum(stream, message),
-    )
+    seq, uuid, data, queued_at, ttl = message
+    expires_at = None if ttl is None else message.expires_at
+    return stream, seq, len(data), uuid, queued_at, ttl, expires_at, data, _message_checksum(stream, message)
 
 
 def _message_checksum(stream: int, message: StoredMessage) -> int:
-    ttl = message.ttl
-    key = _MESSAGE_KEY.pack(stream, message.seq, message.queued_at, ttl is None, ttl or 0.0)
-    return crc32(message.data, crc32(message.uuid, crc32(key)))
+    seq, uuid, data, queued_at, ttl = message
+    return crc32(data, crc32(uuid, crc32(_MESSAGE_KEY.pack(stream, seq, queued_at, ttl is None, ttl or 0.0))))
 
 
 def _position_checksum(ident: str, epoch: int, next_seq: int) -> int:

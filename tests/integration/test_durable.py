@@ -842,7 +842,7 @@ def test_an_interrupted_send_tells_those_whose_messages_it_was_storing(nowhere: 
         first = in_thread(lambda: peer.send("receiver", b"first"))
         assert storage.reached.wait(DEADLINE_S)
         others = [in_thread(lambda: peer.send("receiver", b"other")) for _ in range(3)]
-        wait_until(lambda: len(peer._uncommitted) == 3, "the others")
+        wait_until(lambda: len(peer._uncommitted) == 4, "the others")
         failing.error = KeyboardInterrupt()
         storage.let_go.set()
         assert first().state is DeliveryState.QUEUED
