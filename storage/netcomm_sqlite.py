@@ -5,8 +5,13 @@ those who want to look in. The hot path runs prepared statements on the same con
 one lock, and nothing else is acquired while the lock is held: so threads can't deadlock over it, and SQLite never sees
 two of them at once.
 
-Tables: `stream` (a row a receiver: epoch, counter, totals), `message`, `position` (a row a sender) and `meta`. Rows
-carry a CRC-32 of their content, since SQLite itself does not notice a flipped bit in a value.
+Tables: `stream` (a row a receiver: epoch, counter, totals), `message`, `part` (what ids the messages of a stream have),
+`position` (a row a sender) and `meta`. Rows carry a CRC-32 of their content, since SQLite itself does not notice a
+flipped bit in a value.
+
+Each page that a transaction changes costs time, so a message that is stored by itself changes one: that with the last
+messages of its stream. They have their place in the file by their ids, without another index; and the row of their
+stream, with its counter and totals, follows later. Until then such messages count themselves.
 
 The owner holds a lock on FILE-lock beside the file, which ends with the process, however it ends. SQLite's own locks
 would shut out readers too.
@@ -18,7 +23,8 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from struct import Struct
 from typing import Any, Literal, NamedTuple, Self
@@ -34,18 +40,29 @@ Durability = Literal["power", "process"]
 
 _APPLICATION_ID = 0x6E636F6D  # "ncom"
 _BUSY_S = 5.0
-_SYNCHRONOUS: dict[str, str] = {"power": "FULL", "process": "NORMAL"}
+# SQLite's synchronous, and after how many pages the WAL is begun anew. To sync what is written over costs half as much as
+# to sync what makes the file longer; where nothing is synced before the WAL begins anew, that is to be seldom.
+_SETTINGS: dict[str, tuple[str, int]] = {"power": ("FULL", 250), "process": ("NORMAL", 1000)}
+
+# The messages of a stream have ids one behind the other, as their seqs are, in parts of so many: hardly any stream will
+# ever have a second one.
+_PART_BITS = 40
+_PART_SIZE = 1 << _PART_BITS
+# So many messages that were stored by themselves may be behind what the row of their stream tells.
+_MOST_AHEAD = 256
 
 _INSERT = """
-    INSERT INTO message (stream, seq, size, uuid, queued_at, ttl, expires_at, data, checksum)
+    INSERT INTO message (id, place, size, uuid, queued_at, ttl, expires_at, data, checksum)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_COLUMNS = "seq, uuid, data, queued_at, ttl, checksum"
-_READ = f"SELECT {_COLUMNS} FROM message WHERE stream = ? AND seq >= ? ORDER BY seq LIMIT ?"
-_READ_EXPIRED = f"""
-    SELECT {_COLUMNS} FROM message WHERE stream = ? AND expires_at <= ? AND seq >= ? ORDER BY seq LIMIT ?
-"""
+_COLUMNS = "id, place, size, uuid, data, queued_at, ttl, checksum"
+_READ = f"SELECT {_COLUMNS} FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
+_EXPIRING = f"FROM message WHERE id >> {_PART_BITS} = ? AND id >= ? AND expires_at"
+_READ_EXPIRED = f"SELECT {_COLUMNS} {_EXPIRING} <= ? ORDER BY id LIMIT ?"
+_NEXT_EXPIRY = f"SELECT min(expires_at) {_EXPIRING} > ?"
+_COUNT = "SELECT count(*), coalesce(sum(size), 0) FROM message WHERE id >= ? AND id < ?"
 _LOAD_STREAMS = "SELECT id, ident, epoch, next_seq, sent_below, count, size, checksum FROM stream"
+_LOAD_PARTS = "SELECT id, stream, first_seq, checksum FROM part"
 _UPDATE_STREAM = """
     UPDATE stream SET epoch = ?, next_seq = ?, sent_below = ?, count = ?, size = ?, checksum = ? WHERE id = ?
 """
@@ -59,11 +76,23 @@ _FAILURES = (sqlite3.Error, UnicodeDecodeError, OSError)
 
 _MESSAGE_KEY = Struct(">qqd?d")
 _STREAM_VALUES = Struct(">qqqqq")
+_PART_VALUES = Struct(">qqq")
 _POSITION_VALUES = Struct(">qq")
 
 
+class _Part(NamedTuple):
+    """A row of `part`: the message with `first_seq` has `first_id`, and those behind it theirs accordingly."""
+
+    first_id: int
+    first_seq: int
+
+
 class _Stream(NamedTuple):
-    """A row of `stream`; `stored` is its column `count`."""
+    """A row of `stream` (`stored` is its column `count`), brought up to date by the messages that are ahead of it.
+
+    parts: in order.
+    ahead: how many messages the row in the file does not tell of.
+    """
 
     id: int
     ident: str
@@ -72,10 +101,25 @@ class _Stream(NamedTuple):
     sent_below: int
     stored: int
     size: int
+    parts: tuple[_Part, ...] = ()
+    ahead: int = 0
 
     def checksum(self) -> int:
         values = (self.epoch, self.next_seq, self.sent_below, self.stored, self.size)
         return crc32(self.ident.encode(), crc32(_STREAM_VALUES.pack(*values)))
+
+    def ids(self, from_seq: int = 0, below_seq: int = 2**63) -> Iterator[tuple[int, int]]:
+        """The ids of messages with these seqs, from one to below another, for each part that has any."""
+        for first_id, first_seq in self.parts:
+            low, high = max(0, from_seq - first_seq), min(_PART_SIZE, below_seq - first_seq)
+            if low < high:
+                yield first_id + low, first_id + high
+
+    def seq(self, message: int) -> int:
+        """The seq of the message with an id."""
+        return next(
+            part.first_seq + message - part.first_id for part in reversed(self.parts) if part.first_id <= message
+        )
 
 
 class SqliteQueueStorage(QueueStorage):
@@ -93,7 +137,7 @@ class SqliteQueueStorage(QueueStorage):
         Raises StorageLocked where another owner has it, in this process or another; StorageCorrupt where its content
         is damaged; StorageError; ConfigurationError.
         """
-        if durability not in _SYNCHRONOUS:
+        if durability not in _SETTINGS:
             raise ConfigurationError(f"durability must be 'power' or 'process', not {durability!r}")
         self._path = Path(path)
         self._read_only = read_only
@@ -148,55 +192,86 @@ class SqliteQueueStorage(QueueStorage):
     # -- Messages ---------------------------------------------------------------------------------------------
 
     def append(self, batch: Sequence[Append]) -> None:
+        if len(batch) == 1 and len(batch[0].messages) == 1 and self._append_ahead(batch[0].ident, batch[0].messages[0]):
+            return
+
         def step(db: sqlite3.Connection) -> dict[str, _Stream]:
             changed: dict[str, _Stream] = {}
             for ident, epoch, messages in batch:
                 stream = changed.get(ident) or self._streams.get(ident) or self._add_stream(db, ident, epoch)
-                number, _, epoch, next_seq, sent_below, stored, size = stream
+                number, _, epoch, next_seq, sent_below, stored, size, parts, _ = stream
                 rows = []
                 for message in messages:
-                    row = _row(number, message)
+                    if not parts or message.seq >= parts[-1].first_seq + _PART_SIZE:
+                        parts = (*parts, self._add_part(db, number, message.seq))
+                    row = _row(number, parts[-1], message, 0)
                     rows.append(row)
                     size += row[2]
                     next_seq = max(next_seq, message.seq + 1)
                 db.executemany(_INSERT, rows)
                 stored += len(rows)
                 changed[ident] = self._update_stream(
-                    db, _Stream(number, ident, epoch, next_seq, sent_below, stored, size)
+                    db, _Stream(number, ident, epoch, next_seq, sent_below, stored, size, parts)
                 )
             return changed
 
         self._change(step)
+
+    def _append_ahead(self, ident: str, message: StoredMessage) -> bool:
+        """Store a message ahead of the row of its stream; returns False where that can't be."""
+        done = False
+
+        def step(db: sqlite3.Connection) -> dict[str, _Stream]:
+            nonlocal done
+            stream = self._streams.get(ident)
+            if stream is None or not stream.parts or stream.ahead >= _MOST_AHEAD:
+                return {}
+            number, _, epoch, next_seq, sent_below, stored, size, parts, ahead = stream
+            if message.seq < next_seq or message.seq >= parts[-1].first_seq + _PART_SIZE:
+                return {}
+            row = _row(number, parts[-1], message, ahead + 1)
+            db.execute(_INSERT, row)
+            done = True
+            return {
+                ident: _Stream(
+                    number, ident, epoch, message.seq + 1, sent_below, stored + 1, size + row[2], parts, ahead + 1
+                )
+            }
+
+        self._change(step, one_statement=True)
+        return done
 
     def read(self, ident: str, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
         with self._reading() as db:
             stream = self._stream(db, ident)
             if stream is None:
                 return []
-            found = []
-            for row in db.execute(_READ, (stream.id, from_seq, max_count)):
-                message = self._message(stream.id, row)
-                found.append(message)
-                max_bytes -= len(message.data)
-                if max_bytes <= 0:
-                    break
+            found: list[StoredMessage] = []
+            for low, high in stream.ids(from_seq):
+                for row in db.execute(_READ, (low, high, max_count - len(found))):
+                    message = self._message(stream, row)
+                    if message.seq < from_seq:
+                        raise self._corrupt(f"message {message.seq!r} is not in its place")
+                    from_seq = message.seq + 1
+                    found.append(message)
+                    max_bytes -= len(message.data)
+                    if max_bytes <= 0:
+                        return found
             return found
 
     def delete_below(self, ident: str, seq: int) -> None:
-        self._delete(ident, "seq < ?", [seq])
+        self._delete(ident, [(0, seq)])
 
     def delete(self, ident: str, seqs: Sequence[int]) -> None:
-        self._delete(ident, "seq = ?", sorted(set(seqs)))  # one that is named twice is counted once
+        self._delete(ident, [(seq, seq + 1) for seq in sorted(set(seqs))])  # one that is named twice is counted once
 
-    def _delete(self, ident: str, which: str, seqs: Sequence[int]) -> None:
+    def _delete(self, ident: str, ranges: Sequence[tuple[int, int]]) -> None:
         def delete(db: sqlite3.Connection, stream: _Stream) -> _Stream:
-            keys = [(stream.id, seq) for seq in seqs]
-            for key in keys:
-                count, size = db.execute(
-                    f"SELECT count(*), coalesce(sum(size), 0) FROM message WHERE stream = ? AND {which}", key
-                ).fetchone()
+            ids = [pair for from_seq, below_seq in ranges for pair in stream.ids(from_seq, below_seq)]
+            for pair in ids:
+                count, size = db.execute(_COUNT, pair).fetchone()
                 stream = stream._replace(stored=stream.stored - count, size=stream.size - size)
-            db.executemany(f"DELETE FROM message WHERE stream = ? AND {which}", keys)
+            db.executemany("DELETE FROM message WHERE id >= ? AND id < ?", ids)
             return stream
 
         self._change_stream(ident, delete)
@@ -208,13 +283,14 @@ class SqliteQueueStorage(QueueStorage):
             stream = self._stream(db, ident)
             if stream is None:
                 return [], None
-            rows = db.execute(_READ_EXPIRED, (stream.id, now, from_seq, max_count))
-            found = [self._message(stream.id, row) for row in rows]
-            (next_expiry,) = db.execute(
-                "SELECT min(expires_at) FROM message WHERE stream = ? AND expires_at > ? AND seq >= ?",
-                (stream.id, now, from_seq),
-            ).fetchone()
-            return found, next_expiry
+            found: list[StoredMessage] = []
+            expiries = []
+            for low, _ in stream.ids(from_seq):
+                part = low >> _PART_BITS
+                rows = db.execute(_READ_EXPIRED, (part, low, now, max_count - len(found)))
+                found += [self._message(stream, row) for row in rows]
+                expiries += db.execute(_NEXT_EXPIRY, (part, low, now)).fetchone()
+            return found, min((when for when in expiries if when is not None), default=None)
 
     # -- Streams and positions --------------------------------------------------------------------------------
 
@@ -224,16 +300,18 @@ class SqliteQueueStorage(QueueStorage):
 
     @staticmethod
     def _summary(db: sqlite3.Connection, stream: _Stream) -> StoredStream:
-        (next_expiry,) = db.execute(
-            "SELECT min(expires_at) FROM message WHERE stream = ? AND expires_at IS NOT NULL", (stream.id,)
-        ).fetchone()
-        (oldest_at,), (newest_at,) = (
-            db.execute(
-                f"SELECT queued_at FROM message WHERE stream = ? ORDER BY seq {order} LIMIT 1", (stream.id,)
-            ).fetchone()
-            or (None,)
-            for order in ("ASC", "DESC")
-        )
+        expiries: list[float] = []
+        ends: list[float] = []
+        for low, high in stream.ids():
+            expiries += db.execute(_NEXT_EXPIRY, (low >> _PART_BITS, low, -inf)).fetchone()
+            for order in ("ASC", "DESC"):
+                ends += (
+                    db.execute(
+                        f"SELECT queued_at FROM message WHERE id >= ? AND id < ? ORDER BY id {order} LIMIT 1",
+                        (low, high),
+                    ).fetchone()
+                    or ()
+                )
         return StoredStream(
             stream.ident,
             stream.epoch,
@@ -241,9 +319,9 @@ class SqliteQueueStorage(QueueStorage):
             stream.sent_below,
             stream.stored,
             stream.size,
-            oldest_at,
-            next_expiry,
-            newest_at,
+            ends[0] if ends else None,
+            min((when for when in expiries if when is not None), default=None),
+            ends[-1] if ends else None,
         )
 
     def mark_sent(self, ident: str, below: int) -> None:
@@ -287,12 +365,26 @@ class SqliteQueueStorage(QueueStorage):
                 return
             self._closed = True
             try:
+                self._catch_up()
                 self._db.close()
             except sqlite3.Error as error:
                 raise self._mapped(error) from error
             finally:
                 if self._owner is not None:
                     self._owner.release()
+
+    def _catch_up(self) -> None:
+        """With the lock held: let the rows of streams tell of all messages, so that those need not count themselves.
+
+        Where that fails, they go on counting themselves.
+        """
+        if self._is_current and not self._db.in_transaction:
+            with suppress(sqlite3.Error):
+                self._db.execute("BEGIN IMMEDIATE")
+                for stream in self._streams.values():
+                    if stream.ahead:
+                        self._update_stream(self._db, stream)
+                self._db.execute("COMMIT")
 
     def abandon(self) -> None:
         self._closed = True
@@ -342,7 +434,9 @@ class SqliteQueueStorage(QueueStorage):
             )
         if not self._read_only:
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute(f"PRAGMA synchronous = {_SYNCHRONOUS[durability]}")
+            synchronous, pages = _SETTINGS[durability]
+            db.execute(f"PRAGMA synchronous = {synchronous}")
+            db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             self._migrate(version)
         elif version < len(_MIGRATIONS):
             raise StorageError(f"{self._path} has an older schema; opened once as its owner, it is brought up to date")
@@ -386,18 +480,28 @@ class SqliteQueueStorage(QueueStorage):
 
     def _load_streams(self, db: sqlite3.Connection) -> dict[str, _Stream]:
         streams = {}
-        found = {
-            stream: (count, size)
-            for stream, count, size in db.execute("SELECT stream, count(*), sum(size) FROM message GROUP BY stream")
-        }
-        for row in db.execute(_LOAD_STREAMS):
-            stream = self._checked_stream(row)
-            if found.pop(stream.id, (0, 0)) != (stream.stored, stream.size):
+        parts = self._load_parts(db)
+        for row in db.execute(_LOAD_STREAMS).fetchall():
+            stream = self._checked_stream(db, row, parts.pop(row[0], ()))
+            # Part by part, as they are read: what is out of its place is not found so.
+            found = [db.execute(_COUNT, ids).fetchone() for ids in stream.ids()]
+            if (stream.stored, stream.size) != (sum(count for count, _ in found), sum(size for _, size in found)):
                 raise self._corrupt(f"messages of the stream to {stream.ident!r} are missing")
             streams[stream.ident] = stream
-        if found:
+        (count,) = db.execute("SELECT count(*) FROM message").fetchone()
+        if parts or count != sum(stream.stored for stream in streams.values()):
             raise self._corrupt("it has messages of streams that it does not have")
         return streams
+
+    def _load_parts(self, db: sqlite3.Connection, stream: int | None = None) -> dict[int, tuple[_Part, ...]]:
+        """By their streams, the parts of one stream, or of all."""
+        where, values = ("", ()) if stream is None else (" WHERE stream = ?", (stream,))
+        parts: dict[int, tuple[_Part, ...]] = {}
+        for number, of, first_seq, checksum in db.execute(f"{_LOAD_PARTS}{where} ORDER BY id", values):
+            if not _is_intact(checksum, _part_checksum, number, of, first_seq):
+                raise self._corrupt("it is not known which messages belong to which stream")
+            parts[of] = (*parts.get(of, ()), _Part(number << _PART_BITS, first_seq))
+        return parts
 
     # -- Inside -----------------------------------------------------------------------------------------------
 
@@ -406,13 +510,24 @@ class SqliteQueueStorage(QueueStorage):
         if not self._read_only:
             return self._streams.get(ident)
         row = db.execute(f"{_LOAD_STREAMS} WHERE ident = ?", (ident,)).fetchone()
-        return None if row is None else self._checked_stream(row)
+        if row is None:
+            return None
+        return self._checked_stream(db, row, self._load_parts(db, row[0]).get(row[0], ()))
 
-    def _checked_stream(self, row: tuple[Any, ...]) -> _Stream:
+    def _checked_stream(self, db: sqlite3.Connection, row: tuple[Any, ...], parts: tuple[_Part, ...]) -> _Stream:
         *values, checksum = row
-        stream = _Stream(*values)
+        stream = _Stream(*values)._replace(parts=parts)
         if not _is_intact(checksum, stream.checksum):
             raise self._corrupt(f"the stream to {stream.ident!r} is not what was stored")
+        for ids in stream.ids(stream.next_seq):
+            for message, place, size in db.execute(
+                "SELECT id, place, size FROM message WHERE id >= ? AND id < ? ORDER BY id", ids
+            ):
+                if place != stream.ahead + 1:
+                    raise self._corrupt(f"messages of the stream to {stream.ident!r} are missing")
+                stream = stream._replace(
+                    next_seq=stream.seq(message) + 1, stored=stream.stored + 1, size=stream.size + size, ahead=place
+                )
         return stream
 
     @staticmethod
@@ -427,23 +542,38 @@ class SqliteQueueStorage(QueueStorage):
         return new._replace(id=cursor.lastrowid)
 
     @staticmethod
-    def _update_stream(db: sqlite3.Connection, stream: _Stream) -> _Stream:
-        number, _, *values = stream
-        db.execute(_UPDATE_STREAM, (*values, stream.checksum(), number))
-        return stream
+    def _add_part(db: sqlite3.Connection, stream: int, first_seq: int) -> _Part:
+        (number,) = db.execute("SELECT coalesce(max(id), 0) + 1 FROM part").fetchone()
+        db.execute(
+            "INSERT INTO part (id, stream, first_seq, checksum) VALUES (?, ?, ?, ?)",
+            (number, stream, first_seq, _part_checksum(number, stream, first_seq)),
+        )
+        return _Part(number << _PART_BITS, first_seq)
 
-    def _message(self, stream: int, row: tuple[int, bytes, bytes, float, float | None, int]) -> StoredMessage:
-        *values, checksum = row
-        message = StoredMessage(*values)  # type: ignore[arg-type]
-        if not _is_intact(checksum, _message_checksum, stream, message):
-            raise self._corrupt(f"message {row[0]!r} is not what was stored")
+    @staticmethod
+    def _update_stream(db: sqlite3.Connection, stream: _Stream) -> _Stream:
+        """Let the row of a stream tell of all its messages."""
+        number, ident, epoch, next_seq, sent_below, stored, size, parts, _ = stream
+        db.execute(_UPDATE_STREAM, (epoch, next_seq, sent_below, stored, size, stream.checksum(), number))
+        return _Stream(number, ident, epoch, next_seq, sent_below, stored, size, parts)
+
+    def _message(
+        self, stream: _Stream, row: tuple[int, int, int, bytes, bytes, float, float | None, int]
+    ) -> StoredMessage:
+        number, place, size, uuid, data, queued_at, ttl, checksum = row
+        message = StoredMessage(stream.seq(number), uuid, data, queued_at, ttl)
+        if not _is_intact(checksum, _message_checksum, stream.id, message, place) or size != len(data):
+            raise self._corrupt(f"message {message.seq!r} is not what was stored")
         return message
 
-    def _change(self, step: Callable[[sqlite3.Connection], Mapping[str, _Stream] | None]) -> None:
+    def _change(
+        self, step: Callable[[sqlite3.Connection], Mapping[str, _Stream] | None], one_statement: bool = False
+    ) -> None:
         """Run a step in one transaction under the lock: committed as a whole, or undone.
 
         step: returns the streams that it has changed, by ident, if it has changed any: what is kept in memory of them
             changes when the file has.
+        one_statement: the step runs one at most, which is a transaction by itself.
 
         It may be interrupted (by Ctrl-C), also when the file has changed and the memory has not: then the memory is
         read anew before it is used. There is as little around the step as can be: after a wait for the disk, code
@@ -457,9 +587,12 @@ class SqliteQueueStorage(QueueStorage):
                 self._make_usable()
                 self._is_current = False
                 try:
-                    db.execute("BEGIN IMMEDIATE")
-                    changed = step(db)
-                    db.execute("COMMIT")
+                    if one_statement:
+                        changed = step(db)
+                    else:
+                        db.execute("BEGIN IMMEDIATE")
+                        changed = step(db)
+                        db.execute("COMMIT")
                 except BaseException as error:
                     if db.in_transaction:  # SQLite ends it by itself after some errors
                         db.execute("ROLLBACK")
@@ -529,15 +662,23 @@ class SqliteQueueStorage(QueueStorage):
         return self._corrupt(str(error))
 
 
-def _row(stream: int, message: StoredMessage) -> tuple[Any, ...]:
+def _row(stream: int, part: _Part, message: StoredMessage, place: int) -> tuple[Any, ...]:
+    """A row of `message`; place: how many messages, with this one, are ahead of the row of their stream."""
     seq, uuid, data, queued_at, ttl = message
+    number = part.first_id + seq - part.first_seq
     expires_at = None if ttl is None else message.expires_at
-    return stream, seq, len(data), uuid, queued_at, ttl, expires_at, data, _message_checksum(stream, message)
+    checksum = _message_checksum(stream, message, place)
+    return number, place, len(data), uuid, queued_at, ttl, expires_at, data, checksum
 
 
-def _message_checksum(stream: int, message: StoredMessage) -> int:
+def _message_checksum(stream: int, message: StoredMessage, place: int = 0) -> int:
     seq, uuid, data, queued_at, ttl = message
-    return crc32(data, crc32(uuid, crc32(_MESSAGE_KEY.pack(stream, seq, queued_at, ttl is None, ttl or 0.0))))
+    checksum = crc32(uuid, crc32(_MESSAGE_KEY.pack(stream, seq, queued_at, ttl is None, ttl or 0.0), place))
+    return crc32(data, checksum)
+
+
+def _part_checksum(number: int, stream: int, first_seq: int) -> int:
+    return crc32(_PART_VALUES.pack(number, stream, first_seq))
 
 
 def _position_checksum(ident: str, epoch: int, next_seq: int) -> int:
@@ -611,8 +752,48 @@ def _add_expiry(db: Database) -> None:
     db.execute("CREATE INDEX message_by_expiry ON message (stream, expires_at) WHERE expires_at IS NOT NULL")
 
 
+def _cluster(db: Database) -> None:
+    """Let messages have their place in the file by their streams and seqs: version 2 had another index for that."""
+    db.table("part").create({"id": int, "stream": int, "first_seq": int, "checksum": int}, pk="id")
+    db.table("part").create_index(["stream"])
+    db.execute("ALTER TABLE message RENAME TO message_2")
+    db.table("message").create(
+        {
+            "id": int,
+            "place": int,
+            "size": int,
+            "uuid": bytes,
+            "queued_at": float,
+            "ttl": float,
+            "expires_at": float,
+            "data": bytes,
+            "checksum": int,
+        },
+        pk="id",
+    )
+    for (stream,) in db.execute("SELECT id FROM stream ORDER BY id").fetchall():
+        below = 0
+        while True:
+            (first_seq,) = db.execute(
+                "SELECT min(seq) FROM message_2 WHERE stream = ? AND seq >= ?", (stream, below)
+            ).fetchone()
+            if first_seq is None:
+                break
+            below = first_seq + _PART_SIZE
+            part = SqliteQueueStorage._add_part(db.conn, stream, first_seq)
+            db.execute(
+                "INSERT INTO message SELECT ? + seq - ?, 0, size, uuid, queued_at, ttl, expires_at, data, checksum"
+                " FROM message_2 WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq",
+                (part.first_id, first_seq, stream, first_seq, below),
+            )
+    db.execute("DROP TABLE message_2")
+    db.execute(
+        f"CREATE INDEX message_by_expiry ON message (id >> {_PART_BITS}, expires_at) WHERE expires_at IS NOT NULL"
+    )
+
+
 # Each brings the schema from one version to the next.
-_MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create, _add_expiry)
+_MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create, _add_expiry, _cluster)
 
 
 # -- Ownership ------------------------------------------------------------------------------------------------
