@@ -5,7 +5,7 @@ time, in seconds of a monotonic clock. What is to be done comes back as events, 
 
 - `next_events()`: what happened, in order.
 - `take_writable()` and `output()`: which connections have something to send, and what.
-- `deadline()`: when `tick()` is due.
+- `deadline()`: when `tick()` is due, or None.
 
 None of it is thread-safe; `netcomm.peer` holds a lock around it.
 """
@@ -212,7 +212,7 @@ class _Peer:
 
     challenger: a second connection that says the same ident; it waits until the first one has shown that it lives.
     refused: whether the log has told of refused connections with this ident.
-    warned: whether the log has told that messages wait for it.
+    watched: whether it is to be looked soon if messages still wait for it, or the log has told that they do.
     """
 
     ident: str
@@ -221,7 +221,7 @@ class _Peer:
     connection: _Connection | None = None
     challenger: _Connection | None = None
     refused: bool = False
-    warned: bool = False
+    watched: bool = False
     delivered: int = 0
     dropped: int = 0
     received: int = 0
@@ -290,6 +290,7 @@ class Messaging:
         self._connections: dict[int, _Connection] = {}
         self._peers: dict[str, _Peer] = {}
         self._deadlines: Deadlines[_Key] = Deadlines()
+        self.deadline = self._deadlines.next
         self._writable: dict[int, None] = {}  # an ordered set
         self._events: list[Event] = []
         self._complaints: dict[int, str] = {}  # by connector
@@ -552,14 +553,16 @@ class Messaging:
         self._writable[connection.number] = None
         self._deadlines.discard((_DIAGNOSIS, peer.ident))
         self._ask_storage(peer)
-        peer.warned = False
+        peer.watched = False
         peer.connects += 1
         kind = "snakeMQ peer " if session.legacy else ""
         log.info("connected to %s%r at %s", kind, peer.ident, connection.where)
         self._events.append(Connected(peer.ident, connection.number))
         self._complaints.pop(connection.connector, None)
         for ident in self._undiagnosed:
-            self._diagnose_later(self._peer(ident), now)
+            undiagnosed = self._peer(ident)
+            undiagnosed.watched = False
+            self._diagnose_later(undiagnosed, now)
         self._undiagnosed.clear()
 
     def _disconnect(self, peer: _Peer, connection: _Connection, reason: str, now: float) -> None:
@@ -706,13 +709,14 @@ class Messaging:
 
     def send_stored(self, ident: str, deliveries: list[Delivery], now: float) -> None:
         """Queue persistent messages for `ident`, which are numbered and stored, and all have the same time to live."""
-        peer = self._peer(ident)
+        peer = self._peers.get(ident) or self._peer(ident)
         self.prompt = self.prompt or peer.converses
         peer.outbox.add_stored(deliveries)
         if deliveries[0].expires_at is not None:
             self._watch_expiry(peer)
         self._after_queueing(peer, now)
-        self._ask_storage(peer)
+        if peer.connection is not None:
+            self._ask_storage(peer)
 
     def _after_queueing(self, peer: _Peer, now: float) -> None:
         connection = peer.connection
@@ -767,7 +771,7 @@ class Messaging:
 
         When the storage has them, `send` is called, in the order of these calls; never, where they could not be stored.
         """
-        peer = self._peer(ident)
+        peer = self._peers.get(ident) or self._peer(ident)
         if peer.outbox.durable is None:
             begin = peer.outbox.open_durable(self._new_epoch())
             if begin is not None:
@@ -963,10 +967,6 @@ class Messaging:
 
     # -- Time -------------------------------------------------------------------------------------------------
 
-    def deadline(self) -> float | None:
-        """When `tick` is due, or None."""
-        return self._deadlines.next()
-
     def tick(self, now: float) -> None:
         """Do what the time asks for."""
         for kind, key in self._deadlines.pop_due(now):
@@ -1020,18 +1020,18 @@ class Messaging:
             self._deadlines.set((_EXPIRY, peer.ident), when)
 
     def _diagnose_later(self, peer: _Peer, now: float) -> None:
-        key = (_DIAGNOSIS, peer.ident)
-        if not peer.warned and key not in self._deadlines and not peer.connected and not peer.outbox.idle:
-            self._deadlines.set(key, now + self._limits.diagnose_after_s)
+        if not peer.watched and not peer.connected and not peer.outbox.idle:
+            peer.watched = True
+            self._deadlines.set((_DIAGNOSIS, peer.ident), now + self._limits.diagnose_after_s)
 
     def _diagnose(self, peer: _Peer) -> None:
-        connected = self.connected_idents()
         if peer.connected or not peer.outbox.queued:
+            peer.watched = False
             return
+        connected = self.connected_idents()
         if not connected:
             self._undiagnosed.add(peer.ident)
             return
-        peer.warned = True
         log.warning(
             "%d messages wait for %r, which is not connected; connected are: %s. Is the ident right?",
             peer.outbox.queued,

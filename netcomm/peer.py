@@ -440,8 +440,13 @@ class Peer(threading.Thread):
                 with self._mutex:  # who closes a run holds it
                     if run.has(joined):
                         return joined
-        ttl, persistent = self._check_terms(ident, ttl, persistent)
-        data = self._to_payload(data)
+        if ttl is UNSET and persistent is UNSET:
+            check_ident(ident)
+            ttl, persistent = self._terms
+        else:
+            ttl, persistent = self._check_terms(ident, ttl, persistent)
+        if type(data) is not bytes or len(data) > self._max_data_bytes:
+            data = self._to_payload(data)
         if persistent:
             delivery = self._make_delivery(ident, data, ttl, True)
             self._commit(ident, [delivery], ttl)
@@ -607,7 +612,8 @@ class Peer(threading.Thread):
         assert self._storage is not None
         try:
             with self._mutex:
-                self._check_usable()
+                if self._phase is not _RUNNING:
+                    self._check_usable()
                 for batch in batches:
                     batch.epoch = self._messaging.number(batch.ident, batch.deliveries)
             self._storage.append(_appends(batches, self._wall_clock()))
@@ -803,8 +809,21 @@ class Peer(threading.Thread):
 
     def _settle(self) -> None:
         """With the mutex held: write what can be written, and act on what has happened."""
-        for number in self._messaging.take_writable():
-            self._pump(number)
+        changed = False
+        if self._messaging.unsettled:
+            for number in self._messaging.take_writable():
+                self._pump(number)
+            changed = self._act_on_messaging()
+        if changed and self._waiters:
+            self._changed.notify_all()
+        if self._link.waiting:
+            when = self._next_deadline()
+            if when is not None and (self._wake_at is None or when < self._wake_at):
+                self._wake_at = when
+                self._link.ring()
+
+    def _act_on_messaging(self) -> bool:
+        """With the mutex held: act on what has happened; returns whether somebody may have waited for it."""
         changed = False
         for event in self._messaging.next_events():
             match event:
@@ -824,13 +843,7 @@ class Peer(threading.Thread):
                     if isinstance(event, messaging.Connected):
                         self._link.established(event.connection)
                     self._dispatcher.put(event)
-        if changed and self._waiters:
-            self._changed.notify_all()
-        if self._link.waiting:
-            when = self._next_deadline()
-            if when is not None and (self._wake_at is None or when < self._wake_at):
-                self._wake_at = when
-                self._link.ring()
+        return changed
 
     def _on_storage_answer(self, request: messaging.StorageRequest, result: Any) -> None:
         """On the keeper's thread: the storage has done what messaging asked for."""

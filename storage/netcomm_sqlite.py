@@ -40,8 +40,8 @@ Durability = Literal["power", "process"]
 
 _APPLICATION_ID = 0x6E636F6D  # "ncom"
 _BUSY_S = 5.0
-# SQLite's synchronous, and after how many pages the WAL is begun anew. To sync what is written over costs half as much as
-# to sync what makes the file longer; where nothing is synced before the WAL begins anew, that is to be seldom.
+# SQLite's synchronous, and after how many pages the WAL is begun anew. To sync what is written over costs half as much
+# as to sync what makes the file longer; where nothing is synced before the WAL begins anew, that is to be seldom.
 _SETTINGS: dict[str, tuple[str, int]] = {"power": ("FULL", 250), "process": ("NORMAL", 1000)}
 
 # The messages of a stream have ids one behind the other, as their seqs are, in parts of so many: hardly any stream will

@@ -80,7 +80,7 @@ def arm(point: str, number: int, data: bytes) -> None:
         case "after the socket write":
             _around(Link, "write", after=lambda connection, buffers: data in b"".join(buffers))
         case "before the acknowledgement is processed":
-            _around(Messaging, "_acknowledge", before=lambda connection, ack: acknowledges_it(ack))
+            _around(Messaging, "_acknowledge", before=lambda connection, ack, now: acknowledges_it(ack))
         case "after the acknowledgement is processed":
             _around(SqliteQueueStorage, "delete_below", before=lambda ident, seq: seq >= number)
         case "after the storage has deleted":

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlite_utils import Database
@@ -284,6 +285,40 @@ def test_a_change_that_is_interrupted_is_stored_or_is_not_and_the_storage_goes_o
         assert read(storage) == [message(seq) for seq in [*kept, 3]]
 
 
+def test_an_io_error_where_one_message_is_stored_by_itself_leaves_the_storage_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect_as(FailingConnection, monkeypatch)
+    with SqliteQueueStorage(path) as storage:
+        append(storage, message(0))
+        append(storage, message(1))
+        monkeypatch.setattr(FailingConnection, "failing", ("INSERT INTO message",))
+        with pytest.raises(StorageUnavailable, match="disk fails"):
+            append(storage, message(2))
+        monkeypatch.setattr(FailingConnection, "failing", ())
+        append(storage, message(3))
+        (stream,) = storage.streams()
+        assert (stream.count, stream.next_seq) == (3, 4)
+    with SqliteQueueStorage(path) as storage:
+        assert read(storage) == [message(0), message(1), message(3)]
+
+
+def test_one_message_whose_storing_is_interrupted_is_stored_and_the_storage_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect_as(InterruptedConnection, monkeypatch)
+    with SqliteQueueStorage(path) as storage:
+        append(storage, message(0))
+        storage._db.interrupted = "INSERT INTO message"  # type: ignore[attr-defined]
+        with pytest.raises(KeyboardInterrupt):
+            append(storage, message(1))
+        append(storage, message(2))
+        (stream,) = storage.streams()
+        assert (stream.count, stream.next_seq) == (3, 3)
+    with SqliteQueueStorage(path) as storage:
+        assert read(storage) == [message(0), message(1), message(2)]
+
+
 @pytest.mark.parametrize(("code", "error"), [(errno.EWOULDBLOCK, StorageLocked), (errno.ENOLCK, StorageError)])
 def test_a_lock_that_can_not_be_had_is_not_taken_for_another_owner(
     path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[StorageError]
@@ -534,6 +569,83 @@ def test_a_damaged_file_reads_back_exactly_or_says_that_it_is_damaged(
         assert outcomes["corrupt"]
 
 
+# What was stored by itself is ahead of the row of its stream, and counts itself, until the storage is closed.
+
+
+def left_behind(path: Path, count: int) -> Path:
+    """A file as a process leaves it that dies after it has stored so many messages, each by itself."""
+    copy = path.parent / "left" / "queue.db"
+    copy.parent.mkdir()
+    with SqliteQueueStorage(path) as storage:
+        for seq in range(count):
+            append(storage, message(seq))
+        for file in path.parent.glob("queue.db*"):
+            if not file.name.endswith("-lock"):
+                copy.with_name(file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 256, 257, 258, 600])
+def test_what_was_stored_by_itself_is_there_after_the_process_has_died(path: Path, count: int) -> None:
+    copy = left_behind(path, count)
+    with SqliteQueueStorage(copy, read_only=True) as storage:
+        (stream,) = storage.streams()
+        assert (stream.next_seq, stream.count, stream.size) == (count, count, 100 * count)
+        assert read(storage) == [message(seq) for seq in range(count)]
+    with SqliteQueueStorage(copy) as storage:
+        (stream,) = storage.streams()
+        assert (stream.next_seq, stream.count, stream.size) == (count, count, 100 * count)
+        append(storage, message(count))
+        storage.delete_below("receiver", 1)
+        append(storage, message(count + 1))
+        assert read(storage) == [message(seq) for seq in range(1, count + 2)]
+    with SqliteQueueStorage(copy, read_only=True) as storage:
+        assert storage.streams()[0].count == count + 1
+
+
+def rows(path: Path, statement: str) -> list[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute(statement).fetchall()
+
+
+def test_a_storage_that_was_closed_counts_all_in_the_row_of_the_stream(path: Path) -> None:
+    copy = left_behind(path, 10)
+    count = "SELECT next_seq, count, size FROM stream"
+    assert rows(path, count) == [(10, 10, 1000)]
+    assert rows(copy, count) == [(1, 1, 100)]
+    SqliteQueueStorage(copy).close()
+    assert rows(copy, count) == [(10, 10, 1000)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM message WHERE place = 3",
+        "DELETE FROM message WHERE place = 1",
+        "UPDATE message SET place = 5 WHERE place = 3",
+        "UPDATE message SET id = id + 1 WHERE place = 9",
+    ],
+)
+def test_what_is_missing_of_messages_that_count_themselves_is_damage(path: Path, damage: str) -> None:
+    copy = left_behind(path, 10)
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        db.execute(damage)
+        db.commit()
+    with pytest.raises(StorageCorrupt), SqliteQueueStorage(copy) as storage:
+        read(storage)
+
+
+def test_damage_of_a_place_is_found_when_the_message_is_read(path: Path) -> None:
+    with SqliteQueueStorage(path) as storage:
+        for seq in range(3):
+            append(storage, message(seq))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE message SET place = 7 WHERE place = 2")
+        db.commit()
+    with SqliteQueueStorage(path) as storage, pytest.raises(StorageCorrupt, match="message 2 is not what"):
+        read(storage)
+
+
 def test_a_file_of_another_program_is_refused_and_left_alone(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE mine (x)")
@@ -600,12 +712,21 @@ def make_version_1(path: Path) -> None:
         db.execute(f"PRAGMA application_id = {netcomm_sqlite._APPLICATION_ID}")
 
 
+def make_version_2(path: Path) -> None:
+    """The same file, brought up to the second schema."""
+    make_version_1(path)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        netcomm_sqlite._MIGRATIONS[1](Database(db))
+        db.execute("PRAGMA user_version = 2")
+
+
 def version_1_messages() -> list[StoredMessage]:
     return [message(seq, 100 + seq, float(seq) if seq % 2 else None) for seq in range(20)]
 
 
-def test_migration_from_version_1_keeps_messages_and_finds_what_expires(path: Path) -> None:
-    make_version_1(path)
+@pytest.mark.parametrize("make", [make_version_1, make_version_2])
+def test_migration_keeps_messages_and_finds_what_expires(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
     with SqliteQueueStorage(path) as storage:
         assert read(storage) == version_1_messages()
         (stream,) = storage.streams()
@@ -616,6 +737,30 @@ def test_migration_from_version_1_keeps_messages_and_finds_what_expires(path: Pa
         assert storage.database.conn.execute("PRAGMA user_version").fetchone()[0] == len(netcomm_sqlite._MIGRATIONS)
     with SqliteQueueStorage(path) as storage:
         assert read(storage) == [*version_1_messages(), message(20)]
+
+
+def test_migration_keeps_messages_whose_seqs_are_far_apart(path: Path) -> None:
+    make_version_1(path)
+    far = [message(seq) for seq in (2**40, 2**40 + 1, 2**61)]
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for each in far:
+            db.execute(
+                "INSERT INTO message (stream, seq, size, uuid, queued_at, data, checksum)"
+                " VALUES (1, ?, 100, ?, ?, ?, ?)",
+                (each.seq, each.uuid, each.queued_at, each.data, netcomm_sqlite._message_checksum(1, each)),
+            )
+        stream = netcomm_sqlite._Stream(
+            1, "receiver", EPOCH, 2**61 + 1, 5, 23, sum(100 + seq for seq in range(20)) + 300
+        )
+        db.execute(
+            "UPDATE stream SET next_seq = ?, count = ?, size = ?, checksum = ?",
+            (stream.next_seq, stream.stored, stream.size, stream.checksum()),
+        )
+    with SqliteQueueStorage(path) as storage:
+        assert read(storage) == [*version_1_messages(), *far]
+        assert storage.streams()[0].next_seq == 2**61 + 1
+        append(storage, message(2**61 + 1))
+        assert storage.read("receiver", 2**61, 10, 1 << 20) == [far[-1], message(2**61 + 1)]
 
 
 def test_a_look_at_version_1_says_what_to_do_and_changes_nothing(path: Path) -> None:
