@@ -722,7 +722,7 @@ class Messaging:
         connection = peer.connection
         if connection is not None:
             self._writable[connection.number] = None
-        if connection is None or not connection.session.established:
+        if not peer.watched and (connection is None or not connection.session.established):
             self._diagnose_later(peer, now)
 
     def _acknowledge(self, connection: _Connection, ack: wire.Ack, now: float) -> None:

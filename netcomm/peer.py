@@ -587,8 +587,19 @@ class Peer(threading.Thread):
 
     def _commit_all(self, own: _Uncommitted) -> None:
         """With the commit lock held: store what is uncommitted in one transaction, and queue it."""
+        assert self._storage is not None
         batches = self._uncommitted.copy()
-        error = self._store(batches)
+        error: BaseException | None = None
+        try:
+            with self._mutex:
+                if self._phase is not _RUNNING:
+                    self._check_usable()
+                for batch in batches:
+                    batch.epoch = self._messaging.number(batch.ident, batch.deliveries)
+            self._storage.append(_appends(batches, self._wall_clock()))
+        # Whatever a plug-in raises, the callers must hear of it; and of an interruption of this thread, in another way.
+        except BaseException as raised:
+            error = raised
         with self._mutex:
             now = monotonic()
             for batch in batches:
@@ -603,23 +614,6 @@ class Peer(threading.Thread):
                     self._messaging.not_stored(batch.ident, batch.deliveries)
             del self._uncommitted[: len(batches)]
             self._settle()
-
-    def _store(self, batches: list[_Uncommitted]) -> BaseException | None:
-        """Number batches, and store them; returns what kept them from being stored.
-
-        That may be an interruption of this thread, which the others must hear of in another way.
-        """
-        assert self._storage is not None
-        try:
-            with self._mutex:
-                if self._phase is not _RUNNING:
-                    self._check_usable()
-                for batch in batches:
-                    batch.epoch = self._messaging.number(batch.ident, batch.deliveries)
-            self._storage.append(_appends(batches, self._wall_clock()))
-        except BaseException as error:  # whatever a plug-in raises, the callers must hear of it
-            return error
-        return None
 
     def _to_payload(self, data: Data) -> bytes:
         if type(data) is not bytes:

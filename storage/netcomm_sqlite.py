@@ -584,7 +584,8 @@ class SqliteQueueStorage(QueueStorage):
         db = self._db
         with self._lock:
             try:
-                self._make_usable()
+                if self._closed or not self._is_current:
+                    self._make_usable()
                 self._is_current = False
                 try:
                     if one_statement:

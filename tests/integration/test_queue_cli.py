@@ -458,7 +458,8 @@ def test_what_goes_wrong_is_one_clear_line(
 
 def test_a_damaged_message_ends_an_export_and_what_is_before_it_is_kept(path: Path, tmp_path: Path) -> None:
     with open_storage(f"sqlite:///{path}") as storage:
-        storage.database.execute("UPDATE message SET data = 'B' || substr(data, 2) WHERE seq = 1")  # type: ignore[attr-defined]
+        damage = "UPDATE message SET data = 'B' || substr(data, 2) WHERE id = (SELECT min(id) + 1 FROM message)"
+        storage.database.execute(damage)  # type: ignore[attr-defined]
     code, output = queue("export", path, "bob", "-o", tmp_path / "out.jsonl")
     assert code == 1
     assert "message 1 is not what was stored" in output
