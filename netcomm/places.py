@@ -29,8 +29,8 @@ _LOCAL_PREFIX = "\0netcomm/"
 _HAS_LOCAL = sys.platform == "linux"
 _WILDCARDS: dict[int, str] = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
-# Of Unix sockets, unless the system allows less: large enough for both sides to be at work at the same time.
-_UNIX_SEND_BYTES = 1024 * 1024
+# Of Unix sockets, unless the system allows less: so much may lie in between, so that both sides are at work at once.
+_UNIX_SEND_BYTES = 4 * 1024 * 1024
 
 Address = tuple[str, int]
 
