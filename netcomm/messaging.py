@@ -814,7 +814,7 @@ class Messaging:
     def loaded(self, ident: str, messages: list[StoredMessage], now: float, wall_now: float) -> None:
         """The answer to Load."""
         peer = self._peers[ident]
-        deliveries = [self._delivery_of(peer, message, now, wall_now) for message in messages]
+        deliveries = self._deliveries_of(peer, messages, now, wall_now)
         delivered, missing = peer.outbox.load(deliveries)
         self._deliver(peer, delivered)
         if missing:
@@ -830,9 +830,8 @@ class Messaging:
         peer = self._peers[ident]
         durable = peer.outbox.durable
         assert durable is not None
-        expired = [
-            self._delivery_of(peer, message, now, wall_now) for message in messages if durable.is_stored(message.seq)
-        ]
+        still_there = [message for message in messages if durable.is_stored(message.seq)]
+        expired = self._deliveries_of(peer, still_there, now, wall_now)
         if next_expiry is not None:
             when = now + max(0.0, next_expiry - wall_now)
             durable.expires_at = when if durable.expires_at is None else min(when, durable.expires_at)
@@ -862,20 +861,24 @@ class Messaging:
         if peer.connection is not None:
             self._writable[peer.connection.number] = None
 
-    def _delivery_of(self, peer: _Peer, message: StoredMessage, now: float, wall_now: float) -> Delivery:
-        """The Delivery of a stored message, with the payload in it: the one that `send` returned, if it lives."""
+    def _deliveries_of(
+        self, peer: _Peer, messages: Sequence[StoredMessage], now: float, wall_now: float
+    ) -> list[Delivery]:
+        """The Deliveries of stored messages, with the payloads in them: those that `send` returned, if they live."""
         assert peer.outbox.durable is not None
-        delivery = peer.outbox.durable.delivery_of(message.seq)
-        if delivery is None:
-            expires_at = None
-            if message.ttl is not None:
+        known = peer.outbox.durable.known()
+        deliveries = []
+        for seq, uuid, data, queued_at, ttl in messages:
+            delivery = known.get(seq)
+            if delivery is None:
                 # The wall clock may have been set back since: nothing lives for longer than it was given.
-                expires_at = now + min(message.ttl, message.queued_at + message.ttl - wall_now)
-            size = wire.packet_size(len(message.data))
-            delivery = Delivery(peer.ident, message.uuid, message.data, size, expires_at, True, self._wait)
-            delivery.seq = message.seq
-        delivery.data = message.data
-        return delivery
+                expires_at = None if ttl is None else now + min(ttl, queued_at + ttl - wall_now)
+                size = len(data) + wire.OVERHEAD_BYTES
+                delivery = Delivery(peer.ident, uuid, data, size, expires_at, True, self._wait)
+                delivery.seq = seq
+            delivery.data = data
+            deliveries.append(delivery)
+        return deliveries
 
     def discard_all(self) -> None:
         """End every message that has not ended: the peer is being terminated."""

@@ -11,7 +11,7 @@ beginning moves on. The outbox does no I/O: it says what it wants of the storage
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from weakref import WeakValueDictionary
@@ -341,9 +341,9 @@ class DurableOutStream(OutStream):
             delivery.data = None
             self._known[delivery.seq] = delivery
 
-    def delivery_of(self, seq: int) -> Delivery | None:
-        """The Delivery of a stored message, if a user still holds it."""
-        return self._known.get(seq)
+    def known(self) -> Mapping[int, Delivery]:
+        """By their seqs, the Deliveries of stored messages that users still hold."""
+        return self._known if self._known else {}
 
     def is_stored(self, seq: int) -> bool:
         """Whether a message that the storage names as expired is there alone, has not ended, and can't have arrived."""
@@ -360,6 +360,7 @@ class DurableOutStream(OutStream):
         """
         self._loading = False
         delivered = []
+        known = self._known if self._known else None
         for delivery in deliveries:
             if delivery.seq < self.load_from:
                 continue
@@ -368,7 +369,8 @@ class DurableOutStream(OutStream):
             if delivery.seq in self._gone:
                 self.load_from = delivery.seq + 1
                 continue
-            self._known.pop(delivery.seq, None)
+            if known is not None:
+                known.pop(delivery.seq, None)
             self.load_from = delivery.seq + 1
             self.stored -= 1
             self.loaded_bytes += delivery.size

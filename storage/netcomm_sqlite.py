@@ -108,18 +108,15 @@ class _Stream(NamedTuple):
         values = (self.epoch, self.next_seq, self.sent_below, self.stored, self.size)
         return crc32(self.ident.encode(), crc32(_STREAM_VALUES.pack(*values)))
 
-    def ids(self, from_seq: int = 0, below_seq: int = 2**63) -> Iterator[tuple[int, int]]:
-        """The ids of messages with these seqs, from one to below another, for each part that has any."""
+    def ids(self, from_seq: int = 0, below_seq: int = 2**63) -> Iterator[tuple[int, int, int]]:
+        """The ids of messages with these seqs, from one to below another, for each part that has any.
+
+        The third number is what has to be added to an id to have the seq.
+        """
         for first_id, first_seq in self.parts:
             low, high = max(0, from_seq - first_seq), min(_PART_SIZE, below_seq - first_seq)
             if low < high:
-                yield first_id + low, first_id + high
-
-    def seq(self, message: int) -> int:
-        """The seq of the message with an id."""
-        return next(
-            part.first_seq + message - part.first_id for part in reversed(self.parts) if part.first_id <= message
-        )
+                yield first_id + low, first_id + high, first_seq - first_id
 
 
 class SqliteQueueStorage(QueueStorage):
@@ -247,12 +244,12 @@ class SqliteQueueStorage(QueueStorage):
             if stream is None:
                 return []
             found: list[StoredMessage] = []
-            for low, high in stream.ids(from_seq):
+            for low, high, shift in stream.ids(from_seq):
                 for row in db.execute(_READ, (low, high, max_count - len(found))):
-                    message = self._message(stream, row)
-                    if message.seq < from_seq:
-                        raise self._corrupt(f"message {message.seq!r} is not in its place")
-                    from_seq = message.seq + 1
+                    if row[0] < low:
+                        raise self._corrupt(f"message {row[0] + shift!r} is not in its place")
+                    low = row[0] + 1
+                    message = self._message(stream.id, shift, row)
                     found.append(message)
                     max_bytes -= len(message.data)
                     if max_bytes <= 0:
@@ -267,7 +264,7 @@ class SqliteQueueStorage(QueueStorage):
 
     def _delete(self, ident: str, ranges: Sequence[tuple[int, int]]) -> None:
         def delete(db: sqlite3.Connection, stream: _Stream) -> _Stream:
-            ids = [pair for from_seq, below_seq in ranges for pair in stream.ids(from_seq, below_seq)]
+            ids = [(low, high) for pair in ranges for low, high, _ in stream.ids(*pair)]
             for pair in ids:
                 count, size = db.execute(_COUNT, pair).fetchone()
                 stream = stream._replace(stored=stream.stored - count, size=stream.size - size)
@@ -285,10 +282,10 @@ class SqliteQueueStorage(QueueStorage):
                 return [], None
             found: list[StoredMessage] = []
             expiries = []
-            for low, _ in stream.ids(from_seq):
+            for low, _, shift in stream.ids(from_seq):
                 part = low >> _PART_BITS
                 rows = db.execute(_READ_EXPIRED, (part, low, now, max_count - len(found)))
-                found += [self._message(stream, row) for row in rows]
+                found += [self._message(stream.id, shift, row) for row in rows]
                 expiries += db.execute(_NEXT_EXPIRY, (part, low, now)).fetchone()
             return found, min((when for when in expiries if when is not None), default=None)
 
@@ -302,7 +299,7 @@ class SqliteQueueStorage(QueueStorage):
     def _summary(db: sqlite3.Connection, stream: _Stream) -> StoredStream:
         expiries: list[float] = []
         ends: list[float] = []
-        for low, high in stream.ids():
+        for low, high, _ in stream.ids():
             expiries += db.execute(_NEXT_EXPIRY, (low >> _PART_BITS, low, -inf)).fetchone()
             for order in ("ASC", "DESC"):
                 ends += (
@@ -484,7 +481,7 @@ class SqliteQueueStorage(QueueStorage):
         for row in db.execute(_LOAD_STREAMS).fetchall():
             stream = self._checked_stream(db, row, parts.pop(row[0], ()))
             # Part by part, as they are read: what is out of its place is not found so.
-            found = [db.execute(_COUNT, ids).fetchone() for ids in stream.ids()]
+            found = [db.execute(_COUNT, (low, high)).fetchone() for low, high, _ in stream.ids()]
             if (stream.stored, stream.size) != (sum(count for count, _ in found), sum(size for _, size in found)):
                 raise self._corrupt(f"messages of the stream to {stream.ident!r} are missing")
             streams[stream.ident] = stream
@@ -519,14 +516,14 @@ class SqliteQueueStorage(QueueStorage):
         stream = _Stream(*values)._replace(parts=parts)
         if not _is_intact(checksum, stream.checksum):
             raise self._corrupt(f"the stream to {stream.ident!r} is not what was stored")
-        for ids in stream.ids(stream.next_seq):
+        for low, high, shift in stream.ids(stream.next_seq):
             for message, place, size in db.execute(
-                "SELECT id, place, size FROM message WHERE id >= ? AND id < ? ORDER BY id", ids
+                "SELECT id, place, size FROM message WHERE id >= ? AND id < ? ORDER BY id", (low, high)
             ):
                 if place != stream.ahead + 1:
                     raise self._corrupt(f"messages of the stream to {stream.ident!r} are missing")
                 stream = stream._replace(
-                    next_seq=stream.seq(message) + 1, stored=stream.stored + 1, size=stream.size + size, ahead=place
+                    next_seq=message + shift + 1, stored=stream.stored + 1, size=stream.size + size, ahead=place
                 )
         return stream
 
@@ -558,11 +555,15 @@ class SqliteQueueStorage(QueueStorage):
         return _Stream(number, ident, epoch, next_seq, sent_below, stored, size, parts)
 
     def _message(
-        self, stream: _Stream, row: tuple[int, int, int, bytes, bytes, float, float | None, int]
+        self, stream: int, shift: int, row: tuple[int, int, int, bytes, bytes, float, float | None, int]
     ) -> StoredMessage:
         number, place, size, uuid, data, queued_at, ttl, checksum = row
-        message = StoredMessage(stream.seq(number), uuid, data, queued_at, ttl)
-        if not _is_intact(checksum, _message_checksum, stream.id, message, place) or size != len(data):
+        message = StoredMessage(number + shift, uuid, data, queued_at, ttl)
+        try:
+            intact = checksum == _message_checksum(stream, message, place) and size == len(data)
+        except Exception:  # damage has made a value one of another type
+            intact = False
+        if not intact:
             raise self._corrupt(f"message {message.seq!r} is not what was stored")
         return message
 

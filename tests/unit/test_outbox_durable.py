@@ -347,12 +347,12 @@ def test_stored_messages_are_read_as_the_beginning_moves_on() -> None:
 def test_the_delivery_that_a_user_holds_is_the_one_that_is_read() -> None:
     outbox = connected()
     deliveries = append(outbox, *[1] * 6)
-    assert durable(outbox).delivery_of(5) is deliveries[4]
-    assert durable(outbox).delivery_of(6) is deliveries[5]
+    assert durable(outbox).known()[5] is deliveries[4]
+    assert durable(outbox).known()[6] is deliveries[5]
     del deliveries[5]
     gc.collect()
-    assert durable(outbox).delivery_of(6) is None
-    assert durable(outbox).delivery_of(0) is None
+    assert durable(outbox).known().get(6) is None
+    assert durable(outbox).known().get(0) is None
 
 
 @pytest.mark.usefixtures("small")
@@ -571,7 +571,7 @@ def test_messages_in_the_storage_alone_expire_there() -> None:
     assert states(deliveries) == [QUEUED, EXPIRED, QUEUED]
     assert (outbox.queued, durable(outbox).stored) == (6, 2)
     assert durable(outbox).loaded_bytes == 4 * (OVERHEAD + 1)
-    assert durable(outbox).delivery_of(deliveries[1].seq) is None
+    assert durable(outbox).known().get(deliveries[1].seq) is None
 
 
 def test_messages_read_from_the_storage_expire_in_memory() -> None:
