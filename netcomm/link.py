@@ -40,6 +40,8 @@ _READS_PER_PASS = 4
 # To put a processor to sleep and to wake it takes longer than many an answer.
 _SPIN_S = 0.0003 if (os.cpu_count() or 1) > 1 else 0.0
 _MOST_CAUTIOUS = 64
+# Whoever is to answer may have been woken on this very processor, where the system did not expect anybody to stay awake.
+_let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 
 @dataclass(slots=True)
@@ -149,6 +151,7 @@ class _Patience:
                 if ready := self._select(0):
                     self._caution = 1
                     return ready
+                _let_others_run()
             self._short_waits = 0
             self._caution = min(2 * self._caution, _MOST_CAUTIOUS)
         ready = self._select(timeout)

@@ -5,14 +5,15 @@ Each has classes for what it takes part in, which run in processes of their own:
 - `Receiver(check, address)`: listens at `address`, the one given or one that is free; takes messages, see `Checking`.
 - `Sender(address, ident)`: connects. `send(payloads)` returns when the receiver has got them all, and the sender
   knows.
-- `Echo()`: listens at `address`; takes messages, and answers each with itself.
+- `Echo()`: listens at `address`; takes messages, and answers each with itself. It and the receiver may be told where.
 - `Caller(address)`: connects. `round_trips(payloads)` sends them one at a time, each when the one before it has come
   back; returns the seconds that each took.
 - `Backlog(folder)`: stores messages that are to be sent, and listens at `address`. `store(payloads)` does the former;
   `drain()` returns when a receiver has come and got them all.
 - `BacklogReceiver(folder)`: `connect(address)` lets it take messages.
 
-An address is a port, or a list of ports. Where there is a server between the two, `server` is its port.
+An address is a port, or an endpoint as ZeroMQ has them, or a list of these. Where there is a server between the two,
+`server` is its port.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""netcomm, through what its users import, with its defaults."""
+"""netcomm, through what its users import, with its defaults. With these, a Unix socket takes the place of TCP."""
 
 import threading
 from itertools import pairwise
@@ -10,6 +10,7 @@ from benchmarks.payloads import Check
 from benchmarks.peers import Address, Checking
 from netcomm import Limits, Peer, SnakemqConnector, SnakemqListener
 
+_HOST = "127.0.0.1"
 _TIMEOUT_S = 110.0
 
 
@@ -21,9 +22,9 @@ class _Receiving(Checking):
 
 
 class Receiver(_Receiving):
-    def __init__(self, check: Check | None = None, address: Address = 0, **options: Any) -> None:
+    def __init__(self, check: Check | None = None, address: Address = 0, host: str = _HOST, **options: Any) -> None:
         super().__init__(check)
-        listener = SnakemqListener("receiver", "127.0.0.1", address, **options)
+        listener = SnakemqListener("receiver", host, address, **options)
         listener.on_recv.add(self.on_recv)
         listener.start()
         self.address = listener.address[1]
@@ -37,7 +38,7 @@ class Sender:
     ) -> None:
         self._many = many
         self._threads = threads
-        self._connector = SnakemqConnector(ident, "127.0.0.1", address, **options)
+        self._connector = SnakemqConnector(ident, _HOST, address, **options)
         self._connector.start()
         if not self._connector.wait_connected("receiver", _TIMEOUT_S):
             raise TimeoutError("not connected")
@@ -71,9 +72,9 @@ class Sender:
 class Echo(Checking):
     """The callback answers with `send`."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = _HOST) -> None:
         super().__init__()
-        self._listener = SnakemqListener("echo", "127.0.0.1", 0)
+        self._listener = SnakemqListener("echo", host, 0)
         self._listener.on_recv.add(self._on_recv)
         self._listener.start()
         self.address = self._listener.address[1]
@@ -90,7 +91,7 @@ class Caller:
         self._times: list[float] = []
         self._payloads: list[bytes] = []
         self._done = threading.Event()
-        self._connector = SnakemqConnector("caller", "127.0.0.1", address)
+        self._connector = SnakemqConnector("caller", _HOST, address)
         self._connector.on_recv.add(self._on_recv)
         self._connector.start()
         if not self._connector.wait_connected("echo", _TIMEOUT_S):
@@ -122,7 +123,7 @@ class Backlog:
 
     def __init__(self, folder: str, persistent: bool = True) -> None:
         storage = f"sqlite:///{Path(folder, 'backlog.db')}" if persistent else None
-        self._listener = SnakemqListener("sender", "127.0.0.1", 0, persistent, storage=storage, limits=self._LIMITS)
+        self._listener = SnakemqListener("sender", _HOST, 0, persistent, storage=storage, limits=self._LIMITS)
         self._listener.start()
         self.address = self._listener.address[1]
 
@@ -143,4 +144,4 @@ class BacklogReceiver(_Receiving):
         self._peer.start()
 
     def connect(self, address: Address) -> None:
-        self._peer.add_connector("127.0.0.1", address)
+        self._peer.add_connector(_HOST, address)

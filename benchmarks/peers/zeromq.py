@@ -8,32 +8,33 @@ from benchmarks.payloads import Check
 from benchmarks.peers import Address, Checking
 
 _context = zmq.Context()
+_ANY_PORT = "tcp://127.0.0.1:*"
 # From this size on, its users hand over and take buffers instead of having them copied.
 _COPY_BELOW = 64 * 1024
 
 
-def _bound(kind: int, port: int = 0) -> tuple[zmq.Socket, int]:
+def _bound(kind: int, address: Address) -> tuple[zmq.Socket, Address]:
     socket = _context.socket(kind)
     socket.set_hwm(0)
-    socket.bind(f"tcp://127.0.0.1:{port or '*'}")
-    return socket, int(socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+    socket.bind(address)
+    return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 
-def _connected(kind: int, port: int) -> zmq.Socket:
+def _connected(kind: int, address: Address) -> zmq.Socket:
     socket = _context.socket(kind)
     socket.set_hwm(0)
-    socket.connect(f"tcp://127.0.0.1:{port}")
+    socket.connect(address)
     return socket
 
 
 class Receiver(Checking):
     """PULL. It says over a second pair of sockets that it has got all: ZeroMQ does not acknowledge."""
 
-    def __init__(self, check: Check | None = None, address: Address = (0, 0)) -> None:
+    def __init__(self, check: Check | None = None, address: Address = (_ANY_PORT, _ANY_PORT)) -> None:
         super().__init__(check)
-        self._socket, port = _bound(zmq.PULL, address[0])
-        self._back, back_port = _bound(zmq.PUSH, address[1])
-        self.address = (port, back_port)
+        self._socket, there = _bound(zmq.PULL, address[0])
+        self._back, back = _bound(zmq.PUSH, address[1])
+        self.address = (there, back)
 
     def finish(self) -> None:
         check = self.check
@@ -68,9 +69,9 @@ class Sender:
 class Echo(Checking):
     """REP."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: Address = _ANY_PORT) -> None:
         super().__init__()
-        self._socket, self.address = _bound(zmq.REP)
+        self._socket, self.address = _bound(zmq.REP, address)
 
     def finish(self) -> None:
         for _ in range(self.check.count):

@@ -19,7 +19,7 @@ from benchmarks.workloads.throughput import expect_all, receive
 
 _SIZE = 100
 _CONNECTIONS = (1, 10, 50, 200)
-_MESSAGES = 400_000
+_MESSAGES = 1_600_000
 # Where programs have several connections each: how many programs, and what a connection sends before the next one does.
 _PROGRAMS = 4
 _BURST = 10
@@ -187,8 +187,8 @@ def _fan_in(scale: Scale) -> Sequence[Contender]:
     points, count = scale.points(*_CONNECTIONS), scale.count(_MESSAGES)
     return [
         FanIn("netcomm", points, count, cpu=True),
-        FanIn("netcomm send_many", points, 2 * count, many=True, cpu=True),
-        FanIn("netcomm in bursts", points, count // 4, programs=_PROGRAMS, cpu=True),
+        FanIn("netcomm send_many", points, count, many=True, cpu=True),
+        FanIn("netcomm in bursts", points, count // 16, programs=_PROGRAMS, cpu=True),
     ]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from statistics import quantiles
+from typing import Any
 
 from benchmarks import payloads
 from benchmarks.harness import Contender, Measured, Scale, Unit, Workload
@@ -18,13 +19,15 @@ _SIZE = 100
 class PingPong:
     """A caller and an echo, each in a process of its own."""
 
-    def __init__(self, name: str, peer: str, count: int) -> None:
+    def __init__(self, name: str, peer: str, count: int, **to_echo: Any) -> None:
+        """to_echo: what the echo is made with."""
         self.name = name
         self._peer = peer
         self._count = count
+        self._to_echo = to_echo
 
     def open(self, stack: ExitStack) -> None:
-        self._echo = stack.enter_context(Child(serve, peer=self._peer))
+        self._echo = stack.enter_context(Child(serve, peer=self._peer, options=self._to_echo))
         address = self._echo.hear()["address"]
         self._caller = stack.enter_context(Child(call, peer=self._peer, address=address))
         self._caller.hear()
@@ -37,8 +40,8 @@ class PingPong:
         return times
 
 
-def serve(control: Control, peer: str) -> None:
-    echo = import_module(f"benchmarks.peers.{peer}").Echo()
+def serve(control: Control, peer: str, options: dict[str, Any]) -> None:
+    echo = import_module(f"benchmarks.peers.{peer}").Echo(**options)
     control.tell(address=echo.address)
     for order in control:
         check = Check(**order)
@@ -60,7 +63,9 @@ def _contenders(scale: Scale) -> Sequence[Contender]:
     count = scale.count(2000)
     return [
         PingPong("netcomm", "netcomm_peer", count),
+        PingPong("netcomm, TCP", "netcomm_peer", count, host="tcp:127.0.0.1"),
         PingPong("pyzmq", "zeromq", count),
+        PingPong("pyzmq, ipc", "zeromq", count, address="ipc://*"),
         PingPong("snakeMQ", "snakemq_peer", count),
         PingPong("plain sockets", "sockets", count),
         PingPong("rpyc", "rpyc_peer", count),
@@ -76,6 +81,7 @@ WORKLOADS = [
         unit=Unit("µs", more_is_better=False),
         notes=(
             "netcomm, snakeMQ: a callback on either side, which answers with a message",
+            "netcomm: by default over a Unix socket; all others over TCP, but for pyzmq, ipc",
             "pyzmq: REQ and REP; rpyc, Pyro5: a remote call with the message as argument and as result",
         ),
     )

@@ -108,7 +108,9 @@ def _contenders(count: int, size: int, snakemq_count: int, scale: Scale) -> Sequ
     return [
         OneWay("netcomm", "netcomm_peer", sizes),
         OneWay("netcomm send_many", "netcomm_peer", sizes, to_sender={"many": True}),
+        OneWay("netcomm, TCP", "netcomm_peer", sizes, to_receiver={"host": "tcp:127.0.0.1"}),
         OneWay("pyzmq", "zeromq", sizes),
+        OneWay("pyzmq, ipc", "zeromq", sizes, to_receiver={"address": ["ipc://*", "ipc://*"]}),
         OneWay("snakeMQ", "snakemq_peer", {"": (scale.count(snakemq_count), size)}),
         OneWay("plain sockets", "sockets", sizes),
         OneWay("pynng", "nng", {"": (scale.count(count // 5), size)}),
@@ -119,6 +121,7 @@ def _contenders(count: int, size: int, snakemq_count: int, scale: Scale) -> Sequ
 
 _NOTES = (
     "netcomm: send() one by one; until every message is acknowledged, after the callback has returned",
+    "netcomm: by default over a Unix socket; all others over TCP, but for pyzmq, ipc",
     "pyzmq, pynng: PUSH and PULL; until the receiver says over a second socket that it has got all",
     "plain sockets: batches of 64 KiB, and a loop that slices the messages; the limit, without any guarantee",
     "snakeMQ, pynng, NATS, RabbitMQ: fewer messages, since they are slower; the rates are compared",
