@@ -40,7 +40,7 @@ _READS_PER_PASS = 4
 # To put a processor to sleep and to wake it takes longer than many an answer.
 _SPIN_S = 0.0003 if (os.cpu_count() or 1) > 1 else 0.0
 _MOST_CAUTIOUS = 64
-# Whoever is to answer may have been woken on this very processor, where the system did not expect anybody to stay awake.
+# Whoever is to answer may have been woken on this very processor, where the system expected nobody to stay awake.
 _let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
 
 
