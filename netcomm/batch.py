@@ -85,8 +85,10 @@ class Run:
     """
 
     __slots__ = (
+        "_end",
         "_gaps",
         "_max_joining",
+        "_opened_at",
         "_places",
         "_state",
         "batch",
@@ -111,6 +113,8 @@ class Run:
         self.is_open = False
         self._places: Iterator[int] = iter(())  # that have not been taken
         self._max_joining = 0
+        self._opened_at = stop
+        self._end: int | None = None  # of the places that were taken before the run was closed
         self._gaps: frozenset[int] = frozenset()  # that were taken, and empty when the run was closed
 
     @property
@@ -150,6 +154,7 @@ class Run:
         batch.data += [None] * room
         self._places = iter(range(self.stop, self.stop + room))
         self._max_joining = max_joining
+        self._opened_at = self.stop
         self.is_open = True
         return True
 
@@ -182,18 +187,18 @@ class Run:
         return self.is_open and not length_hint(self._places)
 
     def close(self) -> "list[Run]":
-        """Let no more messages join, and take in those that have; does nothing where the run is not open.
+        """Let no more messages join, and take in those that have joined the open run.
 
         Who has taken a place, and has not put the message there yet, leaves a gap. Returns the runs behind gaps, which
-        are not part of this one any more.
+        are not part of this one any more. Where this was interrupted (by Ctrl-C), it is to be called again.
         """
-        if not self.is_open:
-            return []
         self.is_open = False
-        batch, start = self.batch, self.stop
-        end = len(batch.data) - length_hint(self._places)
+        batch, start = self.batch, self._opened_at
+        if self._end is None:
+            self._end = len(batch.data) - length_hint(self._places)
+        end = self._end
         del batch.data[end:]
-        batch.states += [QUEUED] * (end - start)
+        batch.states[start:] = [QUEUED] * (end - start)
         joined = batch.data[start:]
         gaps: list[int] = []
         try:
@@ -212,11 +217,11 @@ class Run:
 
         If it was not, it is let go. To be called by who has put it there.
         """
-        place, data = delivery._index, self.batch.data
-        if place not in self._gaps:
-            return place < len(data)
-        data[place] = None
-        return False
+        place = delivery._index
+        if place in self._gaps:
+            self.batch.data[place] = None
+            return False
+        return self._end is None or place < self._end
 
     def payloads(self) -> list[bytes]:
         """The payloads of messages that have not been delivered."""

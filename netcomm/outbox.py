@@ -166,14 +166,15 @@ class OutStream:
 class VolatileOutStream(OutStream):
     """The sending end of the volatile stream: bounded, and all of it in memory.
 
-    open_run: the run that waits last, while messages may join it; it counts with those when it is closed.
+    open_run: the run that waits last, while messages may join it; those are counted when it is closed.
     """
 
-    __slots__ = ("open_run",)
+    __slots__ = ("_counted", "_counted_bytes", "open_run")
 
     def __init__(self, epoch: int) -> None:
         super().__init__(VOLATILE, epoch)
         self.open_run: Run | None = None
+        self._counted = self._counted_bytes = 0  # of the open run
 
     def has_room(self, size: int, limits: Limits) -> bool:
         """Whether a message of `size` bytes on the wire may be appended; if none is there, one always may.
@@ -201,33 +202,38 @@ class VolatileOutStream(OutStream):
             if isinstance(entry, Run) and fitting < entry.count:
                 entry = entry.split(fitting)
         entry.seq = self.next_seq
+        self.next_seq += entry.count
+        self.added_below = self.next_seq
         self.waiting.append(entry)
-        self._added(entry.count, entry.size)
+        self.queued += entry.count
+        self.queued_bytes += entry.size
         if fits and isinstance(entry, Run):
             largest = min(MAX_JOINING_BYTES, max_data_size(limits.max_frame_bytes))
             room = min(room - entry.count, (room_bytes - entry.size) // packet_size(largest))
             # Where these are larger, so are those that follow, as a rule.
             if entry.size <= entry.count * packet_size(largest) and entry.open(room, largest):
+                self._counted, self._counted_bytes = entry.count, entry.size
                 self.open_run = entry
         return entry
 
     def close_run(self) -> None:
-        """Count the messages that have joined the open run; no more do."""
-        run, self.open_run = self.open_run, None
-        if run is not None:
-            count, size = run.count, run.size
-            behind = run.close()
-            self._added(run.count - count, run.size - size)
-            for other in behind:
-                other.seq = self.next_seq
-                self.waiting.append(other)
-                self._added(other.count, other.size)
-
-    def _added(self, count: int, size: int) -> None:
-        self.next_seq += count
-        self.added_below = self.next_seq
-        self.queued += count
+        """Number and count the messages that have joined the open run; no more do."""
+        run = self.open_run
+        if run is None:
+            return
+        behind = run.close()
+        next_seq = self.next_seq + run.count - self._counted
+        size = run.size - self._counted_bytes
+        for other in behind:
+            other.seq = next_seq
+            next_seq += other.count
+            size += other.size
+        # Here no call is in between, and so no Ctrl-C: before this, it is all done again; behind it, it is done.
+        self.queued += next_seq - self.next_seq
         self.queued_bytes += size
+        self.next_seq = self.added_below = next_seq
+        self.open_run = None
+        self.waiting.extend(behind)
 
 
 class DurableOutStream(OutStream):

@@ -382,6 +382,32 @@ def test_several_gaps_leave_several_runs() -> None:
     assert outbox.volatile.queued_bytes == 3 * (1 + OVERHEAD)
 
 
+@pytest.mark.parametrize("step", ["length_hint", "accumulate", "pairwise"])
+def test_a_run_whose_closing_was_interrupted_is_closed_by_the_next_one(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, batch, _, run = interrupted(b"0")
+    joined = [run.join(b"%d" % number) for number in range(1, 4)]
+
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"netcomm.batch.{step}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            outbox.volatile.close_run()
+    assert not run.is_open
+    late = run.join(b"4")
+    is_late = late is None or not run.has(late)
+    outbox.volatile.close_run()
+    count = 4 if is_late else 5
+    assert run.payloads() == [b"0", b"1", b"2", b"3", b"4"][:count]
+    assert (outbox.queued, outbox.volatile.queued_bytes) == (count, count * (1 + OVERHEAD))
+    assert outbox.volatile.next_seq == count
+    assert all(delivery is not None and run.has(delivery) for delivery in joined)
+    assert batch.states == [DeliveryState.QUEUED] * count
+
+
 def test_what_joins_may_be_too_large_for_the_receiver_by_itself() -> None:
     outbox = new_outbox()
     batch = make_batch(b"0", b"1")
@@ -501,7 +527,7 @@ def test_a_batch_goes_the_way_of_its_messages(seed: int) -> None:
         Mutation("put back whole, where part has arrived", "outbox.OutStream.requeue", "entry.seq < from_seq", "False"),
         Mutation("joined what others wait behind", "outbox.VolatileOutStream.append", "self.close_run()", "pass"),
         Mutation("joined what was sent", "outbox.Outbox.take", "self.volatile.close_run()", "pass"),
-        Mutation("not counted", "outbox.VolatileOutStream._added", "self.queued_bytes += size", "pass"),
+        Mutation("not counted", "outbox.VolatileOutStream.close_run", "self.queued_bytes += size", "pass"),
     ],
     ids=lambda mutation: mutation.name.replace(" ", "-"),
 )
