@@ -13,6 +13,8 @@ from benchmarks.processes import Failed, Missing
 
 _START_S = 60.0
 _END_S = 15.0
+# Debian's rabbitmq-server on the PATH changes to a user who can't use our folder; this is what it calls.
+_DEBIAN_RABBITMQ = "/usr/lib/rabbitmq/bin"
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def rabbitmq(folder: str) -> Iterator[int]:
 
 @contextmanager
 def _running(command: str, arguments: Sequence[str], settings: Mapping[str, str], port: int) -> Iterator[None]:
-    found = shutil.which(command)
+    found = shutil.which(command, path=os.pathsep.join((_DEBIAN_RABBITMQ, os.environ.get("PATH", os.defpath))))
     if found is None:
         raise Missing(f"{command} is not on the PATH")
     process = subprocess.Popen(
