@@ -205,8 +205,8 @@ class Run:
             sizes = list(map(len, joined))  # type: ignore[arg-type]
         except TypeError:  # one of them is None
             gaps = [place for place, data in enumerate(joined, start) if data is None]
-            self._gaps = frozenset(gaps)
             sizes = [len(data or b"") for data in joined]
+        self._gaps = frozenset(gaps)
         batch.ends[start:] = accumulate(sizes, initial=batch.ends[start])
         self.stop = gaps[0] if gaps else end
         self.size = batch.size(self.start, self.stop, batch.overhead)
@@ -255,6 +255,7 @@ class Run:
         head = Run(self.batch, self.start, self.start + count)
         head.seq = self.seq
         head.resent = self.resent
+        # No call is in between, and so no Ctrl-C: nothing is cut off before it can be returned.
         self.start += count
         self.seq += count
         self.size -= head.size

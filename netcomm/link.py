@@ -3,9 +3,9 @@
 It moves bytes and knows nothing of what they mean. `poll` is the loop's one step: it waits, and yields what happened,
 for the owner to act on before it goes on. What the owner has to say goes through `write`, `close` and `pause`.
 
-Threads: one at a time may call `poll`, and none may after `shut`. `write`, `flush`, `close`, `receive_into`, `pause`,
-`has_room` and `established` may be called from any thread that holds the owner's lock; they never touch the selector,
-but leave that to the next `poll`. The rest may be called from any thread.
+Threads: one at a time may call `poll`, and none may after `shut`. `write`, `flush`, `close`, `give_up`, `receive_into`,
+`pause`, `has_room` and `established` may be called from any thread that holds the owner's lock; they never touch the
+selector, but leave that to the next `poll`. The rest may be called from any thread.
 """
 
 import contextlib
@@ -307,6 +307,13 @@ class Link:
         self._lingering.add(connection)
         self._mark_stale(connection)
 
+    def give_up(self, number: int, reason: str) -> None:
+        """What a connection was to write may not have been written: lose it, as soon as `poll` runs."""
+        connection = self._connections.get(number)
+        if connection is not None:
+            connection.broken = reason
+            self._mark_stale(connection)
+
     def receive_into(self, number: int, buffer: memoryview) -> None:
         """Let the next bytes of a connection go into a buffer, once, in place of coming as a Chunk."""
         connection = self._connections.get(number)
@@ -469,6 +476,8 @@ class Link:
         else:
             self._selector.modify(connection.sock, events, connection)
         connection.events = events
+        if connection.output and not events & selectors.EVENT_WRITE:  # somebody has written meanwhile
+            self._stale.append(connection)
 
     def _unregister(self, sock: socket.socket) -> None:
         with contextlib.suppress(KeyError, ValueError):
@@ -608,7 +617,7 @@ class Link:
         if connector not in self._connectors:
             return
         if not places.needs_lookup(connector.host):
-            self._resolved(connector, places.candidates(connector.host, connector.port))
+            self._resolved(connector, _candidates(connector))
             return
         # A name server may take its time, and there is no way to ask it without waiting.
         resolver = threading.Thread(target=self._resolve_name, args=(connector,), name="netcomm-resolver", daemon=True)
@@ -618,13 +627,7 @@ class Link:
             self._attempt_failed(connector, OSError(errno.EAGAIN, str(error)))
 
     def _resolve_name(self, connector: _Connector) -> None:
-        try:
-            result: list[places.Candidate] | OSError = places.candidates(connector.host, connector.port)
-        except OSError as error:
-            result = error
-        except UnicodeError as error:  # a label that is too long, or empty
-            result = OSError(errno.EINVAL, f"not a host name: {error}")
-        self._call_soon(partial(self._resolved, connector, result))
+        self._call_soon(partial(self._resolved, connector, _candidates(connector)))
 
     def _resolved(self, connector: _Connector, result: list[places.Candidate] | OSError) -> None:
         if connector not in self._connectors:
@@ -700,6 +703,16 @@ class Link:
         # Jitter keeps many peers from coming back at the same moment.
         self._deadlines.set(connector, monotonic() + delay_s * (0.5 + int.from_bytes(os.urandom(2)) / 2**17))
         connector.delay_s = min(delay_s * 2, self._limits.reconnect_max_s)
+
+
+def _candidates(connector: _Connector) -> list[places.Candidate] | OSError:
+    """The ways to a connector's place, or why there is none."""
+    try:
+        return places.candidates(connector.host, connector.port)
+    except OSError as error:
+        return error
+    except UnicodeError as error:  # a label that is too long, or empty
+        return OSError(errno.EINVAL, f"not a host name: {error}")
 
 
 def _reason(error: OSError) -> str:

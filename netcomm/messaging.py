@@ -708,15 +708,16 @@ class Messaging:
         return taken
 
     def send_stored(self, ident: str, deliveries: list[Delivery], now: float) -> None:
-        """Queue persistent messages for `ident`, which are numbered and stored, and all have the same time to live."""
+        """Queue persistent messages for `ident`, which are numbered and stored, and all have the same time to live.
+
+        It may be called again for the same ones, where it was interrupted.
+        """
         peer = self._peers.get(ident) or self._peer(ident)
         self.prompt = self.prompt or peer.converses
         peer.outbox.add_stored(deliveries)
         if deliveries[0].expires_at is not None:
             self._watch_expiry(peer)
         self._after_queueing(peer, now)
-        if peer.connection is not None:
-            self._ask_storage(peer)
 
     def _after_queueing(self, peer: _Peer, now: float) -> None:
         connection = peer.connection
@@ -925,6 +926,28 @@ class Messaging:
         writable = list(self._writable)
         self._writable.clear()
         return writable
+
+    def take_writable_to(self, ident: str) -> int | None:
+        """The connection to a peer, where there is one: it is in no `take_writable` then, until more is queued."""
+        self.prompt = False
+        peer = self._peers.get(ident)
+        if peer is None or peer.connection is None:
+            return None
+        number = peer.connection.number
+        self._writable.pop(number, None)
+        return number
+
+    def interrupted(self, ident: str) -> int | None:
+        """Whatever was being done for messages to a peer was interrupted; returns the connection that is to be closed.
+
+        On the next one, what was queued before is sent again, unless the peer says that it has it.
+        """
+        peer = self._peers.get(ident)
+        if peer is None:
+            return None
+        peer.outbox.take_back()
+        self._watch_expiry(peer)
+        return None if peer.connection is None else peer.connection.number
 
     def output(self, number: int, budget: int, now: float) -> tuple[list[bytes], bool]:
         """About `budget` bytes to be sent on a connection, in buffers; and whether there may be more to be said now."""

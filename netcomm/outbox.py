@@ -201,18 +201,19 @@ class VolatileOutStream(OutStream):
                 fitting = 1
             if isinstance(entry, Run) and fitting < entry.count:
                 entry = entry.split(fitting)
-        entry.seq = self.next_seq
-        self.next_seq += entry.count
-        self.added_below = self.next_seq
+        count, size, seq = entry.count, entry.size, self.next_seq
+        # As in `close_run`: no call before the last step.
+        entry.seq = seq
+        self.next_seq = self.added_below = seq + count
+        self.queued += count
+        self.queued_bytes += size
         self.waiting.append(entry)
-        self.queued += entry.count
-        self.queued_bytes += entry.size
         if fits and isinstance(entry, Run):
             largest = min(MAX_JOINING_BYTES, max_data_size(limits.max_frame_bytes))
-            room = min(room - entry.count, (room_bytes - entry.size) // packet_size(largest))
+            room = min(room - count, (room_bytes - size) // packet_size(largest))
             # Where these are larger, so are those that follow, as a rule.
-            if entry.size <= entry.count * packet_size(largest) and entry.open(room, largest):
-                self._counted, self._counted_bytes = entry.count, entry.size
+            if size <= count * packet_size(largest) and entry.open(room, largest):
+                self._counted, self._counted_bytes = count, size
                 self.open_run = entry
         return entry
 
@@ -228,7 +229,8 @@ class VolatileOutStream(OutStream):
             other.seq = next_seq
             next_seq += other.count
             size += other.size
-        # Here no call is in between, and so no Ctrl-C: before this, it is all done again; behind it, it is done.
+        # Here no call is in between, and so no Ctrl-C, since CPython looks for signals where calls begin and end, and
+        # where loops go back. Before this, it is all done again; behind it, it is done.
         self.queued += next_seq - self.next_seq
         self.queued_bytes += size
         self.next_seq = self.added_below = next_seq
@@ -316,9 +318,10 @@ class DurableOutStream(OutStream):
         self.next_seq += len(deliveries)
 
     def add(self, deliveries: list[Delivery]) -> None:
-        """Append messages that the storage has."""
-        self.added_below = deliveries[-1].seq + 1
-        self.queued += len(deliveries)
+        """Append messages that the storage has; those that were appended before are passed over."""
+        below = deliveries[-1].seq + 1
+        if below <= self.added_below:
+            return
         room, room_bytes = self._room() if self.stored == 0 and not self._loading else (0, 0)
         size = kept_size = 0
         kept = 0  # up to the one that reaches the limit
@@ -327,25 +330,28 @@ class DurableOutStream(OutStream):
                 kept += 1
                 kept_size += delivery.size
             size += delivery.size
-        self.queued_bytes += size
-        if kept:
-            self._gone.clear()
-            self.waiting += deliveries[:kept]
-            self.load_from = deliveries[kept - 1].seq + 1
-            self.loaded_bytes += kept_size
-        if kept < len(deliveries):
-            self._leave_in_storage(deliveries[kept:])
-
-    def _leave_in_storage(self, deliveries: list[Delivery]) -> None:
-        if self.stored == 0:
-            self.load_from = deliveries[0].seq
-        self.stored += len(deliveries)
-        for delivery in deliveries:
+        left = deliveries[kept:]
+        expires_at = self.expires_at
+        for delivery in left:  # which are in the storage alone
             if delivery.expires_at is not None:
-                expires_at = delivery.expires_at
-                self.expires_at = expires_at if self.expires_at is None else min(expires_at, self.expires_at)
+                expires_at = delivery.expires_at if expires_at is None else min(delivery.expires_at, expires_at)
             delivery.data = None
             self._known[delivery.seq] = delivery
+        if kept:
+            self._gone.clear()
+            load_from = deliveries[kept - 1].seq + 1
+        else:
+            load_from = self.load_from if self.stored else left[0].seq
+        count, stored, loaded = len(deliveries), len(left), deliveries[:kept]
+        # As in `VolatileOutStream.close_run`: no call before the last step.
+        self.added_below = below
+        self.queued += count
+        self.queued_bytes += size
+        self.load_from = load_from
+        self.loaded_bytes += kept_size
+        self.stored += stored
+        self.expires_at = expires_at
+        self.waiting.extend(loaded)
 
     def known(self) -> Mapping[int, Delivery]:
         """By their seqs, the Deliveries of stored messages that users still hold."""
@@ -453,6 +459,10 @@ class DurableOutStream(OutStream):
             self._asked_for = self.stored
             wanted.append(Load(self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2))
         return wanted
+
+    def ask_again(self) -> None:
+        """What was asked for may not have been heard."""
+        self._loading = self._marking = self._renewal_asked = False
 
     def _next_to_send(self) -> int:
         if self.waiting:
@@ -692,7 +702,7 @@ class Outbox:
     def _take_from(self, stream: OutStream, budget: int) -> tuple[list[Entry], list[Entry]]:
         batch: list[Entry] = []
         rejected: list[Entry] = []
-        waiting = stream.waiting
+        waiting, in_flight = stream.waiting, stream.in_flight
         in_flight_bytes = self.in_flight_bytes
         window = self._window_bytes
         may_send_below = stream.may_send_below()
@@ -700,46 +710,64 @@ class Outbox:
         limit = min(window, end)
         largest = self._max_packet_bytes
         while waiting and in_flight_bytes < end:
-            entry = waiting.popleft()
+            entry = waiting[0]
             if entry.state is not QUEUED:
                 stream.empty_places -= 1
+                waiting.popleft()
                 continue
             size = entry.size
             if (size > largest or in_flight_bytes + size > limit) and isinstance(entry, Run):
                 count = 1 if entry.largest > largest else max(1, entry.fitting(limit - in_flight_bytes))
                 if count < entry.count:
-                    waiting.appendleft(entry)
                     entry = self._split(stream, entry, count)
                     size = entry.size
             if size > largest and entry.count == 1:
+                stream.settle([entry], DeliveryState.REJECTED)
                 rejected.append(entry)
+                waiting.popleft()
                 continue
             if (in_flight_bytes and in_flight_bytes + size > window) or entry.seq >= may_send_below:
-                waiting.appendleft(entry)
                 break
+            # What `take_back` finds, wherever this is interrupted.
             entry.state = SENT
+            in_flight.append(entry)
+            waiting.popleft()
             in_flight_bytes += size
             batch.append(entry)
         self.in_flight_bytes = in_flight_bytes
-        if rejected:
-            stream.settle(rejected, DeliveryState.REJECTED)
         if batch:
             if self._connected_only:
                 self._connected_only.difference_update(batch)
-            stream.in_flight += batch
             last = batch[-1]
             stream.receiver_next = last.seq + last.count
             stream.sent_below = max(stream.sent_below, stream.receiver_next)
         return batch, rejected
 
     def _split(self, stream: OutStream, run: Run, count: int) -> Run:
-        """Cut off the first messages of a waiting run; both parts expire as the whole would have."""
+        """Cut off the first messages of the run that waits first; both parts expire as the whole would have."""
         head = run.split(count)
+        stream.waiting.appendleft(head)
         if run in self._connected_only:
             self._connected_only.add(head)
         elif head.expires_at is not None and head.seq >= stream.untold_below:
             heapq.heappush(self._expiries, (head.expires_at, next(self._order), head))
         return head
+
+    def take_back(self) -> None:
+        """`take` was interrupted (by Ctrl-C), or what it returned was not written: the connection is to be closed.
+
+        What is on its way from waiting to in flight goes to one of the two.
+        """
+        for stream in self._streams:
+            waiting, in_flight = stream.waiting, stream.in_flight
+            if waiting and waiting[0].state is SENT:
+                if in_flight and in_flight[-1] is waiting[0]:
+                    waiting.popleft()
+                else:
+                    waiting[0].state = QUEUED
+        self.in_flight_bytes = sum(entry.size for stream in self._streams for entry in stream.in_flight)
+        if self.durable is not None:
+            self.durable.ask_again()
 
     @property
     def may_expire(self) -> bool:

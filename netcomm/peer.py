@@ -6,10 +6,14 @@ which is a thread, is the deputy. One lock, the mutex, guards messaging and the 
 it while user code runs, or while anything can block.
 
 Whoever changes messaging, under the mutex, calls `_settle` before letting go, and the loop once for all that a pass has
-brought: it writes what became writable, and acts on what happened. So a message for an idle connection is on its way
-before `send` returns, without waking the loop; and what a callback sends, when the callback returns. A connection that
-is busy is left to the loop: a message that joins those that wait for it already needs nothing else, and goes out in one
-batch with them.
+brought: it writes what became writable, and acts on what happened. Callers call `_write`, which writes what they have
+queued, and leaves the rest to the loop. So a message for an idle connection is on its way before `send` returns,
+without waking the loop; and what a callback sends, when the callback returns. A connection that is busy is left to the
+loop: a message that joins those that wait for it already needs nothing else, and goes out in one batch with them.
+
+The main thread can be interrupted between any two steps, by Ctrl-C; the peer's own threads can't. So callers do little
+that would have to be undone: where one is interrupted, the connection is closed, and what was taken from the queue for
+it goes back there (`_interrupted`).
 
 With a storage, a fourth thread, the *keeper*, does its background work. Persistent messages are stored by the callers,
 before `send` returns: one of those that come at the same time stores the messages of all, in one transaction, under
@@ -231,7 +235,7 @@ class Peer(threading.Thread):
             self._restore(self._storage)
         self._link = link.Link(self._limits)
         self._commit_lock = threading.Lock()
-        self._uncommitted: list[_Uncommitted] = []
+        self._uncommitted: deque[_Uncommitted] = deque()
         self._leadership = Leadership(self._link.ring)
         self._dispatcher: Dispatcher[messaging.Event | _Release] = Dispatcher(
             f"{self.name}-dispatcher", self._dispatch, self._lead, self._link.ring
@@ -355,31 +359,41 @@ class Peer(threading.Thread):
         if self._phase is _Phase.FORKED:
             return
         in_callback = self._dispatcher.is_current()
-        with self._changed:
+        with self._mutex:  # the condition's own __enter__ could be interrupted when it has the lock
             if self._phase is _Phase.NEW:
                 self._end_under_mutex()
             first = self._phase is _Phase.RUNNING
             if in_callback and not first and not self._muted:
                 self._count_callback()
             if first:
-                self._phase = _Phase.TERMINATING
-                self._messaging.stop_gathering()
-                self._changed.notify_all()
                 try:
-                    self._wait_until(lambda: self._messaging.may_end, until - _CLOSING_S)
-                    self._messaging.stop_receiving()
-                    self._settle()
-                    if in_callback:
-                        self._count_callback()
-                    self._wait_until(self._may_close, until - _CLOSING_S)
-                finally:  # also when the caller is interrupted
-                    self._mute()
-                    self._leadership.stop()
+                    self._wind_down(until - _CLOSING_S, in_callback)
+                    self._stop()
+                except BaseException:  # the caller was interrupted, perhaps in `_stop`
+                    self._stop()
+                    raise
         if self.ident is not None:
             self.join(max(2 * _CLOSING_S, until - monotonic()))
         self._dispatcher.join(max(0.0, until - monotonic()))
         if self._keeper is not None:
             self._keeper.join(max(_CLOSING_S, until - monotonic()))
+
+    def _wind_down(self, until: float, in_callback: bool) -> None:
+        """With the mutex held: wait until nothing is left to be done, as far as the time allows."""
+        self._phase = _Phase.TERMINATING
+        self._messaging.stop_gathering()
+        self._changed.notify_all()
+        self._wait_until(lambda: self._messaging.may_end, until)
+        self._messaging.stop_receiving()
+        self._link.ring()
+        if in_callback:
+            self._count_callback()
+        self._wait_until(self._may_close, until)
+
+    def _stop(self) -> None:
+        """With the mutex held: let the loop and the dispatcher end."""
+        self._mute()
+        self._leadership.stop()
 
     def _count_callback(self) -> None:
         """With the mutex held: the callback that terminates the peer counts as returned, and is the last one."""
@@ -431,7 +445,6 @@ class Peer(threading.Thread):
         ConfigurationError for an argument that can't be used; LifecycleError. May be called from any thread, and from
         a callback.
         """
-        run: Run | None = None
         if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
             run = self._gathering.get(ident)
             if run is not None and (joined := run.join(data)) is not None:
@@ -455,8 +468,6 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._phase is not _RUNNING:
                 self._check_usable()
-            if run is not None and run.is_full:
-                self._settle()
             entry: Delivery | Run
             if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.converses(ident):
                 batch = self._make_batch(ident, [data], None)
@@ -548,18 +559,47 @@ class Peer(threading.Thread):
 
     def _queue(self, ident: str, entry: Delivery | Run, until: float | None) -> None:
         """With the mutex held: queue transient messages, as there is room for them."""
-        self._has_spoken = True
         left = entry.count
-        while (taken := self._messaging.send(ident, entry, monotonic())) < left:
+        while (taken := self._queue_some(ident, entry)) < left:
             left -= taken
-            self._settle()
             self._wait_for_room(ident, entry.first_size, until)
-        if not self._messaging.prompt:
-            self._link.ring()
-        elif self._dispatcher.is_current() and self._leadership.vacant:
-            self._attention = True  # it goes out together with what the callback's end brings
-        else:
-            self._settle()
+
+    def _queue_some(self, ident: str, entry: Delivery | Run) -> int:
+        """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
+        try:
+            self._has_spoken = True
+            if (run := self._gathering.get(ident)) is not None and run.is_full:
+                self._write(ident)
+            count = entry.count
+            taken = self._messaging.send(ident, entry, monotonic())
+            prompt = self._messaging.prompt
+            if prompt and self._dispatcher.is_current() and self._leadership.vacant:
+                self._attention = True  # it goes out together with what the callback's end brings
+            elif prompt or taken < count:
+                self._write(ident)
+            else:
+                self._link.ring()
+        except BaseException:
+            self._interrupted(ident)
+            raise
+        return taken
+
+    def _write(self, ident: str) -> None:
+        """With the mutex held, on a caller's thread: write what waits for a receiver. The rest is left to the loop."""
+        number = self._messaging.take_writable_to(ident)
+        if number is not None:
+            self._pump(number)
+        self._call_loop()
+
+    def _interrupted(self, ident: str) -> None:
+        """With the mutex held: the caller was interrupted, by Ctrl-C, while it queued or wrote messages.
+
+        Where, is not known, and so not what was written: the next connection begins with what the receiver says.
+        """
+        number = self._messaging.interrupted(ident)
+        if number is not None:
+            self._link.give_up(number, "sending was interrupted")
+        self._link.ring()
 
     def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
         def room_or_end() -> bool:
@@ -588,7 +628,7 @@ class Peer(threading.Thread):
     def _commit_all(self, own: _Uncommitted) -> None:
         """With the commit lock held: store what is uncommitted in one transaction, and queue it."""
         assert self._storage is not None
-        batches = self._uncommitted.copy()
+        batches = list(self._uncommitted)
         error: BaseException | None = None
         try:
             with self._mutex:
@@ -600,20 +640,36 @@ class Peer(threading.Thread):
         # Whatever a plug-in raises, the callers must hear of it; and of an interruption of this thread, in another way.
         except BaseException as raised:
             error = raised
+        try:
+            self._end_commit(batches, own, error)
+        except BaseException:  # Ctrl-C
+            self._end_commit(batches, own, error)
+            raise
+
+    def _end_commit(self, batches: list[_Uncommitted], own: _Uncommitted, error: BaseException | None) -> None:
+        """With the commit lock held: queue what has been stored, or tell why it was not; may be called again."""
         with self._mutex:
             now = monotonic()
             for batch in batches:
-                batch.ended = True
+                if batch.ended:
+                    continue
                 if error is None:
                     self._has_spoken = True
                     self._messaging.send_stored(batch.ident, batch.deliveries, now)
-                    continue
-                is_for_all = batch is own or isinstance(error, Exception)
-                batch.error = error if is_for_all else StorageUnavailable("storing was interrupted; try again")
-                if batch.epoch >= 0:
-                    self._messaging.not_stored(batch.ident, batch.deliveries)
-            del self._uncommitted[: len(batches)]
-            self._settle()
+                else:
+                    is_for_all = batch is own or isinstance(error, Exception)
+                    batch.error = error if is_for_all else StorageUnavailable("storing was interrupted; try again")
+                    if batch.epoch >= 0:
+                        self._messaging.not_stored(batch.ident, batch.deliveries)
+                batch.ended = True
+            while self._uncommitted and self._uncommitted[0].ended:
+                self._uncommitted.popleft()
+            for ident in {batch.ident: None for batch in batches}:
+                try:
+                    self._write(ident)
+                except BaseException:
+                    self._interrupted(ident)
+                    raise
 
     def _to_payload(self, data: Data) -> bytes:
         if type(data) is not bytes:
@@ -810,9 +866,13 @@ class Peer(threading.Thread):
             changed = self._act_on_messaging()
         if changed and self._waiters:
             self._changed.notify_all()
+        self._call_loop()
+
+    def _call_loop(self) -> None:
+        """With the mutex held: end the loop's wait, if there is more to be done, or sooner, than it knows of."""
         if self._link.waiting:
             when = self._next_deadline()
-            if when is not None and (self._wake_at is None or when < self._wake_at):
+            if self._messaging.unsettled or (when is not None and (self._wake_at is None or when < self._wake_at)):
                 self._wake_at = when
                 self._link.ring()
 

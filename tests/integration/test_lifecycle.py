@@ -476,8 +476,9 @@ def test_a_program_that_forgets_to_terminate_ends_while_connecting_hangs() -> No
 
 
 INTERRUPTED = """
-import sys, threading, time
+import signal, sys, threading, time
 from netcomm import SnakemqConnector
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 where, port = sys.argv[1], int(sys.argv[2])
 
 def tell_when_terminating():
