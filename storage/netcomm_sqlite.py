@@ -62,6 +62,7 @@ _EXPIRING = f"FROM message WHERE id >> {_PART_BITS} = ? AND id >= ? AND expires_
 _READ_EXPIRED = f"SELECT {_COLUMNS} {_EXPIRING} <= ? ORDER BY expires_at LIMIT ?"
 _NEXT_EXPIRY = f"SELECT min(expires_at) {_EXPIRING} > ?"
 _COUNT = "SELECT count(*), coalesce(sum(size), 0) FROM message WHERE id >= ? AND id < ?"
+_FIND_ANY = "SELECT id FROM message WHERE id BETWEEN ? AND ? LIMIT 1"
 _LOAD_STREAMS = "SELECT id, ident, epoch, next_seq, sent_below, count, size, checksum FROM stream"
 _LOAD_PARTS = "SELECT id, stream, first_seq, checksum FROM part"
 _UPDATE_STREAM = """
@@ -294,7 +295,8 @@ class SqliteQueueStorage(QueueStorage):
 
     def streams(self) -> list[StoredStream]:
         with self._reading() as db:
-            return [self._summary(db, stream) for stream in self._load_streams(db).values()]
+            streams = self._load_streams(db) if self._read_only else self._streams
+            return [self._summary(db, stream) for stream in streams.values()]
 
     @staticmethod
     def _summary(db: sqlite3.Connection, stream: _Stream) -> StoredStream:
@@ -478,16 +480,20 @@ class SqliteQueueStorage(QueueStorage):
 
     def _load_streams(self, db: sqlite3.Connection) -> dict[str, _Stream]:
         streams = {}
+        ranges: list[tuple[int, int]] = []
         parts = self._load_parts(db)
         for row in db.execute(_LOAD_STREAMS).fetchall():
             stream = self._checked_stream(db, row, parts.pop(row[0], ()))
             # Part by part, as they are read: what is out of its place is not found so.
-            found = [db.execute(_COUNT, (low, high)).fetchone() for low, high, _ in stream.ids()]
+            ids = [(low, high) for low, high, _ in stream.ids()]
+            found = [db.execute(_COUNT, pair).fetchone() for pair in ids]
             if (stream.stored, stream.size) != (sum(count for count, _ in found), sum(size for _, size in found)):
                 raise self._corrupt(f"messages of the stream to {stream.ident!r} are missing")
             streams[stream.ident] = stream
-        (count,) = db.execute("SELECT count(*) FROM message").fetchone()
-        if parts or count != sum(stream.stored for stream in streams.values()):
+            ranges += ids
+        ranges.sort()
+        gaps = zip([-(2**63), *(high for _, high in ranges)], [*(low for low, _ in ranges), 2**63], strict=True)
+        if parts or any(low < high and db.execute(_FIND_ANY, (low, high - 1)).fetchone() for low, high in gaps):
             raise self._corrupt("it has messages of streams that it does not have")
         return streams
 

@@ -1,5 +1,6 @@
 """The SQLite storage keeps the contract, and is not slowed by a backlog where it need not be."""
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,34 @@ def test_finding_a_few_expired_messages_takes_no_longer_when_many_have_expired(t
         assert (len(found), following) == (10, None)
 
     assert steps(tmp_path, 1000, find) == steps(tmp_path, 100, find) > 0
+
+
+def test_the_owner_tells_of_its_streams_without_counting_their_messages(tmp_path: Path) -> None:
+    def tell(storage: SqliteQueueStorage) -> None:
+        (stream,) = storage.streams()
+        assert stream.size == 4 * stream.count
+
+    assert steps(tmp_path, 1000, tell) == steps(tmp_path, 100, tell) > 0
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_opening_reads_the_messages_of_each_stream_and_not_the_whole_table_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    statements: list[str] = []
+    connect = SqliteQueueStorage._connect
+
+    def connect_traced(storage: SqliteQueueStorage) -> sqlite3.Connection:
+        db = connect(storage)
+        db.set_trace_callback(statements.append)
+        return db
+
+    path = tmp_path / "queue.db"
+    with SqliteQueueStorage(path) as storage:
+        storage.append([Append(ident, 1, [StoredMessage(0, bytes(16), b"", 0.0, None)]) for ident in ("bob", "eve")])
+    monkeypatch.setattr(SqliteQueueStorage, "_connect", connect_traced)
+    with SqliteQueueStorage(path, read_only=read_only) as storage:
+        looks = [statement for statement in statements if "FROM message" in statement]
+        plans = [storage.database.conn.execute(f"EXPLAIN QUERY PLAN {look}").fetchall() for look in looks]
+    assert sum("count(*)" in look for look in looks) == 2
+    assert not [plan for plan in plans if "SCAN" in str(plan)]

@@ -646,6 +646,31 @@ def test_damage_of_a_place_is_found_when_the_message_is_read(path: Path) -> None
         read(storage)
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("part", [-1, 0, 1, 2, 3, 4, 5])
+def test_a_message_of_a_stream_that_there_is_not_is_damage(path: Path, part: int, read_only: bool) -> None:
+    with SqliteQueueStorage(path) as storage:
+        for ident in ("one", "two"):
+            append(storage, message(0), ident=ident)
+    size = netcomm_sqlite._PART_SIZE
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        # Parts 2 and 4: there is room below the first, between them, and behind the last.
+        for old, new, stream in ((2, 4, 2), (1, 2, 1)):
+            checksum = netcomm_sqlite._part_checksum(new, stream, 0)
+            db.execute("UPDATE part SET id = ?, checksum = ? WHERE id = ?", (new, checksum, old))
+            db.execute("UPDATE message SET id = ? WHERE id = ?", (new * size, old * size))
+        db.commit()
+        SqliteQueueStorage(path, read_only=read_only).close()
+        db.execute(
+            "INSERT INTO message SELECT ?, place, size, uuid, queued_at, ttl, expires_at, data, checksum"
+            " FROM message LIMIT 1",
+            (part * size + 1,),
+        )
+        db.commit()
+    with pytest.raises(StorageCorrupt):
+        SqliteQueueStorage(path, read_only=read_only)
+
+
 def test_a_file_of_another_program_is_refused_and_left_alone(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE mine (x)")
