@@ -365,8 +365,10 @@ class SqliteQueueStorage(QueueStorage):
                 return
             self._closed = True
             try:
-                self._catch_up()
-                self._db.close()
+                try:
+                    self._catch_up()
+                finally:
+                    self._db.close()  # also undoes what was interrupted
             except sqlite3.Error as error:
                 raise self._mapped(error) from error
             finally:

@@ -319,6 +319,24 @@ def test_one_message_whose_storing_is_interrupted_is_stored_and_the_storage_goes
         assert read(storage) == [message(0), message(1), message(2)]
 
 
+@pytest.mark.parametrize("statement", ["BEGIN", "UPDATE stream", "COMMIT"])
+def test_a_file_whose_closing_is_interrupted_is_let_go_of_and_keeps_everything(
+    path: Path, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netcomm_sqlite, "_BUSY_S", 0.1)
+    connect_as(InterruptedConnection, monkeypatch)
+    storage = SqliteQueueStorage(path)
+    append(storage, message(0))
+    append(storage, message(1))
+    storage._db.interrupted = statement  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        storage.close()
+    assert not path.with_name("queue.db-wal").exists()
+    with SqliteQueueStorage(path) as again:
+        assert read(again) == [message(0), message(1)]
+        append(again, message(2))
+
+
 @pytest.mark.parametrize(("code", "error"), [(errno.EWOULDBLOCK, StorageLocked), (errno.ENOLCK, StorageError)])
 def test_a_lock_that_can_not_be_had_is_not_taken_for_another_owner(
     path: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[StorageError]
