@@ -378,10 +378,11 @@ class SqliteQueueStorage(QueueStorage):
     def _catch_up(self) -> None:
         """With the lock held: let the rows of streams tell of all messages, so that those need not count themselves.
 
-        Where that fails, they go on counting themselves.
+        Where that fails, they go on counting themselves; so it does not wait for another program that writes.
         """
         if self._is_current and not self._db.in_transaction:
             with suppress(sqlite3.Error):
+                self._db.execute("PRAGMA busy_timeout = 0")
                 self._db.execute("BEGIN IMMEDIATE")
                 for stream in self._streams.values():
                     if stream.ahead:

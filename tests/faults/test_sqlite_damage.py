@@ -374,6 +374,26 @@ def test_a_database_that_another_program_has_locked_is_reported_and_used_again_a
         assert read(storage) == [message(0), message(1)]
 
 
+def test_closing_does_not_wait_for_another_program_that_has_locked_the_database(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netcomm_sqlite, "_BUSY_S", 10 * DEADLINE_S)
+    storage = SqliteQueueStorage(path)
+    append(storage, message(0))
+    append(storage, message(1))
+    closing = threading.Thread(target=storage.close)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        closing.start()
+        closing.join(DEADLINE_S)
+        closed = not closing.is_alive()
+        other.execute("ROLLBACK")
+    closing.join()
+    assert closed
+    with SqliteQueueStorage(path) as storage:
+        assert read(storage) == [message(0), message(1)]
+
+
 # -- Rights ---------------------------------------------------------------------------------------------------
 
 _AS_NOBODY = """
