@@ -368,9 +368,9 @@ class Peer(threading.Thread):
             if first:
                 try:
                     self._wind_down(until - _CLOSING_S, in_callback)
-                    self._stop()
-                except BaseException:  # the caller was interrupted, perhaps in `_stop`
-                    self._stop()
+                    self._stop_threads()
+                except BaseException:  # the caller was interrupted, perhaps in `_stop_threads`
+                    self._stop_threads()
                     raise
         if self.ident is not None:
             self.join(max(2 * _CLOSING_S, until - monotonic()))
@@ -390,7 +390,7 @@ class Peer(threading.Thread):
             self._count_callback()
         self._wait_until(self._may_close, until)
 
-    def _stop(self) -> None:
+    def _stop_threads(self) -> None:
         """With the mutex held: let the loop and the dispatcher end."""
         self._mute()
         self._leadership.stop()
