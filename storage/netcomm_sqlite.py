@@ -64,7 +64,7 @@ _NEXT_EXPIRY = f"SELECT min(expires_at) {_EXPIRING} > ?"
 _COUNT = "SELECT count(*), coalesce(sum(size), 0) FROM message WHERE id >= ? AND id < ?"
 _FIND_ANY = "SELECT id FROM message WHERE id BETWEEN ? AND ? LIMIT 1"
 _LOAD_STREAMS = "SELECT id, ident, epoch, next_seq, sent_below, count, size, checksum FROM stream"
-_LOAD_PARTS = "SELECT id, stream, first_seq, checksum FROM part"
+_LOAD_PARTS = "SELECT id, stream, first_seq, checksum FROM part ORDER BY id"
 _UPDATE_STREAM = """
     UPDATE stream SET epoch = ?, next_seq = ?, sent_below = ?, count = ?, size = ?, checksum = ? WHERE id = ?
 """
@@ -500,11 +500,10 @@ class SqliteQueueStorage(QueueStorage):
             raise self._corrupt("it has messages of streams that it does not have")
         return streams
 
-    def _load_parts(self, db: sqlite3.Connection, stream: int | None = None) -> dict[int, tuple[_Part, ...]]:
-        """By their streams, the parts of one stream, or of all."""
-        where, values = ("", ()) if stream is None else (" WHERE stream = ?", (stream,))
+    def _load_parts(self, db: sqlite3.Connection) -> dict[int, tuple[_Part, ...]]:
+        """The parts by their streams."""
         parts: dict[int, tuple[_Part, ...]] = {}
-        for number, of, first_seq, checksum in db.execute(f"{_LOAD_PARTS}{where} ORDER BY id", values):
+        for number, of, first_seq, checksum in db.execute(_LOAD_PARTS):
             if not _is_intact(checksum, _part_checksum, number, of, first_seq):
                 raise self._corrupt("it is not known which messages belong to which stream")
             parts[of] = (*parts.get(of, ()), _Part(number << _PART_BITS, first_seq))
@@ -513,13 +512,14 @@ class SqliteQueueStorage(QueueStorage):
     # -- Inside -----------------------------------------------------------------------------------------------
 
     def _stream(self, db: sqlite3.Connection, ident: str) -> _Stream | None:
-        # The owner knows what is in the file; a reader looks each time.
+        # The owner knows what is in the file; a reader looks each time. Not through an index: a damaged one would say
+        # that there is nothing.
         if not self._read_only:
             return self._streams.get(ident)
-        row = db.execute(f"{_LOAD_STREAMS} WHERE ident = ?", (ident,)).fetchone()
-        if row is None:
-            return None
-        return self._checked_stream(db, row, self._load_parts(db, row[0]).get(row[0], ()))
+        for row in db.execute(_LOAD_STREAMS).fetchall():
+            if row[1] == ident:
+                return self._checked_stream(db, row, self._load_parts(db).get(row[0], ()))
+        return None
 
     def _checked_stream(self, db: sqlite3.Connection, row: tuple[Any, ...], parts: tuple[_Part, ...]) -> _Stream:
         *values, checksum = row
@@ -767,7 +767,6 @@ def _add_expiry(db: Database) -> None:
 def _cluster(db: Database) -> None:
     """Let messages have their place in the file by their streams and seqs: version 2 had another index for that."""
     db.table("part").create({"id": int, "stream": int, "first_seq": int, "checksum": int}, pk="id")
-    db.table("part").create_index(["stream"])
     db.execute("ALTER TABLE message RENAME TO message_2")
     db.table("message").create(
         {
