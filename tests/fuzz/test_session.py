@@ -114,8 +114,8 @@ def test_eight_times_the_messages_are_eight_times_the_work(payloads: list[bytes]
         chunks = [stream[start : start + piece] for start in range(0, len(stream), piece)]
         return calls(lambda: [end.feed(chunk) for chunk in chunks])
 
-    # Where the chunks cut the packets differs from one time to the next.
-    assert work(8) <= 9 * work(1) + 100
+    # Where the chunks cut the packets differs from one time to the next: with few of them, by much.
+    assert work(32) <= 9 * work(4) + 100
 
 
 # -- Does it find anything? ---------------------------------------------------------------------------------------

@@ -495,6 +495,15 @@ def test_a_resolver_that_fails_in_an_odd_way_does_not_end_the_connector(monkeypa
         names.asked.wait(3)
 
 
+def test_an_address_of_an_interface_that_is_not_there_is_reported_and_does_not_end_the_peer() -> None:
+    peer = Peer("bob", limits=FAST)
+    errors = record(peer.on_error)
+    peer.add_connector("fe80::1%nosuch0", 9)
+    with peer:
+        assert isinstance(errors.wait(1)[0], OSError)
+        assert peer.is_alive()
+
+
 # Reconnecting
 
 

@@ -4,15 +4,19 @@ import contextlib
 import hashlib
 import os
 import random
+import selectors
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
 from netcomm import Delivery, DeliveryState, LifecycleError, Limits, Peer
+from netcomm.link import Link, Opened, Writable
 from tests.integration.helpers import (
     DEADLINE_S,
     Program,
@@ -249,3 +253,45 @@ def test_a_listener_that_runs_out_of_descriptors_serves_those_it_has_and_recover
             assert bob.stats().peers["niess"].reconnects == 0
         program.tell("end")
         assert program.wait() == 0
+
+
+def test_what_is_written_while_the_loop_looks_at_the_connection_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    much = bytes(20_000_000)
+    link = Link(Limits())
+    host, port = link.add_listener("tcp:127.0.0.1", 0)
+    numbers: list[int] = []
+
+    def step() -> bool:
+        for event in link.poll(0.01):
+            if isinstance(event, Opened):
+                numbers.append(event.connection)
+            elif isinstance(event, Writable):
+                link.flush(event.connection)
+        return True
+
+    def read(client: socket.socket) -> int:
+        count = 0
+        while count < 2 * len(much):
+            count += len(client.recv(1_000_000))
+        return count
+
+    with socket.create_connection((host, port), timeout=DEADLINE_S) as client:
+        wait_until(lambda: step() and bool(numbers))
+        (number,) = numbers
+        link.write(number, [much])
+        received = in_thread(partial(read, client))
+        modify = link._selector.modify
+        written: list[int] = []
+
+        def write_meanwhile(*arguments: Any) -> selectors.SelectorKey:
+            key = modify(*arguments)
+            if not link._connections[number].output and not written:  # it is not to be watched for room any more
+                written.append(number)
+                link.write(number, [much])
+            return key
+
+        monkeypatch.setattr(link._selector, "modify", write_meanwhile)
+        wait_until(lambda: step() and bool(written))
+        wait_until(lambda: step() and not link._connections[number].output)
+        assert received() == 2 * len(much)
+    link.shut()

@@ -235,7 +235,7 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "the storage not searched for what has expired",
-        f"{durable}._leave_in_storage",
+        f"{durable}.add",
         "if delivery.expires_at is not None:",
         "if False:",
         seed=123,
