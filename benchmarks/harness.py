@@ -139,7 +139,8 @@ def run(workload: Workload, rounds: int, scale: Scale, tell: Callable[[str], Non
                 result.absent[contender.name] = str(error)
         rounds = workload.rounds(rounds)
         for number in range(rounds):
-            for contender in list(contenders):
+            # There and back: what the order of the turns does to one, it does to the others in the next round.
+            for contender in contenders[:: -1 if number % 2 else 1]:
                 tell(f"{workload.name}: round {number + 1} of {rounds}, {contender.name}")
                 try:
                     measured[contender.name].append(contender.measure())
