@@ -77,6 +77,14 @@ class Run:
     Whoever closes it says so first, and looks then which places were taken. So what was in its place while the run was
     open is part of it; of what comes later, `has` tells, once the run is closed.
 
+    `open` reserves places behind its last message, and `close` gives back those that nobody has taken:
+
+    | | `stop` | `len(batch.data)` | how many have joined |
+    |---|---|---|---|
+    | never opened | its end | the end of the batch | 0 |
+    | open | where it was opened | the end of the places | `len(batch.data) - stop`, less what is left of `_places` |
+    | closed | its end, before the first gap | the end of the places that were taken | part of it |
+
     start, stop: their place in the batch.
     seq: the place of the first of them in the stream.
     size: the bytes that they take on the wire, each by itself; without those that have joined since it was opened.
@@ -221,6 +229,7 @@ class Run:
         if place in self._gaps:
             self.batch.data[place] = None
             return False
+        # Without an end, closing was interrupted, and will find it when it is taken up again.
         return self._end is None or place < self._end
 
     def payloads(self) -> list[bytes]:

@@ -247,7 +247,9 @@ class Peer(threading.Thread):
         self._batch: messaging.Received | None = None
         self._left: Iterator[bytes] = iter(())
         self._told = 0
-        self._attention = False  # the dispatcher has something else to do before the next callback
+        # The dispatcher has something to do before the next callback: to write what one has sent, to tell of those that
+        # have returned where nobody else does, or, where it is muted, to call no more of them.
+        self._attention = False
         self._tell_at: float | None = None
         self._wake_at: float | None = None  # when the loop will look at the deadlines again by itself
         # What came in while there was no function to hand it to; only the dispatcher changes it.

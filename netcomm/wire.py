@@ -458,8 +458,9 @@ class _LargeData:
 class Reader:
     """Cuts the bytes of one connection into frames.
 
-    A size is believed only as far as the limit, and memory grows with what has arrived, never with
-    what was announced. The small limit holds until an IDENT has been read, the large one after it.
+    A size is believed only as far as the limit, and memory grows with what has arrived: what was announced
+    is reserved at once only as far as a payload of that size has arrived before. The small limit holds until
+    an IDENT has been read, the large one after it.
     """
 
     __slots__ = ("_buffer", "_large", "_largest", "_limit", "_max_frame_bytes", "_needed", "_start")
