@@ -43,10 +43,10 @@ def _run(*contenders: Contender, more_is_better: bool = True, rounds: int = 3) -
     return run(workload, rounds, Scale())
 
 
-def test_contenders_take_turns_round_by_round() -> None:
+def test_contenders_take_turns_there_and_back() -> None:
     turns: list[str] = []
-    _run(_Told("a", [1, 1], turns), _Told("b", [1, 1], turns), rounds=2)
-    assert turns == ["a", "b", "a", "b", "end b", "end a"]
+    _run(_Told("a", [1, 1, 1], turns), _Told("b", [1, 1, 1], turns), rounds=3)
+    assert turns == ["a", "b", "b", "a", "a", "b", "end b", "end a"]
 
 
 def test_ratios_are_taken_within_a_round_and_then_their_median() -> None:

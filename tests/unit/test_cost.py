@@ -13,6 +13,7 @@ from netcomm import Limits, SnakemqConnector
 from netcomm.batch import Batch
 from netcomm.message import DeliveryState
 from netcomm.messaging import Received
+from netcomm.storage import MemoryQueueStorage
 from tests.unit.helpers import OVERHEAD, calls, make_delivery, not_waited_for
 
 COUNT = 1000
@@ -52,6 +53,17 @@ def test_the_cost_of_sending_one_by_one(unconnected: SnakemqConnector) -> None:
 
     # send, get; join, and in it len, next
     assert calls_per_message(send) < 5.4
+
+
+def test_the_cost_of_storing_one_by_one() -> None:
+    with SnakemqConnector("bob", "unix:/nobody/listens/here", 0, True, storage=MemoryQueueStorage()) as bob:
+        bob.send("niess", PAYLOAD)
+
+        def send() -> None:
+            for _ in range(COUNT):
+                bob.send("niess", PAYLOAD)
+
+        assert calls_per_message(send) < 76
 
 
 def test_the_cost_of_handing_over(unconnected: SnakemqConnector) -> None:
