@@ -19,8 +19,8 @@ import pytest
 
 from netcomm import LifecycleError, Limits, Peer
 from netcomm_sqlite import SqliteQueueStorage
+from tests.faults.helpers import DEADLINE_S
 
-DEADLINE_S = 20.0
 QUICK = Limits(reconnect_min_s=0.001, reconnect_max_s=0.01, window_bytes=2000)
 
 

@@ -203,7 +203,7 @@ def read_until(sock: socket.socket, end: bytes) -> None:
         received += chunk
 
 
-def test_sends_that_are_interrupted_lose_no_other_message(pair: Pair) -> None:
+def test_sends_that_are_interrupted_leave_no_lock_behind_and_lose_no_other_message(pair: Pair) -> None:
     received = record(pair.niess.on_recv)
     interrupts = sent = 0
     perhaps = set()
@@ -228,6 +228,8 @@ def test_sends_that_are_interrupted_lose_no_other_message(pair: Pair) -> None:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0.002 + 0.0001 * number)
                 send_until_interrupted()
             perhaps.add(sent)
+            assert pair.bob._mutex.acquire(timeout=DEADLINE_S)
+            pair.bob._mutex.release()
     finally:
         gc.enable()
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
