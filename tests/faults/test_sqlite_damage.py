@@ -24,7 +24,7 @@ from netcomm import Limits, Peer, SnakemqConnector, SnakemqListener
 from netcomm.errors import StorageCorrupt, StorageError, StorageLocked, StorageUnavailable
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm_sqlite import SqliteQueueStorage
-from tests.faults.helpers import DEADLINE_S, ROOT
+from tests.faults.helpers import DEADLINE_S, ROOT, wait_until
 from tests.trials import SOAK, trials
 
 DAMAGES = 300 * SOAK
@@ -161,26 +161,32 @@ def send_until_it_fails(peer: Peer) -> tuple[list[bytes], StorageError]:
     raise AssertionError("it never was full")
 
 
+def look(path: Path) -> list[StoredMessage]:
+    with SqliteQueueStorage(path, read_only=True) as storage:
+        return read(storage)
+
+
 @only_root
-def test_a_peer_tells_of_a_full_disk_and_delivers_what_it_has_accepted_when_there_is_space(disk: Path) -> None:
+def test_a_peer_tells_of_a_full_disk_and_delivers_what_it_has_accepted_while_it_is_full(disk: Path) -> None:
     limits = Limits(reconnect_min_s=0.01, reconnect_max_s=0.05)
     ballast = disk / "ballast"
     ballast.write_bytes(bytes(1 << 20))
     received: list[bytes] = []
-    told = threading.Event()
+    errors: list[BaseException] = []
     with SnakemqListener("receiver", "127.0.0.1", 0, limits=limits) as receiver:
         receiver.on_recv.add(lambda ident, data: received.append(data))
         with SnakemqConnector("sender", "127.0.0.1", 1, storage=f"sqlite:///{disk}/queue.db", limits=limits) as peer:
-            peer.on_error.add(lambda error: told.set() if isinstance(error, StorageUnavailable) else None)
+            peer.on_error.add(errors.append)
             accepted, error = send_until_it_fails(peer)
             assert accepted
             assert "no space left" in str(error)
-            # Sending has to be noted first, for which there is no room either.
+            # Sending has to be noted first, and the messages that have arrived to be deleted: the reserve is for that.
             peer.add_connector(*receiver.address)
-            assert told.wait(DEADLINE_S)
-            ballast.unlink()
             assert peer.flush(DEADLINE_S)
             assert received == accepted
+            assert not [error for error in errors if isinstance(error, StorageError)]
+            wait_until(lambda: not look(disk / "queue.db"), "that the messages which have arrived are deleted")
+            assert peer.send("receiver", b"more", persistent=True).wait(DEADLINE_S)
 
 
 # -- A disk that fails ----------------------------------------------------------------------------------------
