@@ -1,11 +1,12 @@
 """`Callback`: a list of functions that is called like one function."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-log = logging.getLogger("netcomm.callbacks")
+from netcomm.logs import Log
+
+log = Log("netcomm.callbacks")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,21 +26,24 @@ class Callback:
     All methods may be called from any thread.
     """
 
-    __slots__ = ("_added", "_lock", "_name", "_report", "functions")
+    __slots__ = ("_added", "_check", "_lock", "_name", "_report", "functions")
 
     def __init__(
         self,
         name: str = "callback",
         report: Callable[[BaseException], None] | None = None,
         added: Callable[[], None] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> None:
         """Make an empty list.
 
         name: what the log calls it.
         report: called with each exception that one of the functions raised.
         added: called after each `add`.
+        check: called before the list is changed; what it raises keeps it from being changed.
         """
         self._added = added
+        self._check = check
         self._name = name
         self._report = report
         self._lock = threading.Lock()
@@ -48,8 +52,11 @@ class Callback:
     def add(self, function: F) -> F:
         """Append a function; returns it, so that it serves as a decorator.
 
-        A function that was added twice is called twice.
+        A function that was added twice is called twice. Raises LifecycleError in a forked child, where the list is a
+        peer's.
         """
+        if self._check is not None:
+            self._check()
         with self._lock:
             self.functions = (*self.functions, function)
         if self._added is not None:
@@ -59,8 +66,10 @@ class Callback:
     def remove(self, function: Callable[..., Any]) -> None:
         """Remove the first occurrence of a function.
 
-        Raises ValueError where it is not in the list.
+        Raises ValueError where it is not in the list, and LifecycleError as `add` does.
         """
+        if self._check is not None:
+            self._check()
         with self._lock:
             functions = list(self.functions)
             functions.remove(function)

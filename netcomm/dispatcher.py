@@ -1,12 +1,13 @@
 """`Dispatcher`: the thread that user code runs on."""
 
-import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-log = logging.getLogger("netcomm.dispatcher")
+from netcomm.logs import Log
+
+log = Log("netcomm.dispatcher")
 
 T = TypeVar("T")
 

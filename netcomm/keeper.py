@@ -5,13 +5,13 @@ the loop nor a callback ever waits for a disk or a server: reading on in a backl
 has arrived. Requests of a kind that supersede each other are merged.
 """
 
-import logging
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
+from netcomm.logs import Log
 from netcomm.messaging import (
     Delete,
     DeleteBelow,
@@ -24,14 +24,13 @@ from netcomm.messaging import (
 )
 from netcomm.storage import Position, QueueStorage
 
-log = logging.getLogger("netcomm.keeper")
+log = Log("netcomm.keeper")
 
 # What has arrived may be forgotten a little later, together with what arrives meanwhile: if it never is, because the
 # process dies, it is sent again and recognised.
 _DELETE_DELAY_S = 0.1
 _RETRY_MIN_S = 0.1
 _RETRY_MAX_S = 5.0
-_FIND_COUNT = 1000
 
 Answer = Callable[[StorageRequest, Any], None]
 
@@ -47,18 +46,15 @@ class Keeper:
         self,
         name: str,
         storage: QueueStorage,
-        clock: Callable[[], float],
         answer: Answer,
         report: Callable[[Exception], None],
     ) -> None:
         """Make it; no thread runs before `start`.
 
-        clock: the time in seconds since the epoch.
         answer: called on the keeper's thread with each request that was carried out, and its result.
-        report: called with the first of several failures in a row.
+        report: called on the keeper's thread with the first of several failures in a row. It must not wait.
         """
         self._storage = storage
-        self._clock = clock
         self._answer = answer
         self._report = report
         self._requests: SimpleQueue[StorageRequest | None] = SimpleQueue()
@@ -173,11 +169,8 @@ class Keeper:
         match request:
             case Load(ident, from_seq, max_count, max_bytes):
                 return self._storage.read(ident, from_seq, max_count, max_bytes)
-            case FindExpired(ident, from_seq):
-                now = self._clock()
-                found, next_expiry = self._storage.expired(ident, from_seq, now, _FIND_COUNT)
-                # As many as were asked for: there may be more.
-                return found, now if len(found) == _FIND_COUNT else next_expiry
+            case FindExpired(ident, from_seq, wall_now, max_count):
+                return self._storage.expired(ident, from_seq, wall_now, max_count)
             case Mark(ident, below):
                 return self._storage.mark_sent(ident, below)
             case Renew(ident, epoch):

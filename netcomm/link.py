@@ -3,9 +3,9 @@
 It moves bytes and knows nothing of what they mean. `poll` is the loop's one step: it waits, and yields what happened,
 for the owner to act on before it goes on. What the owner has to say goes through `write`, `close` and `pause`.
 
-Threads: one at a time may call `poll`, and none may after `shut`. `write`, `flush`, `close`, `give_up`, `receive_into`,
-`pause`, `has_room` and `established` may be called from any thread that holds the owner's lock; they never touch the
-selector, but leave that to the next `poll`. The rest may be called from any thread.
+Threads: one at a time may call `poll`, and none may after `shut`. `write`, `flush`, `progress`, `close`, `give_up`,
+`receive_into`, `pause`, `has_room` and `established` may be called from any thread that holds the owner's lock; they
+never touch the selector, but leave that to the next `poll`. The rest may be called from any thread.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import logging
 import os
 import selectors
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,9 +26,14 @@ from time import monotonic
 from netcomm import places
 from netcomm.deadlines import Deadlines
 from netcomm.errors import BindError
+from netcomm.logs import Log
 from netcomm.message import Limits
 
-log = logging.getLogger("netcomm.link")
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+log = Log("netcomm.link")
 
 _READ_BYTES = 256 * 1024
 # Large enough for the kernel to be kept busy while the loop looks elsewhere, small against the window.
@@ -40,8 +46,21 @@ _READS_PER_PASS = 4
 # To put a processor to sleep and to wake it takes longer than many an answer.
 _SPIN_S = 0.0003 if (os.cpu_count() or 1) > 1 else 0.0
 _MOST_CAUTIOUS = 64
+_SO_NWRITE = 0x1024  # of macOS; the module `socket` does not name it
 # Whoever is to answer may have been woken on this very processor, where the system expected nobody to stay awake.
 _let_others_run: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
+
+# To write to a connection that is gone raises SIGPIPE, and the default action of that signal ends the process. Python
+# ignores the signal; but the program may have set the default action. So every call that sends passes these flags, and
+# every socket that is sent on goes through `prevent_sigpipe`.
+SEND_FLAGS: int = getattr(socket, "MSG_NOSIGNAL", 0)
+_SO_NOSIGPIPE = 0x1022  # of macOS, which has no such flag; the module `socket` does not name it
+
+
+def prevent_sigpipe(sock: socket.socket) -> None:
+    """Let no write to a socket raise SIGPIPE, where `SEND_FLAGS` does not say so. Raises OSError."""
+    if sys.platform == "darwin":
+        sock.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
 
 
 @dataclass(slots=True)
@@ -105,6 +124,7 @@ class _Waker:
         self.receiver, self._sender = socket.socketpair()
         self.receiver.setblocking(False)
         self._sender.setblocking(False)
+        prevent_sigpipe(self._sender)
         self._lock = threading.Lock()
         self._rung = False
         self._closed = False
@@ -115,7 +135,7 @@ class _Waker:
         with self._lock:
             if not self._rung and not self._closed:
                 self._rung = True
-                self._sender.send(b"\0")
+                self._sender.send(b"\0", SEND_FLAGS)
 
     def silence(self) -> None:
         with self._lock:
@@ -191,6 +211,7 @@ class _Connection:
         self.connector = connector
         self.output: deque[bytes | memoryview] = deque()
         self.output_bytes = 0
+        self.sent_bytes = 0  # that the kernel has taken
         self.buffer: memoryview | None = None  # for the next bytes
         self.events = 0  # what the selector watches
         self.paused = False
@@ -297,6 +318,21 @@ class Link:
         if connection is not None:
             self._flush(connection)
 
+    def progress(self, number: int) -> tuple[int, int]:
+        """How many bytes were written to a connection, and how many of them the other side's system has taken.
+
+        What this system's kernel still holds, or waits for the other side to acknowledge, is not taken. Only Linux and
+        macOS say how much that is; on other systems, what the kernel holds counts as taken. Of a Unix socket, Linux
+        says what memory it takes: a little more.
+
+        (0, 0) for a number that is not known.
+        """
+        connection = self._connections.get(number)
+        if connection is None:
+            return 0, 0
+        sent = connection.sent_bytes
+        return sent + connection.output_bytes, sent - _held_by_kernel(connection.sock)
+
     def close(self, number: int, farewell: list[bytes]) -> None:
         """Send what was written, then `farewell`, then close; in the background, for a second at the most."""
         connection = self._connections.pop(number, None)
@@ -344,15 +380,16 @@ class Link:
         while output and connection.broken is None:
             try:
                 if len(output) == 1:
-                    sent = connection.sock.send(output[0])
+                    sent = connection.sock.send(output[0], SEND_FLAGS)
                 else:
-                    sent = connection.sock.sendmsg(list(islice(output, _BUFFERS_PER_SEND)))
+                    sent = connection.sock.sendmsg(list(islice(output, _BUFFERS_PER_SEND)), (), SEND_FLAGS)
             except BlockingIOError:
                 break
             except OSError as error:
                 connection.broken = _reason(error)
                 break
             connection.output_bytes -= sent
+            connection.sent_bytes += sent
             while output and sent >= len(output[0]):  # an empty one, too
                 sent -= len(output.popleft())
             if sent:
@@ -470,7 +507,14 @@ class Link:
         if events == connection.events:
             return
         if not connection.events:
-            self._selector.register(connection.sock, events, connection)
+            try:
+                self._selector.register(connection.sock, events, connection)
+            except OSError as error:  # the system watches no more sockets for this user
+                if connection.lingering:
+                    self._drop(connection)
+                else:
+                    self._lose(connection, _reason(error))
+                return
         elif not events:
             self._selector.unregister(connection.sock)
         else:
@@ -487,11 +531,12 @@ class Link:
 
     def _open(self, sock: socket.socket, where: str, connector: _Connector | None) -> None:
         with contextlib.suppress(OSError):  # reset already: reading will tell
+            prevent_sigpipe(sock)
             places.tune(sock)
         self._last_number += 1
         connection = _Connection(self._last_number, sock, where, connector)
         self._connections[connection.number] = connection
-        self._watch(connection)
+        self._stale.append(connection)  # the next pass watches it: should that fail, its end comes behind its beginning
         self._events.append(Opened(connection.number, where, connector.number if connector else 0))
 
     def _receive(self, connection: _Connection) -> Iterator[LinkEvent]:
@@ -553,7 +598,7 @@ class Link:
             return
         try:
             while connection.output:
-                sent = connection.sock.send(connection.output[0])
+                sent = connection.sock.send(connection.output[0], SEND_FLAGS)
                 if sent < len(connection.output[0]):
                     connection.output[0] = memoryview(connection.output[0])[sent:]
                 else:
@@ -580,7 +625,15 @@ class Link:
 
     def _watch_listener(self, listener: _Listener) -> None:
         if listener.sock.fileno() >= 0:
-            self._selector.register(listener.sock, selectors.EVENT_READ, listener)
+            try:
+                self._selector.register(listener.sock, selectors.EVENT_READ, listener)
+            except OSError as error:  # the system watches no more sockets for this user
+                self._accept_later(listener, error)
+
+    def _accept_later(self, listener: _Listener, error: OSError) -> None:
+        """The system is short of something: try again in a while, and leave what there is to the others meanwhile."""
+        log.error("can't accept for %g s: %s", _ACCEPT_PAUSE_S, _reason(error))
+        self._deadlines.set(listener, monotonic() + _ACCEPT_PAUSE_S)
 
     def _accept(self, listener: _Listener) -> Iterator[LinkEvent]:
         for _ in range(_ACCEPTS_PER_PASS):
@@ -590,9 +643,8 @@ class Link:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    log.error("can't accept for %g s: %s", _ACCEPT_PAUSE_S, _reason(error))
                     self._selector.unregister(listener.sock)
-                    self._deadlines.set(listener, monotonic() + _ACCEPT_PAUSE_S)
+                    self._accept_later(listener, error)
                     return
                 continue  # that one connection has died before it was accepted
             if len(self._connections) + len(self._lingering) >= self._limits.max_connections:
@@ -645,14 +697,16 @@ class Link:
         try:
             sock = connector.sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
-            sock.connect(address)
+            try:
+                sock.connect(address)
+            except BlockingIOError:
+                if family == socket.AF_UNIX:  # its backlog is full: nothing is on its way
+                    raise
+            self._selector.register(sock, selectors.EVENT_WRITE, connector)
         except OSError as error:
-            # A Unix socket says so when its backlog is full: nothing is on its way then.
-            if not isinstance(error, BlockingIOError) or family == socket.AF_UNIX:
-                self._attempt_failed(connector, error)
-                return
+            self._attempt_failed(connector, error)
+            return
         self._deadlines.set(connector, monotonic() + connector.attempt_s)
-        self._selector.register(sock, selectors.EVENT_WRITE, connector)
 
     def _connected(self, connector: _Connector) -> None:
         sock = connector.sock
@@ -713,6 +767,18 @@ def _candidates(connector: _Connector) -> list[places.Candidate] | OSError:
         return error
     except UnicodeError as error:  # a label that is too long, or empty
         return OSError(errno.EINVAL, f"not a host name: {error}")
+
+
+def _held_by_kernel(sock: socket.socket) -> int:
+    """How many bytes of what was sent the other side has not acknowledged; 0 where the system does not say."""
+    try:
+        if sys.platform == "linux":
+            return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        if sys.platform == "darwin":
+            return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+    except (OSError, ValueError):  # it was closed meanwhile
+        pass
+    return 0
 
 
 def _reason(error: OSError) -> str:

@@ -159,7 +159,10 @@ class Limits:
     window_bytes: how much may be sent and not yet acknowledged; one larger message may go alone.
     handshake_s: how long connecting, and then identifying, may take.
     keepalive_idle_s: a ping goes out after so long a silence.
-    keepalive_wait_s: the connection is closed when nothing arrived for so long after the ping.
+    keepalive_wait_s: the connection is closed when there was no sign of life for so long after the ping: nothing
+        arrived, and the other side's system took nothing of the output that the ping waits behind. So a dead connection
+        is closed keepalive_idle_s + keepalive_wait_s after the last byte arrived; or, where such output was taken after
+        the ping went out, at most 2 * keepalive_wait_s after the last of it was.
     reconnect_min_s, reconnect_max_s: the delay before connecting again doubles from one to the other.
     reconnect_refused_s: the longest delay, if that is more than reconnect_min_s, while the other machine answers that
         nobody listens there: such an attempt costs little, and a program that restarts is not kept waiting.

@@ -13,20 +13,23 @@ None of it is thread-safe; `netcomm.peer` holds a lock around it.
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from netcomm import outbox, wire
 from netcomm.batch import Run
 from netcomm.deadlines import Deadlines
-from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError, StorageCorrupt, StorageError
+from netcomm.errors import ConnectionRefusedByPeer, NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.inbox import Inbox
+from netcomm.logs import Log
 from netcomm.message import DURABLE, Delivery, DeliveryState, Limits, Stream
 from netcomm.outbox import DurableOutStream, Entry, Outbox
-from netcomm.session import Identified, Session
+from netcomm.session import Ahead, Identified, Session
 from netcomm.storage import Position, StoredMessage, StoredStream
+from netcomm.wall_clock import WallClock
 
-log = logging.getLogger("netcomm.messaging")
+log = Log("netcomm.messaging")
 
 
 @dataclass(slots=True)
@@ -118,10 +121,16 @@ class Load:
 
 @dataclass(slots=True)
 class FindExpired:
-    """The storage is to be searched from a seq on for what has expired; `Messaging.expired_found` takes the result."""
+    """The storage is to be searched from a seq on for what has expired; `Messaging.expired_found` takes the result.
+
+    wall_now: the time, as the storage knows it.
+    max_count: how many messages are wanted at the most. Where there are as many, there may be more.
+    """
 
     ident: str
     from_seq: int
+    wall_now: float
+    max_count: int
 
 
 @dataclass(slots=True)
@@ -211,6 +220,7 @@ class _Peer:
     """What is known of another peer, by its ident.
 
     challenger: a second connection that says the same ident; it waits until the first one has shown that it lives.
+    ahead: what the ping on the first one waits behind, which asks for that.
     refused: whether the log has told of refused connections with this ident.
     watched: whether it is to be looked soon if messages still wait for it, or the log has told that they do.
     """
@@ -220,6 +230,7 @@ class _Peer:
     inbox: Inbox
     connection: _Connection | None = None
     challenger: _Connection | None = None
+    ahead: Ahead | None = None
     refused: bool = False
     watched: bool = False
     delivered: int = 0
@@ -245,6 +256,9 @@ CONVERSATION = 4
 # What is so large, in bytes, is worth a system call of its own.
 PROMPT_BYTES = 128 * 1024
 
+# So many messages that have expired are asked for at once.
+_FIND_COUNT = 1000
+
 # What waits for callbacks, and is left unread where too much does.
 _MESSAGES = frozenset({wire.Data, wire.Messages})
 
@@ -253,10 +267,15 @@ _SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
 _Key = tuple[int, int | str]
 
 
+def _unknown(number: int) -> tuple[int, int]:
+    return 0, 0
+
+
 class Messaging:
     """The protocol of one peer, over any number of connections.
 
     prompt: whether, since the last `take_writable`, a message was queued that should not wait for others.
+    stored_time: called with `now` and the system's time, returns the time that is stored with messages sent now.
     gathering: by ident, what further transient messages that never expire may join, without a lock: see `Run`. They
         wait for what the loop does next, or for an acknowledgement, and go out with those that wait already.
     """
@@ -270,6 +289,7 @@ class Messaging:
         boot_id: bytes,
         first_epoch: int,
         wait: Callable[[Delivery, float | None], bool],
+        progress: Callable[[int], tuple[int, int]] = _unknown,
         stores_positions: bool = False,
     ) -> None:
         """Make it, without connections.
@@ -277,6 +297,9 @@ class Messaging:
         peer_id, boot_id: 16 bytes each, as in HELLO.
         first_epoch: a 63-bit number that no other process of this ident has used.
         wait: what `Delivery.wait` calls, for messages that come from the storage.
+        progress: says of a connection how many bytes of its output were written, and how many of them the other side's
+            system has taken. It is called when an answer to a ping is overdue, and before one is sent. By default,
+            nobody knows, and only what arrives is a sign of life.
         stores_positions: whether there is a storage that takes positions.
         """
         self._ident = ident
@@ -285,7 +308,10 @@ class Messaging:
         self._boot_id = boot_id
         self._next_epoch = first_epoch
         self._wait = wait
+        self._progress = progress
         self._stores_positions = stores_positions
+        self._wall_clock = WallClock()
+        self.stored_time = self._wall_clock.follow
         self._unstored: dict[str, Position] = {}  # by sender; what the storage has not confirmed
         self._connections: dict[int, _Connection] = {}
         self._peers: dict[str, _Peer] = {}
@@ -310,7 +336,10 @@ class Messaging:
     def restore(
         self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float
     ) -> None:
-        """Take over what a storage has kept. `wall_now` is the time in seconds since the epoch."""
+        """Take over what a storage has kept. `wall_now` is the system's time in seconds since the epoch."""
+        streams = list(streams)
+        self._wall_clock.start(now, wall_now, max([0.0, *(stream.newest_at or 0.0 for stream in streams)]))
+        wall_now = self._wall_clock.at(now)
         for ident, position in positions.items():
             self._peer(ident, position)
         for state in streams:
@@ -360,6 +389,21 @@ class Messaging:
             text = f"{connection.name} closed the connection before it had identified itself"
             self._complain(connection, text, RemoteProtocolError(text))
         self._forget(connection, reason, now)
+
+    def connection_failed(self, number: int, error: Exception, now: float) -> None:
+        """Something was being done for a connection, and has raised; the connection is lost for it.
+
+        Where, is not known, and so not what was written: the next connection begins with what the receiver says.
+        """
+        connection = self._connections.get(number)
+        if connection is None:
+            return
+        text = f"{connection.name}: failed: {error!r}"
+        self._complain(connection, text, NetcommError(text), cause=error)
+        peer = connection.peer
+        if peer is not None and peer.connection is connection:
+            peer.outbox.take_back()
+        self._forget(connection, "failed", now)
 
     def close_all(self, reason: str, now: float) -> None:
         """Close every connection."""
@@ -449,10 +493,12 @@ class Messaging:
             return True
         return peer is not None and peer.connection is connection and (peer.outbox.has_waiting or peer.inbox.ack_due)
 
-    def _complain(self, connection: _Connection, text: str, error: Exception | None = None) -> None:
+    def _complain(
+        self, connection: _Connection, text: str, error: Exception | None = None, cause: Exception | None = None
+    ) -> None:
         """Tell why a connection is closed: loudly, but not again for each attempt of a connector."""
         repeated = connection.connector and self._complaints.get(connection.connector) == text
-        log.log(logging.DEBUG if repeated else logging.WARNING, "%s; closing the connection", text)
+        log.log(logging.DEBUG if repeated else logging.WARNING, "%s; closing the connection", text, exc_info=cause)
         if error is not None and not repeated:
             self._events.append(Failed(error))
         if connection.connector:
@@ -487,10 +533,11 @@ class Messaging:
             self._refuse_duplicate(connection, peer, now)
         else:
             peer.challenger = connection
+            peer.ahead = Ahead(partial(self._progress, present.number))
             self._pause(connection, True)
             # A snakeMQ peer may still refuse the ident of this side, and would crash on a ping: it is asked later.
             if present.session.established or not present.session.legacy:
-                present.session.probe(now)
+                present.session.probe(now, partial(self._progress, present.number))
                 self._writable[present.number] = None
             self._deadlines.set((_CHALLENGE, ident), now + self._probe_s)
 
@@ -507,6 +554,19 @@ class Messaging:
         if bool(connection.connector) == bool(present.connector):
             return False
         return bool(connection.connector) == (self._boot_id > remote.boot_id)
+
+    def _end_challenge(self, peer: _Peer, challenger: _Connection, now: float) -> None:
+        """Nothing has come in from the first connection of an ident since it was asked.
+
+        Where the ping still waits behind output that is being taken, that connection lives.
+        """
+        present, ahead = peer.connection, peer.ahead
+        assert present is not None
+        assert ahead is not None
+        if ahead.has_moved() and not ahead.passed:
+            self._refuse_duplicate(challenger, peer, now)
+        else:
+            self._close(present, "no answer to a ping, and its ident came again", now)
 
     def _refuse_duplicate(self, connection: _Connection, peer: _Peer, now: float) -> None:
         present = peer.connection
@@ -548,7 +608,7 @@ class Messaging:
         if session.legacy:
             peer.outbox.connect_legacy(wire.max_packet_size(self._limits.max_frame_bytes))
             if peer.challenger is not None:
-                session.probe(now)
+                session.probe(now, partial(self._progress, connection.number))
         self._deadlines.set((_SESSION, connection.number), session.deadline())
         self._writable[connection.number] = None
         self._deadlines.discard((_DIAGNOSIS, peer.ident))
@@ -599,12 +659,17 @@ class Messaging:
     def _receive(self, connection: _Connection, data: wire.Data, now: float) -> None:
         peer = self._peer_of(connection)
         state, fresh = peer.inbox.accept(data)
-        if fresh.payloads:
-            runs, payloads = fresh.runs, fresh.payloads
+        runs, payloads = fresh.runs, fresh.payloads
+        if not payloads:
+            return
+        try:
             received = Received(
                 peer.ident, fresh.stream, state.epoch, state.redelivered_below, runs, payloads, _size(payloads)
             )
             self._took(peer, connection, received)
+        except BaseException:  # no memory, perhaps: they have not come
+            state.next_seq -= len(payloads)
+            raise
 
     def _receive_legacy(self, connection: _Connection, frame: wire.Messages, now: float) -> None:
         peer = self._peer_of(connection)
@@ -614,11 +679,11 @@ class Messaging:
         self._took(peer, connection, Received(peer.ident, None, 0, 0, runs, payloads, _size(payloads)))
 
     def _took(self, peer: _Peer, connection: _Connection, received: Received) -> None:
+        self._events.append(received)
         peer.received += len(received.payloads)
         peer.inbox.pending_bytes += received.size
         if self._is_full(connection):
             self._pause(connection, True)
-        self._events.append(received)
 
     def _is_full(self, connection: _Connection) -> bool:
         """Whether more waits for callbacks than this connection may add to."""
@@ -813,9 +878,10 @@ class Messaging:
                     self._events.append(Renew(peer.ident, self._new_epoch()))
 
     def loaded(self, ident: str, messages: list[StoredMessage], now: float, wall_now: float) -> None:
-        """The answer to Load."""
+        """The answer to Load. `wall_now` is the system's time."""
         peer = self._peers[ident]
-        deliveries = self._deliveries_of(peer, messages, now, wall_now)
+        self._wall_clock.follow(now, wall_now)
+        deliveries = self._deliveries_of(peer, messages, now)
         delivered, missing = peer.outbox.load(deliveries)
         self._deliver(peer, delivered)
         if missing:
@@ -827,14 +893,25 @@ class Messaging:
     def expired_found(
         self, ident: str, messages: list[StoredMessage], next_expiry: float | None, now: float, wall_now: float
     ) -> None:
-        """The answer to FindExpired; `next_expiry` is by the wall clock, as the storage says it."""
+        """The answer to FindExpired; `next_expiry` is as the storage says it. `wall_now` is the system's time."""
         peer = self._peers[ident]
         durable = peer.outbox.durable
         assert durable is not None
+        wall_now = self._wall_clock.follow(now, wall_now)
         still_there = [message for message in messages if durable.is_stored(message.seq)]
-        expired = self._deliveries_of(peer, still_there, now, wall_now)
-        if next_expiry is not None:
-            when = now + max(0.0, next_expiry - wall_now)
+        expired = []
+        looks = [] if next_expiry is None else [now + max(0.0, next_expiry - wall_now)]
+        for delivery in self._deliveries_of(peer, still_there, now):
+            assert delivery.expires_at is not None
+            if delivery.expires_at <= now:
+                expired.append(delivery)
+            else:  # the clock was set forward since it was stored
+                looks.append(delivery.expires_at)
+        if len(messages) >= _FIND_COUNT:
+            # There may be more. But those that are found too early would be found again.
+            looks.append(now if len(expired) == len(still_there) else min(looks))
+        if looks:
+            when = min(looks)
             durable.expires_at = when if durable.expires_at is None else min(when, durable.expires_at)
         durable.expire_stored(expired)
         self._drop(peer, expired)
@@ -862,9 +939,7 @@ class Messaging:
         if peer.connection is not None:
             self._writable[peer.connection.number] = None
 
-    def _deliveries_of(
-        self, peer: _Peer, messages: Sequence[StoredMessage], now: float, wall_now: float
-    ) -> list[Delivery]:
+    def _deliveries_of(self, peer: _Peer, messages: Sequence[StoredMessage], now: float) -> list[Delivery]:
         """The Deliveries of stored messages, with the payloads in them: those that `send` returned, if they live."""
         assert peer.outbox.durable is not None
         known = peer.outbox.durable.known()
@@ -872,8 +947,7 @@ class Messaging:
         for seq, uuid, data, queued_at, ttl in messages:
             delivery = known.get(seq)
             if delivery is None:
-                # The wall clock may have been set back since: nothing lives for longer than it was given.
-                expires_at = None if ttl is None else now + min(ttl, queued_at + ttl - wall_now)
+                expires_at = None if ttl is None else now + ttl - self._wall_clock.age(queued_at, now)
                 size = len(data) + wire.OVERHEAD_BYTES
                 delivery = Delivery(peer.ident, uuid, data, size, expires_at, True, self._wait)
                 delivery.seq = seq
@@ -1006,8 +1080,8 @@ class Messaging:
                 self._drop(peer, peer.outbox.expire(now))
                 self._expire_stored(peer, now)
                 self._watch_expiry(peer)
-            elif kind == _CHALLENGE and peer.connection is not None:
-                self._close(peer.connection, "no answer to a ping, and its ident came again", now)
+            elif kind == _CHALLENGE and peer.challenger is not None:  # not admitted by what fell due just before
+                self._end_challenge(peer, peer.challenger, now)
             elif kind == _DIAGNOSIS:
                 self._diagnose(peer)
 
@@ -1021,7 +1095,7 @@ class Messaging:
             return
         if connection.paused and session.established:
             session.excuse(now)
-        reason = session.check(now)
+        reason = session.check(now, partial(self._progress, number))
         if reason is None:
             self._writable[connection.number] = None
             self._deadlines.set((_SESSION, connection.number), connection.session.deadline())
@@ -1033,7 +1107,8 @@ class Messaging:
         durable = peer.outbox.durable
         if durable is not None and durable.expires_at is not None and durable.expires_at <= now:
             durable.expires_at = None  # until the answer says
-            self._events.append(FindExpired(peer.ident, durable.expirable_from()))
+            from_seq = durable.expirable_from()
+            self._events.append(FindExpired(peer.ident, from_seq, self._wall_clock.at(now), _FIND_COUNT))
 
     def _watch_expiry(self, peer: _Peer) -> None:
         when = peer.outbox.next_expiry()

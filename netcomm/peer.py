@@ -21,22 +21,20 @@ the commit lock. Locks are acquired in one order only: commit lock, then mutex o
 those two while the other is held.
 """
 
-import atexit
 import enum
 import itertools
-import logging
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from operator import length_hint
-from time import monotonic, time
+from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from netcomm import link, messaging, places, wire
+from netcomm import clocks, link, messaging, places, process, wire
 from netcomm.batch import MAX_BATCH_BYTES, MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, Deliveries, Run
 from netcomm.callbacks import Callback
 from netcomm.dispatcher import Dispatcher
@@ -50,11 +48,12 @@ from netcomm.errors import (
 )
 from netcomm.keeper import Keeper
 from netcomm.leadership import Leadership
+from netcomm.logs import Log
 from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
 from netcomm.messaging import PeerStats
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 
-log = logging.getLogger("netcomm.peer")
+log = Log("netcomm.peer")
 
 _OUTPUT_BUDGET_BYTES = 256 * 1024
 _NUMBER_BITS = MAX_BATCH_COUNT.bit_length()  # of a uuid: they count the messages of a batch
@@ -62,7 +61,8 @@ _NUMBER_BITS = MAX_BATCH_COUNT.bit_length()  # of a uuid: they count the message
 _ACK_DELAY_S = 0.005
 # Set aside for ending, of the time that terminate() may take.
 _CLOSING_S = 0.25
-_EXIT_S = 1.0
+# How often a thread that waits, and that the process waits for, looks whether the process is ending.
+_EXIT_LOOK_S = 0.25
 
 T = TypeVar("T")
 Data = bytes | bytearray | memoryview | str
@@ -76,6 +76,7 @@ UNSET = _Unset.UNSET
 
 
 class _Phase(enum.Enum):
+    UNMADE = "is being made"
     NEW = "has not been started"
     RUNNING = "is running"
     TERMINATING = "is being terminated"
@@ -84,6 +85,10 @@ class _Phase(enum.Enum):
 
 
 _RUNNING = _Phase.RUNNING
+# Of the percent-encoded ident in the name of a file: names have 255 bytes at the most, also with what comes around it,
+# and the longest ending that SQLite appends.
+_LONGEST_NAME = 255 - len("netcomm-.db-journal")
+_HASH_SIZE = 16
 
 
 @dataclass(slots=True)
@@ -91,6 +96,7 @@ class _Uncommitted:
     """Persistent messages of one call.
 
     epoch: that of their stream, once they are numbered, and -1 before.
+    at: when they were numbered, in seconds since the epoch.
     ended: whether they have been stored, or `error` tells what kept them from being stored.
     """
 
@@ -98,17 +104,18 @@ class _Uncommitted:
     ttl: float | None
     deliveries: list[Delivery]
     epoch: int = -1
+    at: float = 0.0
     ended: bool = False
     error: BaseException | None = None
 
 
-def _appends(batches: list[_Uncommitted], now: float) -> list[Append]:
-    """What is to be stored; `now` is in seconds since the epoch."""
+def _appends(batches: list[_Uncommitted]) -> list[Append]:
+    """What is to be stored."""
     appends: dict[tuple[str, int], list[StoredMessage]] = {}
     for batch in batches:
         messages = appends.setdefault((batch.ident, batch.epoch), [])
         for delivery in batch.deliveries:
-            message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, now, batch.ttl)  # type: ignore[arg-type]
+            message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, batch.at, batch.ttl)  # type: ignore[arg-type]
             messages.append(message)
     return [Append(ident, epoch, messages) for (ident, epoch), messages in appends.items()]
 
@@ -186,7 +193,7 @@ class Peer(threading.Thread):
                 raise ConfigurationError("a persistent peer needs an ident: its storage is found again by it")
             from urllib.parse import quote  # slow to import, as platform is below
 
-            storage = f"sqlite:///netcomm-{quote(quote(check_ident(ident), safe=''))}.db"
+            storage = f"sqlite:///{quote(_file_name(check_ident(ident)))}"
         if ident is None:
             import platform
 
@@ -204,19 +211,34 @@ class Peer(threading.Thread):
         self._uuid_prefix = os.urandom(8)
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
 
-        self.on_recv = Callback("on_recv", self._report, self._release)
-        self.on_message = Callback("on_message", self._report, self._release)
-        self.on_connect = Callback("on_connect", self._report)
-        self.on_disconnect = Callback("on_disconnect", self._report)
-        self.on_drop = Callback("on_drop", self._report)
-        self.on_error = Callback("on_error")
+        check = self._check_process
+        self.on_recv = Callback("on_recv", self._not_handled, self._release, check)
+        self.on_message = Callback("on_message", self._not_handled, self._release, check)
+        self.on_connect = Callback("on_connect", self._report, check=check)
+        self.on_disconnect = Callback("on_disconnect", self._report, check=check)
+        self.on_drop = Callback("on_drop", self._report, check=check)
+        self.on_error = Callback("on_error", check=check)
 
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
         self._waiters = 0
-        self._phase = _Phase.NEW
+        self._phase = _Phase.UNMADE
+        self._failure: BaseException | None = None  # what has ended it
+        self._storage: QueueStorage | None = None
+        self._gathering: dict[str, Run] = {}
         if not isinstance(storage, str | QueueStorage | None):
             raise ConfigurationError(f"a storage must be a URL or a QueueStorage, not {type(storage).__name__}")
+        self._link = link.Link(self._limits)
+        process.enter(self)
+        try:
+            self._open(storage)
+        except BaseException:
+            process.leave(self)
+            self._link.shut()
+            raise
+
+    def _open(self, storage: str | QueueStorage | None) -> None:
+        """The rest of the constructor: what a fork may meet half-way."""
         self._storage = open_storage(storage) if isinstance(storage, str) else storage
         self._messaging = messaging.Messaging(
             self._local_ident,
@@ -225,15 +247,15 @@ class Peer(threading.Thread):
             boot_id=os.urandom(16),
             first_epoch=int.from_bytes(os.urandom(8)) >> 1,
             wait=self._wait_for_delivery,
+            progress=lambda number: self._link.progress(number),
             stores_positions=self._storage is not None,
         )
-        # What a message of the peer's own terms may join, where such messages may.
-        self._gathering: dict[str, Run] = self._messaging.gathering if self._terms == (None, False) else {}
+        if self._terms == (None, False):
+            # What a message of the peer's own terms may join.
+            self._gathering = self._messaging.gathering
         self._keeper: Keeper | None = None
-        self._clock_ahead = 0.0
         if self._storage is not None:
             self._restore(self._storage)
-        self._link = link.Link(self._limits)
         self._commit_lock = threading.Lock()
         self._uncommitted: deque[_Uncommitted] = deque()
         self._leadership = Leadership(self._link.ring)
@@ -257,7 +279,7 @@ class Peer(threading.Thread):
         self._muted = False  # no more received messages to callbacks
         self._has_spoken = False  # since messages have come in last
         self._conversing = False  # few have come in, and before them something was sent: perhaps it goes on like that
-        _peers.add(self)
+        self._phase = _Phase.NEW
 
     def _restore(self, storage: QueueStorage) -> None:
         try:
@@ -266,19 +288,11 @@ class Peer(threading.Thread):
                 # What will be appended from here on has not been sent, whatever was allowed ahead of it.
                 if stream.sent_below > stream.next_seq:
                     storage.mark_sent(stream.ident, stream.next_seq)
-            self._clock_ahead = max([time(), *(stream.newest_at or 0.0 for stream in streams)]) - monotonic()
-            self._messaging.restore(streams, storage.positions(), monotonic(), self._wall_clock())
+            self._messaging.restore(streams, storage.positions(), *clocks.read())
         except BaseException:
             storage.close()
             raise
-        self._keeper = Keeper(f"{self.name}-keeper", storage, self._wall_clock, self._on_storage_answer, self._report)
-
-    def _wall_clock(self) -> float:
-        """Seconds since the epoch, as a clock tells them that is never set back, and starts behind all that is stored.
-
-        Set back, the system's clock would keep messages alive for as long as it takes to catch up.
-        """
-        return monotonic() + self._clock_ahead
+        self._keeper = Keeper(f"{self.name}-keeper", storage, self._on_storage_answer, self._report_later)
 
     # -- Life -------------------------------------------------------------------------------------------------
 
@@ -357,9 +371,9 @@ class Peer(threading.Thread):
         It may be called from any thread, several times and at once; also from a callback, which then counts as
         returned. Not from a signal handler: set an event there, and call it from where the event is awaited.
         """
-        until = monotonic() + max(0.0, timeout)
-        if self._phase is _Phase.FORKED:
+        if self._phase in (_Phase.FORKED, _Phase.UNMADE):
             return
+        until = monotonic() + max(0.0, timeout)
         in_callback = self._dispatcher.is_current()
         with self._mutex:  # the condition's own __enter__ could be interrupted when it has the lock
             if self._phase is _Phase.NEW:
@@ -399,13 +413,16 @@ class Peer(threading.Thread):
 
     def _count_callback(self) -> None:
         """With the mutex held: the callback that terminates the peer counts as returned, and is the last one."""
-        self._mute()
-        self._tell(running=0)
+        self._mute(running=0)
         self._settle()
         self._changed.notify_all()
 
-    def _mute(self) -> None:
-        """With the mutex held: hand nothing more to callbacks."""
+    def _mute(self, running: int = 1) -> None:
+        """With the mutex held: hand nothing more to callbacks, and count none that returns from now on.
+
+        running: as for `_tell`.
+        """
+        self._tell(running)
         self._muted = self._attention = True
 
     def _may_close(self) -> bool:
@@ -414,10 +431,17 @@ class Peer(threading.Thread):
 
     def _check_phase(self, *allowed: _Phase) -> None:
         if self._phase not in allowed:
+            if self._failure is not None:
+                raise LifecycleError(f"peer {self._local_ident!r} has failed: {self._failure!r}") from self._failure
             raise LifecycleError(f"peer {self._local_ident!r} {self._phase.value}")
 
     def _check_usable(self) -> None:
         self._check_phase(_Phase.RUNNING)
+
+    def _check_process(self) -> None:
+        """Before any lock is asked for: in a forked child, a thread that does not exist there may hold it for ever."""
+        if self._phase is _Phase.FORKED:
+            self._check_usable()
 
     # -- Sending ----------------------------------------------------------------------------------------------
 
@@ -535,13 +559,13 @@ class Peer(threading.Thread):
         return ttl, ttl != 0
 
     def _make_delivery(self, ident: str, data: bytes, ttl: float | None, persistent: bool) -> Delivery:
-        expires_at = None if ttl is None else monotonic() + ttl
+        expires_at = None if ttl is None else clocks.now() + ttl
         uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
         size = len(data) + wire.OVERHEAD_BYTES
         return Delivery(ident, uuid, data, size, expires_at, persistent, self._wait_delivery)
 
     def _make_batch(self, ident: str, payloads: list[bytes], ttl: float | None) -> Batch:
-        expires_at = None if ttl is None else monotonic() + ttl
+        expires_at = None if ttl is None else clocks.now() + ttl
         number = next(self._uuid_counter) << _NUMBER_BITS
         return Batch(ident, self._uuid_prefix, number, payloads, wire.OVERHEAD_BYTES, expires_at, self._wait_delivery)
 
@@ -573,7 +597,7 @@ class Peer(threading.Thread):
             if (run := self._gathering.get(ident)) is not None and run.is_full:
                 self._write(ident)
             count = entry.count
-            taken = self._messaging.send(ident, entry, monotonic())
+            taken = self._messaging.send(ident, entry, clocks.now())
             prompt = self._messaging.prompt
             if prompt and self._dispatcher.is_current() and self._leadership.vacant:
                 self._attention = True  # it goes out together with what the callback's end brings
@@ -617,6 +641,8 @@ class Peer(threading.Thread):
 
         Whoever gets the commit lock stores what others want stored meanwhile, too; they find it done.
         """
+        if self._phase is not _RUNNING:  # in a forked child, the commit lock may be held for ever
+            self._check_usable()
         if not deliveries:
             return
         batch = _Uncommitted(ident, ttl, deliveries)
@@ -636,9 +662,11 @@ class Peer(threading.Thread):
             with self._mutex:
                 if self._phase is not _RUNNING:
                     self._check_usable()
+                at = self._messaging.stored_time(*clocks.read())
                 for batch in batches:
+                    batch.at = at
                     batch.epoch = self._messaging.number(batch.ident, batch.deliveries)
-            self._storage.append(_appends(batches, self._wall_clock()))
+            self._storage.append(_appends(batches))
         # Whatever a plug-in raises, the callers must hear of it; and of an interruption of this thread, in another way.
         except BaseException as raised:
             error = raised
@@ -651,7 +679,7 @@ class Peer(threading.Thread):
     def _end_commit(self, batches: list[_Uncommitted], own: _Uncommitted, error: BaseException | None) -> None:
         """With the commit lock held: queue what has been stored, or tell why it was not; may be called again."""
         with self._mutex:
-            now = monotonic()
+            now = clocks.now()
             for batch in batches:
                 if batch.ended:
                     continue
@@ -729,8 +757,7 @@ class Peer(threading.Thread):
 
     def _wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
         if not delivery.done:
-            if self._phase is _Phase.FORKED:
-                self._check_usable()
+            self._check_process()
             until = None if timeout is None else monotonic() + timeout
             with self._mutex:
                 self._wait_until(lambda: delivery.done or self._phase is _Phase.TERMINATED, until)
@@ -743,24 +770,37 @@ class Peer(threading.Thread):
             self._leadership.await_deputy()
         self._waiters += 1
         try:
+            if process.keeps_the_process():
+                until = self._wait_for_exit(true, until)
             return self._changed.wait_for(true, None if until is None else max(0.0, until - monotonic()))
         finally:
             self._waiters -= 1
+
+    def _wait_for_exit(self, true: Callable[[], bool], until: float | None) -> float:
+        """With the mutex held: wait as `_wait_until`, but no longer than until the process is ending.
+
+        Returns until when to wait on.
+        """
+        while not process.is_ending():
+            look = monotonic() + _EXIT_LOOK_S
+            if until is not None and until <= look:
+                return until
+            if self._changed.wait_for(true, _EXIT_LOOK_S):
+                return look
+        return min(monotonic() + process.EXIT_S, inf if until is None else until)
 
     # -- Looking ----------------------------------------------------------------------------------------------
 
     @property
     def peers(self) -> list[str]:
         """The idents that are connected now, in order. From any thread; raises LifecycleError in a forked child."""
-        if self._phase is _Phase.FORKED:
-            self._check_usable()
+        self._check_process()
         with self._mutex:
             return self._messaging.connected_idents()
 
     def stats(self) -> Stats:
         """A snapshot of the traffic. From any thread; raises LifecycleError in a forked child."""
-        if self._phase is _Phase.FORKED:
-            self._check_usable()
+        self._check_process()
         with self._mutex:
             return Stats(self._messaging.stats())
 
@@ -775,7 +815,7 @@ class Peer(threading.Thread):
             while self._leadership.deputize():
                 try:
                     with self._mutex:
-                        self._tell_at = monotonic()  # the first pass tells of the callbacks that have returned
+                        self._tell_at = clocks.now()  # the first pass tells of the callbacks that have returned
                     while not self._leadership.wanted:
                         self._pass()
                 finally:
@@ -808,8 +848,11 @@ class Peer(threading.Thread):
         return True
 
     def _fail(self, error: BaseException) -> None:
-        log.critical("the loop of %r has failed", self._local_ident, exc_info=error)
-        self._dispatcher.put(messaging.Failed(NetcommError(f"the loop has failed: {error!r}")))
+        """End the peer: something has gone wrong that belongs to no connection. To be called without the mutex."""
+        self._failure = self._failure or error
+        self._muted = self._attention = True
+        log.critical("peer %r has failed", self._local_ident, exc_info=error)
+        self._report_later(NetcommError(f"peer {self._local_ident!r} has failed: {error!r}"))
         self._leadership.stop()
 
     def _pass(self) -> None:
@@ -820,13 +863,18 @@ class Peer(threading.Thread):
             if self._messaging.unsettled:  # since a caller found nobody who waits
                 self._settle()
             when = self._wake_at = self._next_deadline()
-        timeout = None if when is None else max(0.0, when - monotonic())
+        timeout = None if when is None else max(0.0, when - clocks.now())
         for event in self._link.poll(timeout, self._conversing):
             with self._mutex:
-                self._act_on_link(event)
+                try:
+                    self._act_on_link(event)
+                except Exception as error:
+                    if isinstance(event, link.Unreachable):
+                        raise
+                    self._connection_failed(event.connection, error)
         with self._mutex:
             # Behind what has come in: who has answered in time is not late because nobody could read.
-            if when is not None and (now := monotonic()) >= when:
+            if when is not None and (now := clocks.now()) >= when:
                 if self._tell_at is not None and now >= self._tell_at:
                     self._tell_at = now + _ACK_DELAY_S if self._tell() else None
                     self._attention = self._attention or self._tell_at is None
@@ -839,7 +887,7 @@ class Peer(threading.Thread):
         return self._tell_at if when is None or (self._tell_at is not None and self._tell_at < when) else when
 
     def _act_on_link(self, event: link.LinkEvent) -> None:
-        now = monotonic()
+        now = clocks.now()
         match event:
             case link.Chunk(connection, data):
                 buffer = self._messaging.data_received(connection, data, now)
@@ -864,7 +912,10 @@ class Peer(threading.Thread):
         changed = False
         if self._messaging.unsettled:
             for number in self._messaging.take_writable():
-                self._pump(number)
+                try:
+                    self._pump(number)
+                except Exception as error:
+                    self._connection_failed(number, error)
             changed = self._act_on_messaging()
         if changed and self._waiters:
             self._changed.notify_all()
@@ -903,16 +954,22 @@ class Peer(threading.Thread):
 
     def _on_storage_answer(self, request: messaging.StorageRequest, result: Any) -> None:
         """On the keeper's thread: the storage has done what messaging asked for."""
+        try:
+            self._take_storage_answer(request, result)
+        except BaseException as error:
+            self._fail(error)
+
+    def _take_storage_answer(self, request: messaging.StorageRequest, result: Any) -> None:
         with self._mutex:
-            now = monotonic()
+            now, wall_now = clocks.read()
             match request:
                 case messaging.StorePosition(ident, position):
                     self._messaging.position_stored(ident, position)
                 case messaging.Load(ident):
-                    self._messaging.loaded(ident, result, now, self._wall_clock())
+                    self._messaging.loaded(ident, result, now, wall_now)
                 case messaging.FindExpired(ident):
                     found, next_expiry = result
-                    self._messaging.expired_found(ident, found, next_expiry, now, self._wall_clock())
+                    self._messaging.expired_found(ident, found, next_expiry, now, wall_now)
                 case messaging.Mark(ident, below):
                     self._messaging.marked(ident, below)
                 case messaging.Renew(ident, epoch):
@@ -921,17 +978,25 @@ class Peer(threading.Thread):
 
     def _pump(self, number: int) -> None:
         while self._link.has_room(number):
-            buffers, more = self._messaging.output(number, _OUTPUT_BUDGET_BYTES, monotonic())
+            buffers, more = self._messaging.output(number, _OUTPUT_BUDGET_BYTES, clocks.now())
             if buffers:
                 self._link.write(number, buffers)
             if not more:
                 return
 
+    def _connection_failed(self, number: int, error: Exception) -> None:
+        """With the mutex held: what was done for a connection has failed, for want of memory perhaps: it ends.
+
+        What was written is not known, as after an interruption.
+        """
+        self._link.give_up(number, f"failed: {error!r}")
+        self._messaging.connection_failed(number, error, clocks.now())
+
     def _close_connections(self) -> None:
         """Close everything, gently: what was written still goes out, if the other side takes it soon."""
         with self._mutex:
             self._settle()
-            self._messaging.close_all("terminated", monotonic())
+            self._messaging.close_all("terminated", clocks.now())
             self._settle()
             self._link.stop_accepting()
         until = monotonic() + _CLOSING_S
@@ -955,7 +1020,7 @@ class Peer(threading.Thread):
         self._dispatcher.stop()
         if self._keeper is not None:
             self._keeper.stop()
-        _peers.discard(self)
+        process.leave(self)
 
     def _abandon(self) -> None:
         """In a forked child: the peer is the parent's."""
@@ -974,19 +1039,12 @@ class Peer(threading.Thread):
     def _dispatch(self, event: "messaging.Event | _Release") -> None:
         self._leadership.begin_work()
         match event:
-            case messaging.Received():
-                if self._held:
-                    self._held.append(event)
-                    self._hand_over_held()
-                elif self.on_recv.functions or self.on_message.functions:
-                    self._hand_over(event)
-                else:
-                    with self._mutex:
-                        self._held.append(event)
-                        self._changed.notify_all()  # `terminate` does not wait for what is held back
-                    log.warning("%r holds messages back: on_recv and on_message are empty", self._local_ident)
-            case _Release():
-                self._hand_over_held()
+            case messaging.Received() | _Release():
+                try:
+                    self._dispatch_received(event)
+                except BaseException as error:
+                    # A message may have been passed over: no later one may be acknowledged, for that would cover it.
+                    self._fail(error)
             case messaging.Connected(ident):
                 self.on_connect(ident)
             case messaging.Disconnected(ident):
@@ -999,6 +1057,20 @@ class Peer(threading.Thread):
         if self._messaging.prompt:  # what a callback has sent
             with self._mutex:
                 self._settle()
+
+    def _dispatch_received(self, event: "messaging.Received | _Release") -> None:
+        if isinstance(event, _Release):
+            self._hand_over_held()
+        elif self._held:
+            self._held.append(event)
+            self._hand_over_held()
+        elif self.on_recv.functions or self.on_message.functions:
+            self._hand_over(event)
+        else:
+            with self._mutex:
+                self._held.append(event)
+                self._changed.notify_all()  # `terminate` does not wait for what is held back
+            log.warning("%r holds messages back: on_recv and on_message are empty", self._local_ident)
 
     def _release(self) -> None:
         self._dispatcher.put(_Release())
@@ -1014,7 +1086,7 @@ class Peer(threading.Thread):
         left = iter(received.payloads)
         with self._mutex:
             self._batch, self._left, self._told = received, left, 0
-            self._tell_at = monotonic() + _ACK_DELAY_S
+            self._tell_at = clocks.now() + _ACK_DELAY_S
             if len(received.payloads) > 1 and not self._leadership.vacant:
                 self._settle()  # the deputy has to know when it is to look
         ident, encoding = received.ident, self._encoding
@@ -1055,7 +1127,7 @@ class Peer(threading.Thread):
             if self._muted:  # where the callback has terminated the peer, `terminate` has counted it
                 return False
             self._tell()
-            self._tell_at = monotonic() + _ACK_DELAY_S
+            self._tell_at = clocks.now() + _ACK_DELAY_S
             self._settle()
         return True
 
@@ -1064,25 +1136,48 @@ class Peer(threading.Thread):
 
         running: how many of the messages that were given to callbacks may still be with them: the last one.
         """
-        if self._batch is None:
+        if self._batch is None or self._muted:
             return False
         start, stop = self._told, len(self._batch.payloads) - length_hint(self._left) - running
         if stop <= start:
             return False
         self._told = stop
-        self._messaging.hand_over(self._batch, start, stop, monotonic())
+        self._messaging.hand_over(self._batch, start, stop, clocks.now())
         return True
 
     def _decode(self, data: bytes, encoding: str, ident: str) -> str | None:
         try:
             return data.decode(encoding)
-        except UnicodeDecodeError as error:
+        except Exception as error:  # a codec may raise anything
             log.error("a message from %r is not %s: %s", ident, encoding, error)
             self._report(error)
             return None
 
     def _report(self, error: BaseException) -> None:
         self.on_error(error)
+
+    def _report_later(self, error: Exception) -> None:
+        """From any thread: let the dispatcher call `on_error`."""
+        self._dispatcher.put(messaging.Failed(error))
+
+    def _not_handled(self, error: BaseException) -> None:
+        """A function that was called with a message has raised.
+
+        The message counts as delivered all the same, as it would raise again. But where the program is ending, it may
+        have raised for that: the message, and those behind it, are left to the next process.
+        """
+        if process.is_ending():
+            with self._mutex:
+                first = not self._muted
+                self._mute()
+                self._settle()
+            if first:
+                log.warning(
+                    "the program is ending, and a callback raised: %r hands over no more messages, and leaves this one"
+                    " unacknowledged",
+                    self._local_ident,
+                )
+        self._report(error)
 
 
 def _message(item: wire.Item, redelivered_below: int) -> Message:
@@ -1107,22 +1202,16 @@ def _check_encoding(encoding: str) -> None:
         raise ConfigurationError(f"unknown encoding {encoding!r}: {error}") from None
 
 
-# Peers that hold descriptors. A program that forgets to terminate them still ends, and a forked child lets go of them.
-_peers: "weakref.WeakSet[Peer]" = weakref.WeakSet()
+def _file_name(ident: str) -> str:
+    """The file that a persistent peer keeps its messages in, where it is not told another one.
 
+    A name of a file has 255 bytes at the most, also with what SQLite and the lock append to it.
+    """
+    from urllib.parse import quote
 
-def _terminate_all() -> None:
-    until = monotonic() + _EXIT_S
-    for peer in list(_peers):
-        peer.terminate(max(0.0, until - monotonic()))
+    name = quote(ident, safe="")
+    if len(name) > _LONGEST_NAME:
+        from hashlib import sha256
 
-
-def _abandon_all() -> None:
-    for peer in list(_peers):
-        peer._abandon()
-    _peers.clear()
-
-
-atexit.register(_terminate_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_all)
+        name = f"{name[: _LONGEST_NAME - 1 - _HASH_SIZE]}-{sha256(ident.encode()).hexdigest()[:_HASH_SIZE]}"
+    return f"netcomm-{name}.db"

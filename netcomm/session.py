@@ -7,10 +7,14 @@ seconds of a monotonic clock.
 Both sides send VERSION, HELLO and IDENT at once. A side whose IDENT came without a HELLO is *legacy*: a snakeMQ
 peer, which knows neither streams nor acknowledgements. To such a peer a ping goes out behind the messages, as a
 barrier: snakeMQ answers it only after it has run the callbacks of everything before it.
+
+A ping waits behind what was written before it, on a slow line for a long time. Meanwhile the answer can't come; but
+that the other side's system takes these bytes shows that the connection lives. See `Ahead`.
 """
 
 import enum
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from netcomm import wire
@@ -29,6 +33,9 @@ class Identified:
 _MAX_OUTPUT = 1000
 # A snakeMQ peer that refuses an ident closes as soon as it has read it.
 LEGACY_GRACE_S = 0.1
+
+# How many bytes were written to a connection, and how many of them the other side's system has taken.
+Progress = Callable[[], tuple[int, int]]
 
 SessionEvent = Identified | wire.Begin | wire.Data | wire.Messages | wire.Ack | wire.Skip
 # The frames that come out as they are.
@@ -57,6 +64,33 @@ _ALLOWED: dict[State, frozenset[type]] = {
 }
 
 
+class Ahead:
+    """The output of a connection that a ping, which is sent now, waits behind.
+
+    Output that is written later does not count: for a process that hangs, its system goes on taking bytes, and a little
+    output now and then would keep its connection open for hours.
+    """
+
+    __slots__ = ("_end", "_progress", "_taken")
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._end, self._taken = progress()
+
+    @property
+    def passed(self) -> bool:
+        """Whether all of it had been taken at the last look: the ping was next."""
+        return self._taken >= self._end
+
+    def has_moved(self) -> bool:
+        """Whether the other side's system has taken some of it since the last look, or since it was made."""
+        if self.passed:
+            return False
+        before = self._taken
+        _, self._taken = self._progress()
+        return self._taken > before
+
+
 class Session:
     """The state of one connection.
 
@@ -67,18 +101,19 @@ class Session:
     """
 
     __slots__ = (
+        "_ahead",
         "_allowed",
         "_error",
         "_frames",
         "_last_received",
         "_limits",
         "_output",
-        "_ping_sent_at",
         "_pings",
         "_reader",
         "_refusable_until",
         "_started_at",
         "_state",
+        "_waits_since",
         "established",
         "legacy",
         "remote",
@@ -93,7 +128,9 @@ class Session:
         self._enter(State.AWAIT_VERSION)
         self._started_at = now
         self._last_received = now
-        self._ping_sent_at: float | None = None
+        # Since a ping went out, or some of what is ahead of it was seen to be taken; None where none is outstanding.
+        self._waits_since: float | None = None
+        self._ahead: Ahead | None = None  # of the latest such ping
         self._refusable_until: float | None = None
         self._pings: deque[wire.Ack | None] = deque()  # what each outstanding ping is the barrier of
         self._output = [wire.version(), wire.hello(hello), wire.ident(ident)]
@@ -127,7 +164,7 @@ class Session:
 
     def _heard(self, now: float) -> None:
         self._last_received = now
-        self._ping_sent_at = None
+        self._waits_since = None
         if len(self._output) > _MAX_OUTPUT and self._error is None:
             self._error = RemoteProtocolError("pings, and nobody reads the answers")
 
@@ -211,22 +248,23 @@ class Session:
         self._pings.append(frame)
         return wire.PING
 
-    def probe(self, now: float) -> None:
-        """Ask for a sign of life."""
+    def probe(self, now: float, progress: Progress) -> None:
+        """Ask for a sign of life. `progress` is also called later, by `check`."""
         self._pings.append(None)
         self._output.append(wire.PING)
-        if self._ping_sent_at is None:
-            self._ping_sent_at = now
+        if self._waits_since is None:
+            self._waits_since = now
+            self._ahead = Ahead(progress)
 
     @property
     def ping_outstanding(self) -> bool:
         """Whether the other side owes a sign of life."""
-        return self._ping_sent_at is not None
+        return self._waits_since is not None
 
     def excuse(self, now: float) -> None:
         """Count the silence from `now` on: nothing was read meanwhile."""
         self._last_received = now
-        self._ping_sent_at = None
+        self._waits_since = None
 
     def wait_for_refusal(self, now: float) -> None:
         """Let `deadline` be the end of the moment in which a legacy peer may refuse the ident, by closing."""
@@ -248,17 +286,24 @@ class Session:
             if self._refusable_until is not None:
                 return self._refusable_until
             return self._started_at + self._limits.handshake_s
-        if self._ping_sent_at is not None:
-            return self._ping_sent_at + self._limits.keepalive_wait_s
+        if self._waits_since is not None:
+            return self._waits_since + self._limits.keepalive_wait_s
         return self._last_received + self._limits.keepalive_idle_s
 
-    def check(self, now: float) -> str | None:
-        """Do what the time asks for; returns why the connection has to be closed, if it has to be."""
+    def check(self, now: float, progress: Progress) -> str | None:
+        """Do what the time asks for; returns why the connection has to be closed, if it has to be.
+
+        progress: called only where something is due, since the system has to be asked.
+        """
         if now < self.deadline():
             return None
         if not self.established:
             return f"no complete handshake within {self._limits.handshake_s:g} s"
-        if self._ping_sent_at is not None:
+        if self._waits_since is None:
+            self.probe(now, progress)
+            return None
+        assert self._ahead is not None
+        if not self._ahead.has_moved():
             return f"no answer to a ping within {self._limits.keepalive_wait_s:g} s"
-        self.probe(now)
+        self._waits_since = now
         return None

@@ -5,8 +5,8 @@ them), and the positions that it has reached in the durable streams of others. I
 connections, and is asked from several threads.
 
 Plug-ins subclass `QueueStorage`, and name themselves in the entry-point group `netcomm.storage`, under the scheme of
-their URLs. They import this module, `netcomm.message` and `netcomm.errors`, and nothing else of netcomm. The test
-class `netcomm.testing.QueueStorageContract` says whether they keep the contract.
+their URLs. They import this module, `netcomm.message`, `netcomm.errors` and `netcomm.logs`, and nothing else of
+netcomm. The test class `netcomm.testing.QueueStorageContract` says whether they keep the contract.
 """
 
 import os

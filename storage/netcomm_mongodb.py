@@ -79,12 +79,13 @@ from pymongo.errors import (
 from pymongo.errors import ConfigurationError as PyMongoConfigurationError
 
 from netcomm.errors import ConfigurationError, StorageCorrupt, StorageError, StorageLocked, StorageUnavailable
+from netcomm.logs import Log
 from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream
 
 Document = dict[str, Any]
 _T = TypeVar("_T")
 
-_log = logging.getLogger("netcomm.mongodb")
+_log = Log("netcomm.mongodb")
 
 _SCHEMA = 1
 _HEAD, _LEASE, _CLOCK = "head", "lease", "clock"

@@ -27,11 +27,15 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from netcomm.errors import ConfigurationError, LifecycleError
+from netcomm.link import SEND_FLAGS, prevent_sigpipe
 
 _READ_BYTES = 64 * 1024
 # Held in one direction; the sending side has to wait when one of them is reached.
 _HELD_BYTES = 1024 * 1024
 _HELD_PIECES = 1024
+_SLOW_S = 0.05  # on a slow line, what passes in this time is one piece, and not much more is held
+_SLOW_KERNEL_S = 0.2  # and the kernel holds what passes in this; with less, it would stop and go
+_LEAST_KERNEL_BYTES = 4096
 _LINGER_S = 1.0
 _HARD_CLOSE = b"\1\0\0\0\0\0\0\0" if os.name != "nt" else b"\1\0\0\0"  # struct linger: on, for no time
 _END = b""  # in place of a piece: the sending side has said that it was the last
@@ -48,6 +52,7 @@ class _End:
         self.events = 0  # what the selector watches
         self.pieces: deque[tuple[float, bytes]] = deque()  # (when it may go on, what)
         self.held_bytes = 0
+        self.free_at = 0.0  # when the slow line has passed on what came before
         self.blocked = False  # the kernel takes no more
         self.finished_reading = False
         self.finished_writing = False
@@ -82,6 +87,9 @@ class FaultProxy:
     - `chunk_bytes`: bytes are forwarded in pieces of random size, from 1 to this; None for as they come. One piece
       goes out in each pass of the loop, so that the receiver has a chance to see them apart.
     - `delay`: the seconds that each piece is held. Order is kept, and several pieces may be held at once.
+    - `bytes_per_s`: so many bytes pass in a second, in each direction of each connection; None for as many as come. The
+      sender feels it, as on a slow line: the proxy holds what passes in a moment, and so does its kernel, on
+      connections that are made while this is set, but for a few kilobytes.
 
     All methods may be called from any thread.
     """
@@ -94,12 +102,13 @@ class FaultProxy:
         cut_every: float | None = None,
         chunk_bytes: int | None = None,
         delay: float = 0.0,
+        bytes_per_s: float | None = None,
     ) -> None:
         """Make a proxy that has its `address`, and forwards nothing before `start`.
 
         target: (host, port) of the place that connections are passed on to; it need not listen yet.
         seed: of the random choices. The same seed makes the same choices; which bytes they hit depends on timing.
-        cut_every, chunk_bytes, delay: in bytes, bytes and seconds; see the class.
+        cut_every, chunk_bytes, delay, bytes_per_s: in bytes, bytes, seconds and bytes a second; see the class.
 
         Raises ConfigurationError for a number that can't be used, OSError where no port can be had or the target's
         name has no address.
@@ -110,11 +119,14 @@ class FaultProxy:
             raise ConfigurationError(f"chunk_bytes must be None or at least 1, not {chunk_bytes!r}")
         if not 0 <= delay < math.inf:
             raise ConfigurationError(f"delay must be a number of seconds from 0 on, not {delay!r}")
+        if bytes_per_s is not None and not 0 < bytes_per_s < math.inf:
+            raise ConfigurationError(f"bytes_per_s must be None or a positive number, not {bytes_per_s!r}")
         self._target = target
         self._place = _resolve(target)
         self.cut_every = cut_every
         self.chunk_bytes = chunk_bytes
         self.delay = delay
+        self.bytes_per_s = bytes_per_s
         self._connections = 0
         self._cuts = 0
         self._forwarded_bytes = 0
@@ -137,6 +149,7 @@ class FaultProxy:
         self._bell, self._bell_rope = socket.socketpair()
         self._bell.setblocking(False)
         self._bell_rope.setblocking(False)
+        prevent_sigpipe(self._bell_rope)
         self._selector.register(self._bell, selectors.EVENT_READ, self._bell)
         self._listening = False
         self._thread = threading.Thread(target=self._run, name=f"fault-proxy-{self._address[1]}", daemon=True)
@@ -253,7 +266,7 @@ class FaultProxy:
 
     def _ring(self) -> None:
         try:
-            self._bell_rope.send(b"\0")
+            self._bell_rope.send(b"\0", SEND_FLAGS)
         except BlockingIOError:  # it has been rung often enough to be heard
             pass
 
@@ -318,6 +331,10 @@ class FaultProxy:
         try:
             for sock in (client, server):
                 sock.setblocking(False)
+                prevent_sigpipe(sock)
+                if (rate := self.bytes_per_s) is not None:
+                    held = max(_LEAST_KERNEL_BYTES, int(min(rate * _SLOW_KERNEL_S, _READ_BYTES)))
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, held)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what was split has to stay so
             server.connect(place)
         except BlockingIOError:
@@ -345,9 +362,11 @@ class FaultProxy:
 
     def _read(self, end: _End) -> None:
         connection = end.connection
+        rate = self.bytes_per_s
         try:
             # Not more pieces than may be held: 64 KiB of single bytes would take a second to go out.
-            chunk = end.sock.recv(min(_READ_BYTES, (self.chunk_bytes or _READ_BYTES) * _HELD_PIECES // 2))
+            most = min(_READ_BYTES, (self.chunk_bytes or _READ_BYTES) * _HELD_PIECES // 2)
+            chunk = end.sock.recv(most if rate is None else min(most, max(1, int(rate * _SLOW_S))))
         except BlockingIOError:
             return
         except OSError:
@@ -360,7 +379,10 @@ class FaultProxy:
                 self._close(connection)
             return
         other = connection.other(end)
-        due = monotonic() + self.delay
+        due = monotonic()
+        if rate is not None:
+            due = other.free_at = max(due, other.free_at) + len(chunk) / rate
+        due += self.delay
         if other.pieces:
             due = max(due, other.pieces[-1][0])  # `delay` may have been made shorter
         for piece in self._split(chunk) if chunk else [_END]:
@@ -394,7 +416,7 @@ class FaultProxy:
                     end.finished_writing = True
                     sent = 0
                 else:
-                    sent = end.sock.send(piece[: self._draw_cut()])
+                    sent = end.sock.send(piece[: self._draw_cut()], SEND_FLAGS)
             except BlockingIOError:
                 end.blocked = True
                 break
@@ -500,7 +522,9 @@ class FaultProxy:
         if connection.linger_until is not None:
             return True
         other = connection.other(end)
-        has_room = other.held_bytes < _HELD_BYTES and len(other.pieces) < _HELD_PIECES
+        rate = self.bytes_per_s
+        most = _HELD_BYTES if rate is None else min(_HELD_BYTES, rate * (_SLOW_S + self.delay))
+        has_room = other.held_bytes < most and len(other.pieces) < _HELD_PIECES
         return has_room and not self._stalled and not connection.connecting
 
     def _close(self, connection: _Connection, reset: bool = False) -> None:

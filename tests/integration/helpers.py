@@ -224,6 +224,10 @@ class Program:
         assert line, f"it has ended: {self.errors}"
         return line.rstrip("\n")
 
+    def rest(self) -> list[str]:
+        """The lines of its output that nobody has asked for, once it has ended."""
+        return [line.rstrip("\n") for line in iter(self._lines.get, "")]
+
     def tell(self, line: str) -> None:
         """Send a line to its standard input."""
         assert self.process.stdin is not None

@@ -30,9 +30,10 @@ from netcomm import (
     StorageError,
     StorageLocked,
     StorageUnavailable,
+    clocks,
     keeper,
+    messaging,
     outbox,
-    peer,
 )
 from netcomm.messaging import Load, Messaging, Received, Renew
 from netcomm.storage import (
@@ -220,8 +221,15 @@ def in_storage(url: str) -> list[bytes]:
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
-    """Set the wall clock that netcomm sees; the monotonic one goes on as it does."""
-    monkeypatch.setattr(peer, "time", lambda: time.time() + offset)
+    """Set the wall clock that netcomm sees; the one that is never set goes on as it does."""
+    monkeypatch.setattr(clocks, "read", lambda: (clocks.now(), time.time() + offset))
+
+
+def sleep_for(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the clocks be as they are when the machine was suspended for so long."""
+    awake = clocks.now
+    monkeypatch.setattr(clocks, "now", lambda: awake() + seconds)
+    set_clock(monkeypatch, seconds)
 
 
 def keep_little_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,6 +496,55 @@ def test_a_message_that_is_in_the_storage_alone_expires_though_the_clock_was_set
         drops.wait(10, timeout=5)
 
 
+@pytest.mark.parametrize("little", [False, True], ids=["in memory", "in the storage alone"])
+def test_a_message_does_not_outlive_a_suspended_machine(
+    url: str, nowhere: Any, monkeypatch: pytest.MonkeyPatch, little: bool
+) -> None:
+    if little:
+        keep_little_in_memory(monkeypatch)
+    with sender_to(nowhere, url) as peer:
+        drops = record(peer.on_drop)
+        peer.send_many("receiver", numbered(0, 10), ttl=60)
+        peer.send_many("receiver", numbered(10, 20), ttl=60, persistent=False)
+        last = peer.send("receiver", b"last", ttl=7200)
+        sleep_for(monkeypatch, 3600)
+        with Receiver(nowhere) as receiver:
+            assert last.wait(DEADLINE_S)
+            assert receiver.data() == [b"last"]
+        assert {delivery.state for _, delivery in drops.wait(20)} == {DeliveryState.EXPIRED}
+
+
+def test_a_message_lives_as_long_as_it_was_given_though_the_clock_is_set_forward(
+    url: str, nowhere: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_little_in_memory(monkeypatch)
+    set_clock(monkeypatch, -1_000_000_000)  # a board without a battery
+    with sender_to(nowhere, url) as peer:
+        drops = record(peer.on_drop)
+        peer.send_many("receiver", numbered(0, 10), ttl=1000)
+        brief = peer.send_many("receiver", numbered(10, 20), ttl=0.5)
+        set_clock(monkeypatch, 0)  # the network is there, and the time with it
+        peer.send_many("receiver", numbered(20, 30), ttl=1000)
+        assert {delivery for _, delivery in drops.wait(10, timeout=5)} == set(brief)
+        with Receiver(nowhere) as receiver:
+            assert peer.flush(DEADLINE_S)
+            assert receiver.data() == numbered(0, 10) + numbered(20, 30)
+            assert {message.ttl for message in receiver.messages.calls} <= set(range(900, 1001))
+
+
+def test_a_message_that_is_sent_after_the_clock_was_set_forward_is_stored_with_the_right_time(
+    url: str, nowhere: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_clock(monkeypatch, -1_000_000_000)
+    with sender_to(nowhere, url) as peer:
+        set_clock(monkeypatch, 0)
+        peer.send("receiver", b"x", ttl=1000)
+        peer.terminate(0)
+    with sender_to(nowhere, url) as peer, Receiver(nowhere) as receiver:
+        assert peer.flush(DEADLINE_S)
+        assert receiver.data() == [b"x"]
+
+
 def test_messages_that_are_in_the_storage_alone_expire_in_time(
     url: str, nowhere: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,7 +578,7 @@ def test_a_message_expires_in_time_while_nothing_else_happens(url: str, persiste
 def test_a_large_backlog_expires_to_its_end_while_nothing_else_happens(
     url: str, nowhere: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "_FIND_COUNT", 10)
+    monkeypatch.setattr(messaging, "_FIND_COUNT", 10)
     queue(nowhere, url, numbered(0, 100), ttl=100)
     set_clock(monkeypatch, +200)
     peer = Peer("sender", storage=url)
@@ -1138,6 +1195,41 @@ def test_a_sender_outlives_a_storage_that_fails_for_a_while(url: str, nowhere: A
         assert peer.send("receiver", b"2").wait(DEADLINE_S)
         assert receiver.data() == [b"0", b"1", b"2"]
         assert [str(error) for error in errors.calls] == ["away"]
+
+
+def test_on_error_of_a_failing_storage_runs_where_all_callbacks_do_and_may_wait(
+    url: str, nowhere: Any, quick_retries: None
+) -> None:
+    storage = FailingStorage(open_storage(url), "delete_below")
+    with Receiver(nowhere), sender_to(nowhere, storage) as peer:
+        outcome: list[Any] = []
+
+        @peer.on_error.add
+        def wait_for_what_the_storage_brings_about(error: BaseException) -> None:
+            storage.error = None
+            outcome.append((threading.current_thread().name, peer.send("receiver", b"2").wait(DEADLINE_S)))
+
+        drops = record(peer.on_error)
+        storage.error = StorageUnavailable("away")
+        assert peer.send("receiver", b"1").wait(DEADLINE_S)
+        drops.wait(1)
+        assert outcome == [("netcomm-sender-dispatcher", True)]
+
+
+def test_on_error_of_a_failing_storage_may_terminate(url: str, nowhere: Any, quick_retries: None) -> None:
+    storage = FailingStorage(open_storage(url), "delete_below")
+    with Receiver(nowhere):
+        peer = sender_to(nowhere, storage)
+        peer.on_error.add(lambda error: peer.terminate(1))
+        after = record(peer.on_error)
+        peer.start()
+        storage.error = StorageUnavailable("away")
+        assert peer.send("receiver", b"1").wait(DEADLINE_S)
+        peer.join(DEADLINE_S)
+        assert not peer.is_alive()
+        assert [str(error) for error in after.wait(1)] == ["away"]  # and no RuntimeError of a thread that joins itself
+        storage.error = None
+        peer.terminate()
 
 
 def test_a_backlog_waits_for_a_storage_that_fails_for_a_while(url: str, nowhere: Any, quick_retries: None) -> None:

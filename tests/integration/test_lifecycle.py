@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -559,6 +560,9 @@ if child == 0:
         "peers": lambda: peer.peers,
         "start": lambda: peer.start(),
         "Delivery.wait": lambda: earlier.wait(1),
+        "on_recv.add": lambda: peer.on_recv.add(print),
+        "on_connect.add": lambda: peer.on_connect.add(print),
+        "on_error.remove": lambda: peer.on_error.remove(print),
     }
     for name, use in uses.items():
         try:
@@ -594,12 +598,14 @@ def test_a_forked_child_can_not_use_the_peer_and_the_parent_goes_on() -> None:
 FORK_BUSY = """
 import os, signal, sys, threading
 from netcomm import LifecycleError, SnakemqConnector
-peer = SnakemqConnector("bob", "127.0.0.1", int(sys.argv[1]))
+storage = sys.argv[2] if len(sys.argv) > 2 else None
+peer = SnakemqConnector("bob", "127.0.0.1", int(sys.argv[1]), storage is not None, storage=storage)
 peer.start()
 assert peer.wait_connected("niess", 20)
 uses = [
     lambda: peer.send("niess", b"x"),
     lambda: peer.send_many("niess", [b"x"]),
+    lambda: peer.on_recv.add(print),
     lambda: peer.flush(1),
     lambda: peer.wait_connected("niess", 1),
     lambda: peer.add_connector("127.0.0.1", 9),
@@ -640,11 +646,59 @@ peer.terminate()
 """
 
 
-def test_a_child_forked_while_other_threads_send_is_not_blocked() -> None:
-    with SnakemqListener("niess", "127.0.0.1", 0) as niess, Program(FORK_BUSY, niess.address[1]) as program:
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_child_forked_while_other_threads_send_is_not_blocked(persistent: bool, tmp_path: Path) -> None:
+    storage = [f"sqlite:///{tmp_path}/bob.db"] if persistent else []
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess, Program(FORK_BUSY, niess.address[1], *storage) as program:
         assert program.line() == "{0}"
         assert program.line() == "parent True 0"
         assert program.wait() == 0
+
+
+FORK_WHILE_MADE = """
+import os, sys, threading
+import netcomm.peer
+from netcomm import LifecycleError, Peer
+from netcomm.storage import MemoryQueueStorage
+
+reached, go_on = threading.Event(), threading.Event()
+
+class Slow(MemoryQueueStorage):
+    @classmethod
+    def from_url(cls, url, read_only=False):
+        reached.set()
+        go_on.wait(20)
+        return cls()
+
+netcomm.peer.open_storage = Slow.from_url
+made = []
+thread = threading.Thread(target=lambda: made.append(Peer("bob", storage="slow:")))
+thread.start()
+reached.wait(20)
+child = os.fork()
+if child == 0:
+    left = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            left.append(os.readlink("/proc/self/fd/" + name))
+        except OSError:
+            pass
+    os._exit(7 if not [name for name in left if "socket" in name or "eventpoll" in name] else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+go_on.set()
+thread.join()
+made[0].start()
+made[0].terminate(1)
+print("made")
+"""
+
+
+def test_a_child_forked_while_a_peer_is_being_made_holds_nothing_of_it() -> None:
+    with Program(FORK_WHILE_MADE) as program:
+        assert program.line() == "7"
+        assert program.line() == "made"
+        assert program.wait() == 0
+        assert program.errors == ""
 
 
 FORK_OUTLIVES = """

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import random
 import selectors
@@ -16,13 +17,15 @@ from typing import Any
 import pytest
 
 from netcomm import Delivery, DeliveryState, LifecycleError, Limits, Peer
-from netcomm.link import Link, Opened, Writable
+from netcomm.link import Chunk, Closed, Link, LinkEvent, Opened, Unreachable, Writable
 from tests.integration.helpers import (
     DEADLINE_S,
     Program,
     SnakemqConnector,
     SnakemqListener,
     in_thread,
+    raw_listener,
+    read_to_end,
     record,
     status,
     threads_of,
@@ -295,3 +298,187 @@ def test_what_is_written_while_the_loop_looks_at_the_connection_is_sent(monkeypa
         wait_until(lambda: step() and not link._connections[number].output)
         assert received() == 2 * len(much)
     link.shut()
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    made = Link(Limits())
+    yield made
+    made.shut()
+
+
+def test_a_connector_that_has_connected_leaves_it_at_that(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    with raw_listener() as server, contextlib.ExitStack() as stack:
+        link.add_connector("tcp:127.0.0.1", server.getsockname()[1])
+        events: list[LinkEvent] = []
+        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        stack.enter_context(server.accept()[0])
+        # However long an attempt may take, that is over now.
+        monkeypatch.setattr("netcomm.link.monotonic", lambda: time.monotonic() + 3600)
+        events += [*link.poll(0), *link.poll(0)]
+        assert events == [Opened(1, f"127.0.0.1:{server.getsockname()[1]}", 1)]
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_a_connector_that_was_given_up_does_not_come_back(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    with raw_listener() as server:
+        link.add_connector("tcp:127.0.0.1", server.getsockname()[1])
+        events: list[LinkEvent] = []
+        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        link.stop_accepting()
+        server.accept()[0].close()
+        wait_until(lambda: bool(events.extend(link.poll(0.01)) or len(events) == 2))
+        assert [type(event) for event in events] == [Opened, Closed]
+        monkeypatch.setattr("netcomm.link.monotonic", lambda: time.monotonic() + 3600)
+        assert [*link.poll(0), *link.poll(0)] == []
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+class _FromWhereItGoes(socket.socket):
+    """Connects from the port that it connects to, as chance may have it."""
+
+    def connect(self, address: Any) -> None:
+        self.bind(address)
+        super().connect(address)
+
+
+def test_a_connector_that_has_reached_itself_has_found_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    link = Link(Limits(reconnect_min_s=1000, reconnect_refused_s=1000, reconnect_max_s=1000))
+    with contextlib.ExitStack() as stack:
+        stack.callback(link.shut)
+        monkeypatch.setattr(socket, "socket", _FromWhereItGoes)
+        link.add_connector("tcp:127.0.0.1", port)
+        events: list[LinkEvent] = []
+        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        (unreachable,) = events
+        assert isinstance(unreachable, Unreachable)
+        assert isinstance(unreachable.error, ConnectionRefusedError)
+
+
+def _accepted(link: Link, stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
+    """A connection to a link: its other end, and its number."""
+    place = link.add_listener("tcp:127.0.0.1", 0)
+    assert isinstance(place, tuple)
+    client = stack.enter_context(socket.create_connection(place, DEADLINE_S))
+    events: list[LinkEvent] = []
+    wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+    (opened,) = events
+    assert isinstance(opened, Opened)
+    return client, opened.connection
+
+
+def test_a_closed_connection_says_that_it_ends_and_is_gone_when_the_other_side_has_closed_too(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netcomm.link._LINGER_S", 3600)
+    with contextlib.ExitStack() as stack:
+        client, number = _accepted(link, stack)
+        link.pause(number, True)  # whatever it was before
+        assert [*link.poll(0)] == []
+        link.close(number, [b"fare", b"well"])
+        client.sendall(b"too late")
+        assert [*link.poll(0)] == []
+        assert client.recv(100) == b"farewell"
+        assert client.recv(100) == b""
+        assert [*link.poll(0)] == []
+        assert not link.quiet
+        client.close()
+        wait_until(lambda: [*link.poll(0.01)] == [] and link.quiet)
+
+
+def test_what_was_written_to_a_closed_connection_goes_out_though_the_kernel_takes_it_in_parts(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netcomm.link._LINGER_S", DEADLINE_S)
+    much = bytes(20_000_000)
+    with contextlib.ExitStack() as stack:
+        client, number = _accepted(link, stack)
+        link.write(number, [much])
+        link.close(number, [b"farewell"])
+
+        def read_and_close() -> bytes:
+            with client:
+                return read_to_end(client)
+
+        received = in_thread(read_and_close)
+        wait_until(lambda: [*link.poll(0.01)] == [] and link.quiet)
+        data = received()
+        assert len(data) == len(much) + len(b"farewell")
+        assert data.endswith(b"farewell")
+
+
+def test_a_closed_connection_is_gone_after_a_while_though_the_other_side_stays(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("netcomm.link._LINGER_S", 0.05)
+    with contextlib.ExitStack() as stack:
+        _, number = _accepted(link, stack)
+        link.close(number, [])
+        wait_until(lambda: [*link.poll(1)] == [] and link.quiet)
+
+
+def test_a_connection_that_is_given_up_is_lost_for_the_reason_given(link: Link) -> None:
+    with contextlib.ExitStack() as stack:
+        client, number = _accepted(link, stack)
+        link.give_up(number, "as the test wants")
+        assert [*link.poll(0)] == [Closed(number, "as the test wants")]
+        assert client.recv(1) == b""
+
+
+def test_a_paused_connection_is_written_to_and_not_read_until_it_goes_on(link: Link) -> None:
+    with contextlib.ExitStack() as stack:
+        client, number = _accepted(link, stack)
+        link.pause(number, True)
+        client.sendall(b"early")
+        link.write(number, [b"x"])
+        assert client.recv(1) == b"x"
+        assert [*link.poll(0), *link.poll(0)] == []
+        link.pause(number, False)
+        (event,) = link.poll(DEADLINE_S)
+        assert isinstance(event, Chunk)
+        assert event.data == b"early"
+
+
+def test_the_limit_of_connections_is_warned_of_once_until_there_is_room_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "netcomm.link")
+    link = Link(Limits(max_connections=1))
+
+    def refused() -> list[int]:
+        return [entry.levelno for entry in caplog.records if "which is the limit" in entry.getMessage()]
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(link.shut)
+        client, number = _accepted(link, stack)
+        place = client.getpeername()
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(place, DEADLINE_S))
+        wait_until(lambda: [*link.poll(0.01)] == [] and len(refused()) == 2)
+        client.close()
+        link.close(number, [])
+        wait_until(lambda: [*link.poll(0.01)] == [] and link.quiet)
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(place, DEADLINE_S))
+        wait_until(lambda: len([*link.poll(0.01)]) >= 0 and len(refused()) == 3)
+    assert refused() == [logging.WARNING, logging.DEBUG, logging.WARNING]
+
+
+def test_a_crowd_that_comes_at_once_does_not_keep_the_others_waiting(link: Link) -> None:
+    with contextlib.ExitStack() as stack:
+        client, number = _accepted(link, stack)
+        place = client.getpeername()
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(place, DEADLINE_S))
+        opened = list(link.poll(0))
+        assert 1 <= len(opened) < 100
+        client.sendall(b"x")
+        events: list[LinkEvent] = []
+        wait_until(lambda: bool(events.extend(link.poll(0.01)) or len(opened) + len(events) == 101))
+        assert [event.connection for event in events if isinstance(event, Chunk)] == [number]

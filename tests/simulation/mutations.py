@@ -283,6 +283,20 @@ def _catalogue() -> Iterator[Mutation]:
         "+ 1000 * self._limits.handshake_s",
         seed=5,
     )
+    yield Mutation(
+        "progress of the output does not count",
+        f"{session}.check",
+        "if not self._ahead.has_moved():",
+        "if True:",
+        symptom="closes a connection that took output",
+    )
+    yield Mutation(
+        "a challenger wins though the output progresses",
+        f"{messaging}._end_challenge",
+        "if ahead.has_moved() and not ahead.passed:",
+        "if False:",
+        symptom="closes a connection that took output",
+    )
     yield Mutation("challenger not read", f"{messaging}._disconnect", "self._pause(challenger, False)", "pass")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from netcomm import outbox
 from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.wire import INFINITE_TTL, packet_size
-from tests.simulation.world import Violation, World
+from tests.simulation.world import End, Violation, World
 
 # So long may it take until messages that are over are found in a storage, some at a time.
 _EXPIRY_S = 4.0
@@ -278,6 +278,18 @@ class Oracle:
                 waiting += stream.stored
             if waiting and stream.receiver_next is not None:
                 raise Violation(f"stuck: {process.node.name} has {waiting} messages for {connection.peer.ident}")
+
+    def check_patience(self, process: Any, end: End) -> None:
+        """A connection is being closed, for it is time: not, while a ping is still on its way to the other side.
+
+        For a handshake, there is a time of its own.
+        """
+        pipe = end.outgoing
+        if not end.established or end.ping_behind is None or pipe.taken >= end.ping_behind:
+            return
+        silence = self.world.now - pipe.taken_at
+        if pipe.taken_at and silence < process.node.limits.keepalive_wait_s:
+            raise Violation(f"{process.node.name} closes a connection that took output {silence:.3f} s ago")
 
     @staticmethod
     def check_handed_over(process: Any, ident: str) -> None:

@@ -17,7 +17,7 @@ from netcomm.errors import RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.message import Delivery, Limits
 from netcomm.messaging import Messaging
 from netcomm.storage import Append, Position, StoredMessage
-from netcomm.wire import Data, Frame, FrameType, Messages, Reader, packet_size
+from netcomm.wire import Data, Frame, FrameType, Messages, Ping, Reader, packet_size
 from tests.simulation.oracle import Sent
 from tests.simulation.world import READ_BYTES, Died, End, Violation
 
@@ -82,6 +82,7 @@ class Process:
         self._clock_offset = self.rng.uniform(0, 1000)
         self._numbers = 0
         self._tick_at: float | None = None
+        self._ticking = False  # what is done is due to the time
         self._events: deque[messaging.Event] = deque()
         self._dispatching = False
         self._uncommitted: list[_Batch] = []
@@ -101,6 +102,7 @@ class Process:
             boot_id=self.rng.randbytes(16),
             first_epoch=self.rng.getrandbits(63),
             wait=_no_wait,
+            progress=self._progress,
             stores_positions=self.storage is not None,
         )
         if self.storage is not None:
@@ -169,6 +171,10 @@ class Process:
         self._pump(end.number)
         self._settle()
 
+    def _progress(self, number: int) -> tuple[int, int]:
+        outgoing = self.ends[number].outgoing
+        return outgoing.written, outgoing.taken
+
     def _pump(self, number: int) -> None:
         end = self.ends.get(number)
         more = True
@@ -183,9 +189,12 @@ class Process:
         behind_skip = _behind_last_skip(packets)
         if behind_skip and self.trap == "skipped":
             packets = packets[:behind_skip]  # it dies before the rest is written
+        ahead = end.outgoing.written
         end.outgoing.write(packets)
         anew = False
         for frame in Reader(Limits()).feed(packets)[0]:
+            if isinstance(frame, Ping) and end.ping_behind is None:
+                end.ping_behind = ahead
             if isinstance(frame, Data | Messages):
                 self.oracle.written([item[-4] for item in frame.items])
                 anew = bool(self._renewed)
@@ -210,6 +219,8 @@ class Process:
                     end = self.ends.pop(number, None)
                     if end is not None:
                         self.world.trace(f"{self.node.name}: closes connection {number}")
+                        if self._ticking:
+                            self.oracle.check_patience(self, end)
                         end.close(b"".join(farewell))
                         self.node.reconnect(self, end)
                 case messaging.PauseReading(number, paused):
@@ -228,6 +239,8 @@ class Process:
                     if isinstance(event, messaging.Failed):
                         self._failed(event.error)
                     elif isinstance(event, messaging.Connected):
+                        if event.connection in self.ends:
+                            self.ends[event.connection].established = True
                         other = self.node.world_nodes[event.ident]
                         self.met.setdefault(event.ident, (self.world.now, other.incarnation))
                     self._events.append(event)
@@ -250,7 +263,9 @@ class Process:
         if self._tick_at == due:
             self._tick_at = None
             self.messaging.tick(self.now)
+            self._ticking = True
             self._settle()
+            self._ticking = False
 
     # -- Callers ----------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """One schedule: a world made by a seed, messages and faults in it, and the oracle's verdict."""
 
 import logging
+import random
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -190,7 +191,26 @@ class Schedule:
                         other.dials.append(node)
                 else:
                     other.dials.append(node)
+        self._slow_down()
         self.memory = (rng.choice((4, 10, 1000)), rng.choice((500, 5000)), rng.choice((2, 5)), rng.choice((2, 7, 50)))
+
+    def _slow_down(self) -> None:
+        """Let the line between two nodes be slow for a while, in some schedules, in one direction or both.
+
+        Chance is another one here, so that other schedules stay as they are.
+        """
+        rng = random.Random(f"slow line {self.seed}")
+        if rng.random() < 0.15:
+            link = rng.choice(self.links)
+            names = link[0].name, link[1].name
+            directions = rng.choice(((names,), (names[::-1],), (names, names[::-1])))
+            start, seconds = rng.uniform(0.0, 4.0), rng.choice((6.0, _BUSY_S))
+            self.world.after(start, None, self._slow, directions, start + seconds)
+
+    def _slow(self, directions: Sequence[tuple[str, str]], until: float) -> None:
+        self.world.trace(f"the line is slow: {directions}")
+        for direction in directions:
+            self.world.slow[direction] = until
 
     # -- Running ----------------------------------------------------------------------------------------------
 
@@ -266,6 +286,7 @@ class Schedule:
         world = self.world
         world.trace("the world is healed")
         world.partitions.clear()
+        world.slow.clear()
         world.dribble_until = 0.0
         for node in self._impostors:
             node.gone = True

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 READ_BYTES = 600
 KERNEL_BYTES = 1500
+# Over a slow line, so many bytes come, so often: a message takes longer than the keep-alive waits for a sign of life.
+_SLOW_BYTES = 10
+_SLOW_PAUSE_S = 0.2
 # Several times what any schedule takes: somebody is busy with nothing.
 _MAX_STEPS = 20_000
 
@@ -44,6 +47,7 @@ class World:
         self.dribble_until = 0.0
         self.connections: list[Connection] = []
         self.partitions: dict[frozenset[str], float] = {}
+        self.slow: dict[tuple[str, str], float] = {}  # by reader and writer: until when the line is slow
         self.lines: list[str] | None = [] if tracing else None
         self._heap: list[tuple[float, int, Any, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
@@ -90,11 +94,15 @@ class Pipe:
         self.reader: End
         self.writer: End
         self.hole_until = 0.0
+        self.written = self.taken = 0  # bytes, since the beginning: by the writer, and by the reader's system
+        self.taken_at = 0.0  # when that was more the last time
+        self._slow_until = 0.0  # nothing comes before, since the line is slow
         self.eof = False  # nothing comes behind what is in the buffer
         self.dead = False  # nothing arrives any more, and nobody is told
         self._scheduled = False
 
     def write(self, data: bytes) -> None:
+        self.written += len(data)
         if self.dead or self.eof:
             return
         self.buffer += data
@@ -120,6 +128,9 @@ class Pipe:
         if world.now < hole_until:
             self.schedule(hole_until - world.now + 0.001)
             return
+        if world.now < self._slow_until:
+            self.schedule(self._slow_until - world.now)
+            return
         reader = self.reader
         if reader.closed:
             if self.buffer and not self.writer.closed:  # the kernel answers with a reset
@@ -130,14 +141,20 @@ class Pipe:
             return
         if self.buffer:
             count = min(len(self.buffer), READ_BYTES)
-            if world.now < world.dribble_until:
+            if world.now < world.slow.get((reader.node, self.writer.node), 0.0):
+                count = min(count, _SLOW_BYTES)
+                self._slow_until = world.now + _SLOW_PAUSE_S
+            elif world.now < world.dribble_until:
                 count = min(count, world.rng.choice((1, 3, 10, 50)))
             elif world.rng.random() < 0.3:
                 count = world.rng.randint(1, count)
             chunk = bytes(self.buffer[:count])
             del self.buffer[:count]
+            self.taken += count
+            self.taken_at = world.now
             if self.buffer or self.eof:
                 self.schedule(0.001)
+            reader.ping_behind = None
             reader.host.received(reader, chunk)
             if len(self.buffer) < KERNEL_BYTES and not self.writer.closed:
                 self.writer.unblock()
@@ -162,6 +179,8 @@ class End:
         self.closed = False
         self.paused = False
         self.blocked = False
+        self.established = False
+        self.ping_behind: int | None = None  # how many bytes lie ahead of the first ping since something came in
 
     @property
     def room(self) -> bool:

@@ -139,6 +139,7 @@ class End:
     """One host's end of a connection.
 
     out: what the host has said and the other side has not got.
+    written: how many bytes the host has said.
     closing: the host has closed it; the rest of `out` still goes out.
     gone: the host knows nothing of it any more.
     """
@@ -146,9 +147,14 @@ class End:
     host: "Host"
     number: int
     out: bytearray = field(default_factory=bytearray)
+    written: int = 0
     paused: bool = False
     closing: bool = False
     gone: bool = False
+
+    def write(self, data: bytes) -> None:
+        self.out += data
+        self.written += len(data)
 
     def feed(self, chunk: bytes) -> None:
         """Let bytes come in, unless the host has closed the connection."""
@@ -187,6 +193,7 @@ class Host:
             boot_id=boot.to_bytes(16),
             first_epoch=boot * FIRST_EPOCH,
             wait=not_waited_for,
+            progress=self._progress,
             stores_positions=storage is not None,
         )
         self.storage = storage
@@ -200,6 +207,10 @@ class Host:
         self.ends[end.number] = end
         self.messaging.connection_opened(end.number, f"place-{end.number}", connector, self.net.now)
         return end
+
+    def _progress(self, number: int) -> tuple[int, int]:
+        end = self.ends[number]
+        return end.written, end.written - len(end.out)
 
     def send(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
         delivery = make_delivery(to, payload, ttl, self.net.now)
@@ -221,7 +232,8 @@ class Host:
         """The second half."""
         assert self.storage is not None
         assert delivery.data is not None
-        message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, self.net.wall_now, ttl)
+        stored_at = self.messaging.stored_time(self.net.now, self.net.wall_now)
+        message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, stored_at, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
         self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
 
@@ -240,8 +252,8 @@ class Host:
         match request:
             case messaging.Load(ident, from_seq, max_count, max_bytes):
                 core.loaded(ident, storage.read(ident, from_seq, max_count, max_bytes), net.now, net.wall_now)
-            case messaging.FindExpired(ident, from_seq):
-                found, next_expiry = storage.expired(ident, from_seq, net.wall_now, 1000)
+            case messaging.FindExpired(ident, from_seq, wall_now, max_count):
+                found, next_expiry = storage.expired(ident, from_seq, wall_now, max_count)
                 core.expired_found(ident, found, next_expiry, net.now, net.wall_now)
             case messaging.Mark(ident, below):
                 storage.mark_sent(ident, below)
@@ -265,7 +277,7 @@ class Host:
             match event:
                 case messaging.Close(number, farewell):
                     end = self.ends.pop(number)
-                    end.out += b"".join(farewell)
+                    end.write(b"".join(farewell))
                     end.closing = end.gone = True
                 case messaging.PauseReading(number, paused):
                     if number in self.ends:
@@ -291,7 +303,7 @@ class Host:
             while end is not None and more and len(end.out) < self.net.high:
                 buffers, more = self.messaging.output(number, self.net.budget, self.net.now)
                 moved = moved or bool(buffers)
-                end.out += b"".join(buffers)
+                end.write(b"".join(buffers))
         return moved
 
     def hand_over(self, count: int = 1 << 30) -> None:

@@ -13,8 +13,12 @@ PACKAGE = ROOT / "netcomm"
 # Imports point only upward in this list.
 LIBRARY = [
     "errors",
+    "logs",
+    "clocks",
+    "process",
     "callbacks",
     "deadlines",
+    "wall_clock",
     "message",
     "batch",
     "storage",
@@ -34,7 +38,7 @@ LIBRARY = [
 ]
 # What stands on the library: programs and tools for tests, which may use sockets and threads as any program does.
 ON_TOP = ["testing.proxy", "testing.*", "testing", "demo", "queue_cli", "cli", "__main__"]
-SANS_IO = ["deadlines", "message", "batch", "wire", "session", "inbox", "outbox", "messaging"]
+SANS_IO = ["deadlines", "wall_clock", "message", "batch", "wire", "session", "inbox", "outbox", "messaging"]
 
 SOCKETS = {"socket", "selectors", "select", "ssl", "socketserver", "asyncio"}
 THREADS = {"threading", "_thread", "queue", "multiprocessing", "concurrent"}
@@ -173,7 +177,7 @@ def test_peer_uses_socket_for_the_hosts_name_only() -> None:
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_some_rooms_know_threads(name: str) -> None:
-    if name not in ("peer", "link", "callbacks", "dispatcher", "leadership", "storage", "keeper"):
+    if name not in ("peer", "link", "callbacks", "dispatcher", "leadership", "process", "storage", "keeper"):
         assert external(name) & THREADS == set()
 
 
@@ -195,7 +199,7 @@ def test_the_library_needs_nothing_but_the_standard_library(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "storage").glob("*.py")), ids=lambda path: path.stem)
 def test_plug_ins_import_little_of_netcomm(path: Path) -> None:
     found = {name for name in imports(path.read_text(), NAMES) if name.split(".")[0] == "netcomm"}
-    assert found <= {"netcomm.storage", "netcomm.message", "netcomm.errors"}
+    assert found <= {"netcomm.storage", "netcomm.message", "netcomm.errors", "netcomm.logs"}
 
 
 def run(code: str) -> str:

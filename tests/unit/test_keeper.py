@@ -91,7 +91,7 @@ class Watched:
         self.answers: list[tuple[StorageRequest, Any]] = []
         self.reports: list[Exception] = []
         self.threads: set[threading.Thread] = set()
-        self.keeper = Keeper("test-keeper", self.storage, lambda: NOW, self._answer, self._report)
+        self.keeper = Keeper("test-keeper", self.storage, self._answer, self._report)
 
     def _answer(self, request: StorageRequest, result: Any) -> None:
         with self._changed:
@@ -156,7 +156,7 @@ def test_each_request_is_carried_out_and_answered_with_its_result(watched: Watch
     storage = watched.storage
     requests: list[StorageRequest] = [
         Load("b", 1, 2, 1000),
-        FindExpired("b", 1),
+        FindExpired("b", 1, NOW, 3),
         Mark("b", 50),
         Renew("b", 7),
         Delete("b", [3]),
@@ -173,7 +173,7 @@ def test_each_request_is_carried_out_and_answered_with_its_result(watched: Watch
     (stream,) = storage.streams()
     assert (stream.sent_below, stream.epoch, stream.count) == (stream.next_seq, 7, 3)  # renewing comes last
     assert storage.positions() == {"c": Position(5, 6)}
-    assert storage.calls[1] == ("expired", "b", 1, NOW, 1000)
+    assert storage.calls[1] == ("expired", "b", 1, NOW, 3)
     assert {thread.name for thread in watched.threads} == {"test-keeper"}
     assert watched.reports == []
 
@@ -185,16 +185,6 @@ def test_nothing_is_carried_out_before_it_is_started() -> None:
     made.keeper.start()
     made.answered(1)
     made.end()
-
-
-def test_where_as_many_have_expired_as_were_asked_for_it_is_looked_again_at_once(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeper_module, "_FIND_COUNT", 2)
-    watched.keeper.put(FindExpired("b", 0))
-    ((_, (found, next_expiry)),) = watched.answered(1)
-    assert len(found) == 2
-    assert next_expiry == NOW
 
 
 def test_requests_of_one_kind_keep_their_order(watched: Watched) -> None:
@@ -264,7 +254,7 @@ def test_what_has_arrived_is_deleted_a_little_later_by_itself(watched: Watched) 
 
 REQUESTS: dict[str, StorageRequest] = {
     "read": Load("b", 0, 1, 1),
-    "expired": FindExpired("b", 0),
+    "expired": FindExpired("b", 0, NOW, 1000),
     "mark_sent": Mark("b", 5),
     "renew": Renew("b", 5),
     "delete": Delete("b", [1]),
@@ -305,6 +295,16 @@ def test_what_succeeds_is_not_held_up_by_what_fails(watched: Watched) -> None:
     assert [type(request) for request, _ in answers] == [Mark, Mark, Delete, Load]
     assert watched.storage.names().count("mark_sent") == 2
     assert watched.storage.names().count("delete") == 1
+
+
+def test_what_fails_together_is_tried_again_in_its_order(watched: Watched) -> None:
+    requests: list[StorageRequest] = [Load("b", 0, 1, 1), Renew("b", 5), Load("b", 1, 1, 1), Delete("b", [1])]
+    watched.storage.failures["read"] = [StorageError("x")] * 4
+    watched.storage.failures["renew"] = [StorageError("x")] * 2
+    watched.storage.failures["delete"] = [StorageError("x")] * 2
+    watched.put_together(*requests)
+    assert [request for request, _ in watched.answered(5)[1:]] == requests
+    assert watched.storage.names()[1:] == ["read", "renew", "read", "delete"] * 3
 
 
 def test_a_position_that_could_not_be_stored_is_replaced_by_a_later_one(watched: Watched) -> None:

@@ -620,6 +620,69 @@ def test_a_silent_connection_is_closed_after_25_s(caplog: pytest.LogCaptureFixtu
     assert len(warnings(caplog, "no answer to a ping")) == 2
 
 
+def crawl(net: Net, wire_: Wire, seconds: float, steps: int) -> None:
+    """Let nothing arrive but a few bytes of what the first end says, now and then; the other side is not heard."""
+    for _ in range(steps):
+        wire_.silent = True
+        net.advance(seconds)
+        wire_.silent = False
+        wire_.move(wire_.one, wire_.other)
+    wire_.silent = True
+
+
+@pytest.mark.requirement("P-47", "positive")
+def test_a_message_that_crosses_a_slow_line_for_minutes_arrives() -> None:
+    net = Net(seed=1)
+    one, other, wire_ = pair(net)
+    net.max_chunk = 2000
+    deliveries = [one.send("b", bytes(50_000)), one.send("b", b"behind")]
+    crawl(net, wire_, 9.0, 40)
+    assert other.received == []
+    assert wire_.one.out
+    wire_.silent = False
+    net.settle()
+    assert [len(payload) for payload in other.payloads()] == [50_000, 6]
+    assert all(delivery.state is DELIVERED for delivery in deliveries)
+    for host in (one, other):
+        assert host.happened(messaging.Disconnected) == []
+
+
+@pytest.mark.requirement("P-47", "positive")
+def test_a_message_that_crosses_a_slow_line_to_a_legacy_peer_is_sent_once() -> None:
+    net = Net()
+    host = net.host("a")
+    end = legacy_peer(net, host)
+    delivery = host.send("b", bytes(50_000))
+    net.settle()
+    got = b""
+    while end.out:
+        net.advance(9.0)
+        got += bytes(end.out[:2000])
+        del end.out[:2000]
+        host.pump([end.number])
+    assert kinds(packets(got)) == [helpers.MESSAGE, helpers.PING, helpers.PING]  # the barrier; are you alive?
+    net.exchange(end, PONG)
+    assert delivery.state is DELIVERED
+    assert host.happened(messaging.Disconnected) == []
+
+
+@pytest.mark.requirement("P-47", "negative")
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 10])
+def test_a_slow_line_on_which_nothing_comes_any_more_is_given_up_in_time(steps: int) -> None:
+    net = Net(seed=1)
+    one, _, wire_ = pair(net)
+    net.max_chunk = 2000
+    started = net.now
+    one.send("b", bytes(50_000))
+    crawl(net, wire_, 9.0, steps)
+    silent_since = net.now
+    while one.messaging.is_connected("b"):
+        one.send("b", b"later output")
+        net.advance(0.5)
+        assert net.now <= max(started + 25, silent_since + 20) + 0.5
+    assert net.now >= max(started + 25, silent_since + (10 if steps else 0))
+
+
 @pytest.mark.requirement("P-24", "negative")
 def test_a_handshake_that_takes_too_long_is_ended(caplog: pytest.LogCaptureFixture) -> None:
     net = Net()
@@ -894,6 +957,20 @@ def test_the_challenger_is_admitted_at_once_when_the_old_connection_is_lost() ->
 
 
 @pytest.mark.requirement("P-49", "positive")
+def test_the_challenger_stays_where_the_old_connection_ends_by_itself_when_its_time_is_up() -> None:
+    net = Net()
+    host = net.host("a")
+    old = established_raw(net, host)
+    net.advance(20)  # it was pinged 5 s ago, and has 5 s left
+    challenger = net.raw(host)
+    net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16) + helpers.begin(8))
+    net.advance(5)
+    assert old.gone
+    assert not challenger.gone
+    assert host.messaging.is_connected("b")
+
+
+@pytest.mark.requirement("P-49", "positive")
 def test_a_legacy_challenger_is_admitted_when_the_old_connection_stays_silent() -> None:
     net = Net()
     host = net.host("a")
@@ -904,6 +981,65 @@ def test_a_legacy_challenger_is_admitted_when_the_old_connection_stays_silent() 
     assert old.gone
     assert not challenger.gone
     assert host.messaging.is_connected("b")
+
+
+@pytest.mark.requirement("P-49", "negative")
+def test_the_challenger_is_refused_while_the_output_of_the_old_connection_is_on_its_way() -> None:
+    net = Net()
+    host = net.host("a")
+    old = established_raw(net, host)
+    net.exchange(old, helpers.ack(0))
+    host.send("b", bytes(50_000))
+    net.settle()
+    challenger = net.raw(host)
+    net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16) + helpers.begin(8))
+    net.advance(4.9)
+    del old.out[:1]
+    assert not challenger.gone
+    net.advance(0.2)
+    assert not old.gone
+    assert challenger.gone
+    assert [refusal[:2] for refusal in packets_of(challenger, helpers.REFUSE)] == [b"\0\1"]
+    # With the next one, it is asked anew; what was taken before says nothing.
+    del old.out[:100]
+    challenger = net.raw(host)
+    net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16) + helpers.begin(8))
+    net.advance(5.1)
+    assert old.gone
+    assert host.messaging.is_connected("b")
+    assert not challenger.gone
+
+
+@pytest.mark.requirement("P-49", "positive")
+def test_the_challenger_is_admitted_where_the_ping_got_through_and_was_not_answered() -> None:
+    net = Net()
+    host = net.host("a")
+    old = established_raw(net, host)
+    net.exchange(old, helpers.ack(0))
+    host.send("b", b"written just before")
+    net.settle()
+    challenger = net.raw(host)
+    net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16) + helpers.begin(8))
+    old.out.clear()
+    net.advance(5.1)
+    assert old.gone
+    assert not challenger.gone
+
+
+@pytest.mark.requirement("P-49", "positive")
+def test_the_challenger_is_admitted_though_output_behind_the_ping_is_taken() -> None:
+    net = Net()
+    host = net.host("a")
+    old = established_raw(net, host)
+    net.exchange(old, helpers.ack(0))
+    challenger = net.raw(host)
+    net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16) + helpers.begin(8))
+    host.send("b", bytes(50_000))
+    net.settle()
+    old.out.clear()
+    net.advance(5.1)
+    assert old.gone
+    assert not challenger.gone
 
 
 @pytest.mark.requirement("P-49", "negative")

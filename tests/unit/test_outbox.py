@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from netcomm.batch import Batch, Run
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
 from netcomm.outbox import Outbox
 from netcomm.wire import Ack, Begin
-from tests.unit.helpers import OVERHEAD, make_delivery
+from tests.unit.helpers import OVERHEAD, make_delivery, not_waited_for
 
 VOLATILE = Stream.VOLATILE
 QUEUED = DeliveryState.QUEUED
@@ -23,6 +24,7 @@ NO_BUDGET_LIMIT = 1 << 40
 LARGE = 1 << 30
 
 RECEIVER_BOOT = b"r" * 16
+NEXT_BOOT = b"s" * 16
 
 
 def new_outbox(window: int = LARGE, **limits: int) -> Outbox:
@@ -52,6 +54,14 @@ def append(outbox: Outbox, *sizes: int, ttl: float | None = None, now: float = 0
     deliveries = [make_delivery(payload=bytes(size - OVERHEAD), ttl=ttl, now=now) for size in sizes]
     assert [outbox.append(delivery, now) for delivery in deliveries] == [1] * len(deliveries)
     return deliveries
+
+
+def append_run(outbox: Outbox, *sizes: int, ttl: float) -> Run:
+    """Queue messages of one call."""
+    payloads = [bytes(size - OVERHEAD) for size in sizes]
+    run = Batch("b", b"prefix-8", 0, payloads, OVERHEAD, ttl, not_waited_for).run()
+    assert outbox.append(run, 0.0) == len(sizes)
+    return run
 
 
 def take(outbox: Outbox, budget: int = NO_BUDGET_LIMIT) -> list[Delivery]:
@@ -439,6 +449,36 @@ def test_messages_that_wait_behind_a_full_window_expire_too() -> None:
     assert outbox.next_expiry() == 5
     assert outbox.expire(6) == [waiting]
     assert states([sent, waiting]) == [SENT, EXPIRED]
+
+
+def test_messages_of_a_batch_that_wait_behind_a_full_window_all_expire() -> None:
+    # Numbered from what a process of the receiver that has died may have got: that is the message before them.
+    outbox = connected()
+    append(outbox, 50)
+    take(outbox)
+    outbox.disconnect()
+    outbox.connect(80, LARGE, NEXT_BOOT)
+    acknowledge(outbox, 0)
+    append_run(outbox, 50, 50, 50, ttl=5)
+    assert [entry.seq for entry in take(outbox)] == [0]
+    assert sorted(entry.seq for entry in outbox.expire(5)) == [1, 2]
+    assert counters(outbox) == (1, 50, 1, 50)
+
+
+def test_messages_of_a_batch_that_a_process_which_has_died_may_have_got_do_not_expire() -> None:
+    outbox = connected()
+    run = append_run(outbox, 50, 50, 50, ttl=5)
+    take(outbox)
+    outbox.disconnect()
+    outbox.connect(80, LARGE, NEXT_BOOT)
+    acknowledge(outbox, 0)
+    assert [entry.seq for entry in take(outbox)] == [0]
+    assert outbox.expire(1000) == []
+    assert outbox.next_expiry() is None
+    assert acknowledge(outbox, 1)
+    assert [entry.seq for entry in take(outbox)] == [1]
+    assert outbox.expire(1000) == []
+    assert run.state is QUEUED
 
 
 @pytest.mark.requirement("P-43", "positive")

@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -135,6 +136,34 @@ def test_a_function_that_is_gone_again_lets_the_next_messages_be_held(pair: Pair
     niess.on_recv.add(received)
     assert second.wait(DEADLINE_S)
     assert received.calls == [("bob", b"0"), ("bob", b"1")]
+
+
+def test_what_has_come_in_behind_held_messages_is_handed_over_behind_them(pair: Pair, warned: Warned) -> None:
+    niess, bob = pair
+    busy, go_on = threading.Event(), threading.Event()
+    niess.on_drop.add(lambda ident, delivery: busy.set() or go_on.wait(DEADLINE_S))
+    deliveries = [bob.send("niess", b"0")]
+    assert warned.seen.wait(DEADLINE_S)
+    try:
+        # While another callback keeps the dispatcher, a message comes in, and only then a function for it.
+        niess.send("nobody", b"", ttl=0)
+        assert busy.wait(DEADLINE_S)
+        deliveries.append(bob.send("niess", b"1"))
+        wait_until(lambda: niess.stats().peers["bob"].received == 2)
+        received = Recorder()
+        niess.on_recv.add(received)
+    finally:
+        go_on.set()
+    assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
+    assert received.calls == [("bob", b"0"), ("bob", b"1")]
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for something that nobody announces."""
+    until = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 def test_held_messages_do_not_keep_a_peer_from_ending_at_once(pair: Pair, warned: Warned) -> None:

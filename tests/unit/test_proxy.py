@@ -1,7 +1,11 @@
 """What `FaultProxy` promises, with plain sockets on both sides of it."""
 
+import fcntl
+import random
 import socket
 import struct
+import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -290,6 +294,43 @@ def test_delay_holds_each_piece_so_long_and_does_not_add_up(ends: Ends) -> None:
     assert server.recv(1) == b""
 
 
+@pytest.mark.parametrize("rate", [250_000, 2_000_000])
+def test_a_slow_line_passes_so_many_bytes_a_second_in_each_direction_and_holds_few(ends: Ends, rate: int) -> None:
+    proxy = ends.proxy(bytes_per_s=rate)
+    client, server = ends.pair(proxy)
+    started = monotonic()
+    data = random.Random(1).randbytes(rate)
+    for sock in (client, server):
+        threading.Thread(target=sock.sendall, args=(data,), daemon=True).start()
+    first = receive(server, rate // 2)
+    # The sender feels it: most of the second half waits on its side.
+    assert held_by_kernel(client) >= rate // 10
+    assert first + receive(server, rate - len(first)) == data
+    assert receive(client, rate) == data
+    assert 0.9 <= monotonic() - started < 2
+
+
+def held_by_kernel(sock: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def test_a_line_may_become_slow_and_fast_again(ends: Ends) -> None:
+    proxy = ends.proxy()
+    client, server = ends.pair(proxy)
+    client.sendall(bytes(100_000))
+    receive(server, 100_000)
+    proxy.bytes_per_s = 1000
+    started = monotonic()
+    client.sendall(bytes(500))
+    receive(server, 500)
+    assert monotonic() - started >= 0.45
+    proxy.bytes_per_s = None
+    started = monotonic()
+    client.sendall(bytes(100_000))
+    receive(server, 100_000)
+    assert monotonic() - started < 5
+
+
 def test_order_is_kept_while_the_delay_becomes_shorter(ends: Ends) -> None:
     proxy = ends.proxy(delay=0.3)
     client, server = ends.pair(proxy)
@@ -354,7 +395,9 @@ def test_a_proxy_is_started_once(ends: Ends) -> None:
         proxy.start()
 
 
-@pytest.mark.parametrize("options", [{"cut_every": 0}, {"chunk_bytes": 0}, {"delay": -1}, {"delay": float("inf")}])
+@pytest.mark.parametrize(
+    "options", [{"cut_every": 0}, {"chunk_bytes": 0}, {"delay": -1}, {"delay": float("inf")}, {"bytes_per_s": 0}]
+)
 def test_numbers_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError):
         FaultProxy(("127.0.0.1", 1), **options)  # type: ignore[arg-type]

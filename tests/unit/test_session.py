@@ -35,6 +35,23 @@ def feed(session: Session, *chunks: bytes, now: float = 0.0) -> list[object]:
     return events
 
 
+def nothing_ahead() -> tuple[int, int]:
+    return 0, 0
+
+
+class Line:
+    """How far the output of a connection has come, and how often somebody has asked."""
+
+    def __init__(self, written: int) -> None:
+        self.written = written
+        self.taken = 0
+        self.asked = 0
+
+    def progress(self) -> tuple[int, int]:
+        self.asked += 1
+        return self.written, self.taken
+
+
 def said(session: Session) -> list[tuple[int, bytes]]:
     return packets(b"".join(session.take_output()))
 
@@ -306,7 +323,7 @@ def test_an_unexpected_pong_acknowledges_nothing() -> None:
 def test_the_pong_of_a_probe_acknowledges_nothing() -> None:
     session = admitted(legacy=True)
     session.barrier(ack(3))
-    session.probe(0)
+    session.probe(0, nothing_ahead)
     session.barrier(ack(4))
     assert feed(session, PONG) == [ack(3)]
     assert feed(session, PONG) == []
@@ -323,7 +340,7 @@ def test_pongs_are_counted_right_in_any_order_of_probes_and_barriers() -> None:
                 session.barrier(ack(seq))
                 outstanding.append(ack(seq))
             case 1:
-                session.probe(seq)
+                session.probe(seq, nothing_ahead)
                 outstanding.append(None)
             case _:
                 count = chance.randint(1, 3)
@@ -348,8 +365,8 @@ def test_a_handshake_has_10_s_in_all(state: str) -> None:
         session.admit()
     # Dripping bytes wins no time.
     assert session.deadline() == 110
-    assert session.check(109.9) is None
-    assert "10 s" in str(session.check(110))
+    assert session.check(109.9, nothing_ahead) is None
+    assert "10 s" in str(session.check(110, nothing_ahead))
 
 
 @pytest.mark.requirement("P-47", "positive")
@@ -357,23 +374,103 @@ def test_a_handshake_has_10_s_in_all(state: str) -> None:
 def test_an_idle_connection_is_pinged_after_15_s_and_closed_10_s_later() -> None:
     session = admitted()
     assert session.deadline() == 15
-    assert session.check(14.9) is None
+    assert session.check(14.9, nothing_ahead) is None
     assert said(session) == []
-    assert session.check(15) is None
+    assert session.check(15, nothing_ahead) is None
     assert said(session) == [(helpers.PING, b"")]
     assert session.deadline() == 25
-    assert session.check(24.9) is None
+    assert session.check(24.9, nothing_ahead) is None
     assert said(session) == []
-    assert "10 s" in str(session.check(25))
+    assert "10 s" in str(session.check(25, nothing_ahead))
 
 
 @pytest.mark.requirement("P-47", "positive")
 def test_any_bytes_count_as_a_sign_of_life() -> None:
     session = admitted()
-    session.check(15)
+    session.check(15, nothing_ahead)
     feed(session, helpers.data(0, b"long")[:7], now=24)
     assert session.deadline() == 24 + 15
-    assert session.check(25) is None
+    assert session.check(25, nothing_ahead) is None
+
+
+@pytest.mark.requirement("P-47", "positive")
+def test_a_connection_lives_as_long_as_what_is_ahead_of_its_ping_is_taken() -> None:
+    session, line = admitted(), Line(1000)
+    assert session.check(15, line.progress) is None
+    for now in range(25, 500, 10):
+        assert session.deadline() == now
+        line.taken += 1
+        assert session.check(now, line.progress) is None
+    assert said(session) == [(helpers.PING, b"")]
+    session.receive_data(PONG, 500)
+    assert session.deadline() == 515
+
+
+@pytest.mark.requirement("P-47", "negative")
+def test_a_connection_whose_output_is_no_longer_taken_is_closed_after_twice_the_wait() -> None:
+    session, line = admitted(), Line(1000)
+    session.check(15, line.progress)
+    line.taken = 500  # right after the ping
+    assert session.check(25, line.progress) is None
+    assert session.deadline() == 35
+    assert session.check(34.9, line.progress) is None
+    assert "10 s" in str(session.check(35, line.progress))
+
+
+@pytest.mark.requirement("P-47", "negative")
+def test_a_connection_whose_output_is_never_taken_is_closed_after_25_s_whatever_is_written() -> None:
+    session, line = admitted(), Line(1000)
+    session.check(15, line.progress)
+    line.written = 1_000_000
+    assert session.check(25, line.progress) is not None
+
+
+@pytest.mark.requirement("P-47", "negative")
+def test_what_is_taken_before_the_ping_goes_out_wins_no_time() -> None:
+    session, line = admitted(), Line(1000)
+    line.taken = 500
+    session.check(15, line.progress)
+    assert session.check(25, line.progress) is not None
+
+
+@pytest.mark.requirement("P-47", "negative")
+@pytest.mark.parametrize("ahead", [0, 1000])
+def test_once_the_ping_was_taken_it_is_answered_within_the_wait_though_later_output_is_taken(ahead: int) -> None:
+    session, line = admitted(), Line(ahead)
+    session.check(15, line.progress)
+    now = 25
+    if ahead:
+        line.written, line.taken = 2000, 1000
+        assert session.check(25, line.progress) is None
+        now = 35
+    # The system of a process that hangs takes what comes, as long as there is room.
+    line.written, line.taken = 3000, 2500
+    assert session.check(now, line.progress) is not None
+
+
+def test_each_ping_has_its_own_output_ahead() -> None:
+    session, line = admitted(), Line(1000)
+    session.check(15, line.progress)
+    session.receive_data(PONG, 20)
+    line.written, line.taken = 2000, 1000
+    assert session.check(35, line.progress) is None  # and the second ping goes out
+    for now in (45, 55):
+        line.taken += 1
+        assert session.check(now, line.progress) is None
+    assert session.check(65, line.progress) is not None
+
+
+def test_nobody_asks_how_far_the_output_has_come_before_that_matters() -> None:
+    session, line = admitted(), Line(1000)
+    for now in range(1, 15):
+        session.check(now, line.progress)
+        session.begin(wire.Begin(Stream.VOLATILE, 7, 1, 2))
+        session.take_output()
+        session.deadline()
+    assert line.asked == 0
+    session.check(15, line.progress)
+    session.check(24.9, line.progress)
+    assert line.asked == 1
 
 
 def test_a_connection_lives_as_long_as_its_pings_are_answered() -> None:
@@ -382,7 +479,7 @@ def test_a_connection_lives_as_long_as_its_pings_are_answered() -> None:
     now = 0.0
     while now < 3600:
         now = session.deadline()
-        assert session.check(now) is None
+        assert session.check(now, nothing_ahead) is None
         for kind, _ in said(session):
             assert kind == helpers.PING
             pings += 1
@@ -396,18 +493,18 @@ def test_the_times_are_those_of_the_limits() -> None:
     assert new_session(limits, now=1).deadline() == 4
     session = admitted(limits=limits)
     assert session.deadline() == 7
-    session.check(7)
+    session.check(7, nothing_ahead)
     assert session.deadline() == 9
 
 
 def test_a_probe_is_answered_within_the_wait_or_the_connection_is_closed() -> None:
     session = admitted()
-    session.probe(3)
+    session.probe(3, nothing_ahead)
     assert said(session) == [(helpers.PING, b"")]
     assert session.deadline() == 13
-    session.probe(8)  # wins no time
+    session.probe(8, nothing_ahead)  # wins no time
     assert session.deadline() == 13
-    assert session.check(13) is not None
+    assert session.check(13, nothing_ahead) is not None
     session.receive_data(PONG, 12)
     assert session.deadline() == 27
 
@@ -415,23 +512,23 @@ def test_a_probe_is_answered_within_the_wait_or_the_connection_is_closed() -> No
 def test_a_session_tells_whether_a_sign_of_life_is_owed() -> None:
     session = admitted()
     assert not session.ping_outstanding
-    session.check(15)
+    session.check(15, nothing_ahead)
     assert session.ping_outstanding
     session.receive_data(PONG, 16)
     assert not session.ping_outstanding
-    session.probe(17)
+    session.probe(17, nothing_ahead)
     assert session.ping_outstanding
 
 
 def test_silence_that_is_excused_counts_from_then_on() -> None:
     # Nothing was read meanwhile.
     session = admitted()
-    session.check(15)
+    session.check(15, nothing_ahead)
     session.excuse(24)
     assert not session.ping_outstanding
     assert session.deadline() == 24 + 15
-    assert session.check(25) is None
-    assert session.check(39) is None
+    assert session.check(25, nothing_ahead) is None
+    assert session.check(39, nothing_ahead) is None
     assert session.deadline() == 39 + 10
 
 
