@@ -1,6 +1,6 @@
 """`python -m benchmarks.layers [BYTES]`: what a message costs in each layer, in µs of one core; no socket, no thread.
 
-The core is driven like `netcomm.peer` does it, in batches of 1,000, as `send_many` makes them. What is printed is the
+The core is driven by its `Node`, as in a peer, in batches of 1,000, as `send_many` makes them. What is printed is the
 least of several rounds, since everything that disturbs makes it more.
 """
 
@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable
 from time import process_time
 
-from netcomm.batch import Batch
+from netcomm.connections import Chunk, Filled, Opened
 from netcomm.message import Delivery, DeliveryState, Limits
-from netcomm.messaging import Messaging, Received
-from netcomm.wire import OVERHEAD_BYTES
+from netcomm.protocol.batch import Batch
+from netcomm.protocol.events import Received
+from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.node import Node
+from netcomm.protocol.wire import OVERHEAD_BYTES
 
 COUNT = 20_000
 BATCH = 1000
@@ -23,36 +26,78 @@ def _not_waited_for(delivery: Delivery, timeout: float | None) -> bool:
     raise AssertionError
 
 
-class Pair:
-    """Two connected cores, and the bytes between them."""
+class Side:
+    """One of two peers: its node, and one connection, numbered 1, that takes whatever is written."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.bob, self.niess = self._make("bob", limits), self._make("niess", limits)
-        self.bob.connection_opened(1, "there", 1, 0.0)
-        self.niess.connection_opened(1, "here", 0, 0.0)
-        for _ in range(3):
-            self.niess.data_received(1, self.output(self.bob), 0.0)
-            self.bob.data_received(1, self.output(self.niess), 0.0)
-        self.niess.next_events()
-
-    @staticmethod
-    def _make(ident: str, limits: Limits) -> Messaging:
+    def __init__(self, ident: str, limits: Limits, connector: int) -> None:
         ids = ident[:1].encode() * 16
-        return Messaging(ident, limits, peer_id=ids, boot_id=ids, first_epoch=1, wait=_not_waited_for)
+        self.messaging = Messaging(ident, limits, peer_id=ids, boot_id=ids, first_epoch=1, wait=_not_waited_for)
+        self.node = Node(self.messaging, self, _READ_BYTES)
+        self._written: list[bytes] = []
+        self._received: list[Received] = []
+        self._buffer: memoryview | None = None
+        self.node.on_link(Opened(1, "there", connector), 0.0)
 
-    @staticmethod
-    def output(messaging: Messaging) -> bytes:
-        packets = []
-        more = True
-        while more:
-            buffers, more = messaging.output(1, _READ_BYTES, 0.0)
-            packets += buffers
-        return b"".join(packets)
+    def receive(self, packets: bytes) -> None:
+        """Let bytes come in."""
+        view = memoryview(packets)
+        while view:
+            buffer, self._buffer = self._buffer, None
+            if buffer is None:
+                self.node.on_link(Chunk(1, view[:_READ_BYTES]), 0.0)
+                view = view[_READ_BYTES:]
+            else:
+                count = min(len(buffer), len(view))
+                buffer[:count] = view[:count]
+                view = view[count:]
+                self.node.on_link(Filled(1, count), 0.0)
+        self._act()
+
+    def _act(self) -> None:
+        for event in self.node.process_pending(0.0).dispatch:
+            if isinstance(event, Received):
+                self._received.append(event)
+
+    def output(self) -> bytes:
+        """Let the node do what there is to do; returns what it has written."""
+        self._act()
+        written, self._written = self._written, []
+        return b"".join(written)
 
     def hand_over(self) -> None:
-        for event in self.niess.next_events():
-            if isinstance(event, Received):
-                self.niess.hand_over(event, 0, len(event.payloads), 0.0)
+        """Let the callbacks of all that has come in return."""
+        for received in self._received:
+            self.node.on_handled(received, len(received.payloads), 0.0)
+        self._received.clear()
+
+    # What the node asks of its connection
+
+    def has_room(self, number: int) -> bool:
+        return True
+
+    def write(self, number: int, buffers: list[bytes]) -> None:
+        self._written += buffers
+
+    def receive_into(self, number: int, buffer: memoryview) -> None:
+        self._buffer = buffer
+
+    def established(self, number: int) -> None:
+        pass
+
+    def _never(self, number: int, *_: object) -> None:
+        raise AssertionError("nothing of this happens here")
+
+    flush = close = give_up = pause = _never
+
+
+class Pair:
+    """Two connected peers, and the bytes between them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.bob, self.niess = Side("bob", limits, 1), Side("niess", limits, 0)
+        for _ in range(3):
+            self.niess.receive(self.bob.output())
+            self.bob.receive(self.niess.output())
 
 
 def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None:
@@ -68,25 +113,24 @@ def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None
 
     def queue() -> None:
         for batch in batches:
-            pair.bob.send("niess", batch.run(), 0.0)
+            pair.bob.messaging.send("niess", batch.run(), 0.0)
 
     def write() -> None:
         nonlocal packets
-        packets = pair.output(pair.bob)
+        packets = pair.bob.output()
 
     def read() -> None:
-        for start in range(0, len(packets), _READ_BYTES):
-            pair.niess.data_received(1, packets[start : start + _READ_BYTES], 0.0)
+        pair.niess.receive(packets)
 
     def acknowledge() -> None:
-        pair.bob.data_received(1, acknowledgement, 0.0)
+        pair.bob.receive(acknowledgement)
 
     time("sender: make the batch", make)
     time("sender: number and queue", queue)
     time("sender: window, packets, join", write)
     time("receiver: parse, look for duplicates", read)
-    time("receiver: count as handed over", pair.hand_over)
-    acknowledgement = pair.output(pair.niess)
+    time("receiver: count as handed over", pair.niess.hand_over)
+    acknowledgement = pair.niess.output()
     time("sender: take the acknowledgement", acknowledge)
     assert all(state is DeliveryState.DELIVERED for batch in batches for state in batch.states)
 

@@ -27,8 +27,8 @@ from netcomm.errors import (
 )
 from netcomm.listener import SnakemqListener
 from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message
-from netcomm.messaging import PeerStats
 from netcomm.peer import Peer, Stats
+from netcomm.protocol.messaging import PeerStats
 
 __version__ = "2.0.0.dev0"
 

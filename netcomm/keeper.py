@@ -12,17 +12,9 @@ from time import monotonic
 from typing import Any
 
 from netcomm.logs import Log
-from netcomm.messaging import (
-    Delete,
-    DeleteBelow,
-    FindExpired,
-    Load,
-    Mark,
-    Renew,
-    StorageRequest,
-    StorePosition,
-)
-from netcomm.storage import Position, QueueStorage
+from netcomm.protocol.events import DeleteBelow, StorageRequest
+from netcomm.protocol.storage_queue import StorageQueue
+from netcomm.storage import QueueStorage
 
 log = Log("netcomm.keeper")
 
@@ -58,9 +50,7 @@ class Keeper:
         self._answer = answer
         self._report = report
         self._requests: SimpleQueue[StorageRequest | None] = SimpleQueue()
-        self._todo: list[StorageRequest] = []
-        self._positions: dict[str, Position] = {}
-        self._deletes: dict[str, int] = {}
+        self._queue = StorageQueue()
         self._delete_at = 0.0
         self._retry_s = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -101,59 +91,35 @@ class Keeper:
     def _gather(self) -> bool:
         """Wait for requests, and take all there are; returns whether there will be more."""
         timeout = None
-        if self._todo or self._positions:
-            timeout = self._retry_s
-        elif self._deletes:
-            timeout = max(self._retry_s, self._delete_at - monotonic(), 0.0)
+        if self._queue:
+            delay_s = self._delete_at - monotonic() if self._queue.may_wait else 0.0
+            timeout = max(self._retry_s, delay_s)
         try:
             request = self._requests.get(timeout=timeout)
             while request is not None:
-                self._sort(request)
+                self._add(request)
                 request = self._requests.get_nowait()
         except Empty:
             return True
         return False
 
-    def _sort(self, request: StorageRequest) -> None:
-        match request:
-            case StorePosition(ident, position):
-                self._positions[ident] = position
-            case DeleteBelow(ident, seq):
-                if not self._deletes:
-                    self._delete_at = monotonic() + _DELETE_DELAY_S
-                self._deletes[ident] = max(seq, self._deletes.get(ident, 0))
-            case _:
-                self._todo.append(request)
+    def _add(self, request: StorageRequest) -> None:
+        if isinstance(request, DeleteBelow) and not self._queue.has_deletes:
+            self._delete_at = monotonic() + _DELETE_DELAY_S
+        self._queue.add(request)
 
     def _work(self, last: bool) -> None:
         """Do what there is to do, the most urgent first; what fails stays."""
         failure: Exception | None = None
-        if self._positions:
+        for job in self._queue.take(with_deletes=last or monotonic() >= self._delete_at):
             try:
-                self._storage.store_positions(self._positions)
+                result = job.carry_out(self._storage)
             except Exception as error:  # a plug-in may raise anything, and this thread has to go on
                 failure = error
+                self._queue.put_back(job)
             else:
-                for ident, position in self._positions.items():
-                    self._answer(StorePosition(ident, position), None)
-                self._positions.clear()
-        todo, self._todo = self._todo, []
-        for request in todo:
-            try:
-                result = self._carry_out(request)
-            except Exception as error:
-                failure = error
-                self._todo.append(request)
-            else:
-                self._answer(request, result)
-        if last or monotonic() >= self._delete_at:
-            for ident, seq in list(self._deletes.items()):
-                try:
-                    self._storage.delete_below(ident, seq)
-                except Exception as error:
-                    failure = error
-                else:
-                    del self._deletes[ident]
+                for request in job.requests:
+                    self._answer(request, result)
         self._note(failure)
 
     def _note(self, failure: Exception | None) -> None:
@@ -164,16 +130,3 @@ class Keeper:
             log.error("the storage fails; trying again: %s", failure)
             self._report(failure)
         self._retry_s = min(max(_RETRY_MIN_S, self._retry_s * 2), _RETRY_MAX_S)
-
-    def _carry_out(self, request: StorageRequest) -> Any:
-        match request:
-            case Load(ident, from_seq, max_count, max_bytes):
-                return self._storage.read(ident, from_seq, max_count, max_bytes)
-            case FindExpired(ident, from_seq, wall_now, max_count):
-                return self._storage.expired(ident, from_seq, wall_now, max_count)
-            case Mark(ident, below):
-                return self._storage.mark_sent(ident, below)
-            case Renew(ident, epoch):
-                return self._storage.renew(ident, epoch)
-            case Delete(ident, seqs):
-                return self._storage.delete(ident, seqs)

@@ -18,12 +18,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from time import monotonic
 
 from netcomm import places
+from netcomm.connections import Chunk, Closed, ConnectionEvent, Filled, Opened, Unreachable, Writable
 from netcomm.deadlines import Deadlines
 from netcomm.errors import BindError
 from netcomm.logs import Log
@@ -61,56 +61,6 @@ def prevent_sigpipe(sock: socket.socket) -> None:
     """Let no write to a socket raise SIGPIPE, where `SEND_FLAGS` does not say so. Raises OSError."""
     if sys.platform == "darwin":
         sock.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
-
-
-@dataclass(slots=True)
-class Opened:
-    """A connection was made: by connector number `connector`, or accepted where that is 0."""
-
-    connection: int
-    where: str
-    connector: int
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Bytes came in; they are there until the next event is asked for."""
-
-    connection: int
-    data: memoryview
-
-
-@dataclass(slots=True)
-class Filled:
-    """So many bytes came in, into the buffer that `receive_into` has named."""
-
-    connection: int
-    count: int
-
-
-@dataclass(slots=True)
-class Writable:
-    """The kernel takes bytes again: call `flush`, and write more."""
-
-    connection: int
-
-
-@dataclass(slots=True)
-class Closed:
-    """A connection is gone."""
-
-    connection: int
-    reason: str
-
-
-@dataclass(slots=True)
-class Unreachable:
-    """A connector failed, for the first time since it was last connected. It goes on trying."""
-
-    error: OSError
-
-
-LinkEvent = Opened | Chunk | Filled | Writable | Closed | Unreachable
 
 
 class _Waker:
@@ -231,7 +181,7 @@ class Link:
         self._selector.register(self._waker.receiver, selectors.EVENT_READ, self._waker)
         self._thunks: deque[Callable[[], None]] = deque()
         self._stale: deque[_Connection] = deque()  # the selector has to be told
-        self._events: deque[LinkEvent] = deque()  # found outside of the sockets' turns
+        self._events: deque[ConnectionEvent] = deque()  # found outside of the sockets' turns
         self._deadlines: Deadlines[_Connector | _Connection | _Listener] = Deadlines()
         self._listeners: list[_Listener] = []
         self._connectors: list[_Connector] = []
@@ -403,7 +353,7 @@ class Link:
 
     # -- The loop ---------------------------------------------------------------------------------------------
 
-    def poll(self, timeout: float | None, eager: bool = False) -> Iterator[LinkEvent]:
+    def poll(self, timeout: float | None, eager: bool = False) -> Iterator[ConnectionEvent]:
         """Wait for something to happen, at most `timeout` seconds (None: as long as it takes); yields what did.
 
         eager: something may well happen at once, and is to be noticed as soon as can be.
@@ -539,7 +489,7 @@ class Link:
         self._stale.append(connection)  # the next pass watches it: should that fail, its end comes behind its beginning
         self._events.append(Opened(connection.number, where, connector.number if connector else 0))
 
-    def _receive(self, connection: _Connection) -> Iterator[LinkEvent]:
+    def _receive(self, connection: _Connection) -> Iterator[ConnectionEvent]:
         """Read once; or, while the owner says where to, until there is nothing more, but not for ever."""
         for _ in range(_READS_PER_PASS):
             event = self._read(connection)
@@ -635,7 +585,7 @@ class Link:
         log.error("can't accept for %g s: %s", _ACCEPT_PAUSE_S, _reason(error))
         self._deadlines.set(listener, monotonic() + _ACCEPT_PAUSE_S)
 
-    def _accept(self, listener: _Listener) -> Iterator[LinkEvent]:
+    def _accept(self, listener: _Listener) -> Iterator[ConnectionEvent]:
         for _ in range(_ACCEPTS_PER_PASS):
             try:
                 sock, address = listener.sock.accept()

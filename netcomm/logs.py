@@ -34,9 +34,9 @@ class Log:
         """Log what happens as it should."""
         self._log(logging.INFO, text, args)
 
-    def warning(self, text: str, *args: object) -> None:
+    def warning(self, text: str, *args: object, exc_info: Any = None) -> None:
         """Log what somebody should look at."""
-        self._log(logging.WARNING, text, args)
+        self._log(logging.WARNING, text, args, exc_info)
 
     def error(self, text: str, *args: object, exc_info: Any = None) -> None:
         """Log what has failed."""

@@ -34,8 +34,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from netcomm import clocks, link, messaging, places, process, wire
-from netcomm.batch import MAX_BATCH_BYTES, MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, Deliveries, Run
+from netcomm import clocks, link, places, process
 from netcomm.callbacks import Callback
 from netcomm.dispatcher import Dispatcher
 from netcomm.errors import (
@@ -50,12 +49,15 @@ from netcomm.keeper import Keeper
 from netcomm.leadership import Leadership
 from netcomm.logs import Log
 from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
-from netcomm.messaging import PeerStats
+from netcomm.protocol import wire
+from netcomm.protocol.batch import MAX_BATCH_BYTES, MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, Deliveries, Run
+from netcomm.protocol.events import Connected, Disconnected, Dropped, Event, Failed, Received, StorageRequest
+from netcomm.protocol.messaging import CONVERSATION, Messaging, PeerStats
+from netcomm.protocol.node import Node
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 
 log = Log("netcomm.peer")
 
-_OUTPUT_BUDGET_BYTES = 256 * 1024
 _NUMBER_BITS = MAX_BATCH_COUNT.bit_length()  # of a uuid: they count the messages of a batch
 # So long may the acknowledgement of a message wait for its successors, to go out together with theirs.
 _ACK_DELAY_S = 0.005
@@ -240,7 +242,7 @@ class Peer(threading.Thread):
     def _open(self, storage: str | QueueStorage | None) -> None:
         """The rest of the constructor: what a fork may meet half-way."""
         self._storage = open_storage(storage) if isinstance(storage, str) else storage
-        self._messaging = messaging.Messaging(
+        self._messaging = Messaging(
             self._local_ident,
             self._limits,
             peer_id=os.urandom(16) if self._storage is None else self._storage.store_id,
@@ -250,6 +252,7 @@ class Peer(threading.Thread):
             progress=lambda number: self._link.progress(number),
             stores_positions=self._storage is not None,
         )
+        self._node = Node(self._messaging, self._link)
         if self._terms == (None, False):
             # What a message of the peer's own terms may join.
             self._gathering = self._messaging.gathering
@@ -259,23 +262,22 @@ class Peer(threading.Thread):
         self._commit_lock = threading.Lock()
         self._uncommitted: deque[_Uncommitted] = deque()
         self._leadership = Leadership(self._link.ring)
-        self._dispatcher: Dispatcher[messaging.Event | _Release] = Dispatcher(
+        self._dispatcher: Dispatcher[Event | _Release] = Dispatcher(
             f"{self.name}-dispatcher", self._dispatch, self._lead, self._link.ring
         )
         self._wait_delivery = self._wait_for_delivery  # bound once, not for each message
 
-        # What the dispatcher is at: of `_batch`, the payloads that have not been given to callbacks are `_left`, and
-        # messaging has been told of the first `_told`. The dispatcher takes from `_left`; telling is under the mutex.
-        self._batch: messaging.Received | None = None
+        # What the dispatcher is at: of `_batch`, the payloads that have not been given to callbacks are `_left`. The
+        # dispatcher takes from `_left`; the node is told under the mutex.
+        self._batch: Received | None = None
         self._left: Iterator[bytes] = iter(())
-        self._told = 0
         # The dispatcher has something to do before the next callback: to write what one has sent, to tell of those that
         # have returned where nobody else does, or, where it is muted, to call no more of them.
         self._attention = False
         self._tell_at: float | None = None
         self._wake_at: float | None = None  # when the loop will look at the deadlines again by itself
         # What came in while there was no function to hand it to; only the dispatcher changes it.
-        self._held: deque[messaging.Received] = deque()
+        self._held: deque[Received] = deque()
         self._muted = False  # no more received messages to callbacks
         self._has_spoken = False  # since messages have come in last
         self._conversing = False  # few have come in, and before them something was sent: perhaps it goes on like that
@@ -283,12 +285,8 @@ class Peer(threading.Thread):
 
     def _restore(self, storage: QueueStorage) -> None:
         try:
-            streams = storage.streams()
-            for stream in streams:
-                # What will be appended from here on has not been sent, whatever was allowed ahead of it.
-                if stream.sent_below > stream.next_seq:
-                    storage.mark_sent(stream.ident, stream.next_seq)
-            self._messaging.restore(streams, storage.positions(), *clocks.read())
+            for request in self._node.restore(storage.streams(), storage.positions(), *clocks.read()):
+                request.carry_out(storage)
         except BaseException:
             storage.close()
             raise
@@ -594,15 +592,16 @@ class Peer(threading.Thread):
         """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
         try:
             self._has_spoken = True
+            now = clocks.now()
             if (run := self._gathering.get(ident)) is not None and run.is_full:
-                self._write(ident)
+                self._write(ident, now)
             count = entry.count
-            taken = self._messaging.send(ident, entry, clocks.now())
+            taken = self._messaging.send(ident, entry, now)
             prompt = self._messaging.prompt
             if prompt and self._dispatcher.is_current() and self._leadership.vacant:
                 self._attention = True  # it goes out together with what the callback's end brings
             elif prompt or taken < count:
-                self._write(ident)
+                self._write(ident, now)
             else:
                 self._link.ring()
         except BaseException:
@@ -610,21 +609,14 @@ class Peer(threading.Thread):
             raise
         return taken
 
-    def _write(self, ident: str) -> None:
+    def _write(self, ident: str, now: float) -> None:
         """With the mutex held, on a caller's thread: write what waits for a receiver. The rest is left to the loop."""
-        number = self._messaging.take_writable_to(ident)
-        if number is not None:
-            self._pump(number)
+        self._node.write_to(ident, now)
         self._call_loop()
 
     def _interrupted(self, ident: str) -> None:
-        """With the mutex held: the caller was interrupted, by Ctrl-C, while it queued or wrote messages.
-
-        Where, is not known, and so not what was written: the next connection begins with what the receiver says.
-        """
-        number = self._messaging.interrupted(ident)
-        if number is not None:
-            self._link.give_up(number, "sending was interrupted")
+        """With the mutex held: the caller was interrupted, by Ctrl-C, while it queued or wrote messages."""
+        self._node.abort(ident)
         self._link.ring()
 
     def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
@@ -696,10 +688,11 @@ class Peer(threading.Thread):
                 self._uncommitted.popleft()
             for ident in {batch.ident: None for batch in batches}:
                 try:
-                    self._write(ident)
+                    self._node.write_to(ident, now)
                 except BaseException:
                     self._interrupted(ident)
                     raise
+            self._call_loop()
 
     def _to_payload(self, data: Data) -> bytes:
         if type(data) is not bytes:
@@ -860,137 +853,57 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._leadership.wanted:
                 return
-            if self._messaging.unsettled:  # since a caller found nobody who waits
+            if self._messaging.has_pending_work:  # since a caller found nobody who waits
                 self._settle()
             when = self._wake_at = self._next_deadline()
         timeout = None if when is None else max(0.0, when - clocks.now())
         for event in self._link.poll(timeout, self._conversing):
             with self._mutex:
-                try:
-                    self._act_on_link(event)
-                except Exception as error:
-                    if isinstance(event, link.Unreachable):
-                        raise
-                    self._connection_failed(event.connection, error)
+                self._node.on_link(event, clocks.now())
         with self._mutex:
             # Behind what has come in: who has answered in time is not late because nobody could read.
             if when is not None and (now := clocks.now()) >= when:
                 if self._tell_at is not None and now >= self._tell_at:
                     self._tell_at = now + _ACK_DELAY_S if self._tell() else None
                     self._attention = self._attention or self._tell_at is None
-                self._messaging.tick(now)
+                self._node.tick(now)
             self._settle()
 
     def _next_deadline(self) -> float | None:
         """With the mutex held: when the loop has something to do, though nothing happens."""
-        when = self._messaging.deadline()
+        when = self._node.deadline()
         return self._tell_at if when is None or (self._tell_at is not None and self._tell_at < when) else when
 
-    def _act_on_link(self, event: link.LinkEvent) -> None:
-        now = clocks.now()
-        match event:
-            case link.Chunk(connection, data):
-                buffer = self._messaging.data_received(connection, data, now)
-                if buffer is not None:
-                    self._link.receive_into(connection, buffer)
-            case link.Filled(connection, count):
-                buffer = self._messaging.buffer_filled(connection, count, now)
-                if buffer is not None:
-                    self._link.receive_into(connection, buffer)
-            case link.Writable(connection):
-                self._link.flush(connection)
-                self._pump(connection)
-            case link.Opened(connection, where, connector):
-                self._messaging.connection_opened(connection, where, connector, now)
-            case link.Closed(connection, reason):
-                self._messaging.connection_lost(connection, reason, now)
-            case link.Unreachable(error):
-                self._dispatcher.put(messaging.Failed(error))
-
     def _settle(self) -> None:
-        """With the mutex held: write what can be written, and act on what has happened."""
-        changed = False
-        if self._messaging.unsettled:
-            for number in self._messaging.take_writable():
-                try:
-                    self._pump(number)
-                except Exception as error:
-                    self._connection_failed(number, error)
-            changed = self._act_on_messaging()
-        if changed and self._waiters:
-            self._changed.notify_all()
+        """With the mutex held: write what can be written, and hand on what is for other threads."""
+        if self._messaging.has_pending_work:
+            work = self._node.process_pending(clocks.now())
+            for event in work.dispatch:
+                self._dispatcher.put(event)
+            for request in work.storage:
+                assert self._keeper is not None
+                self._keeper.put(request)
+            if work.awaited and self._waiters:
+                self._changed.notify_all()
         self._call_loop()
 
     def _call_loop(self) -> None:
         """With the mutex held: end the loop's wait, if there is more to be done, or sooner, than it knows of."""
         if self._link.waiting:
             when = self._next_deadline()
-            if self._messaging.unsettled or (when is not None and (self._wake_at is None or when < self._wake_at)):
+            is_sooner = when is not None and (self._wake_at is None or when < self._wake_at)
+            if self._messaging.has_pending_work or is_sooner:
                 self._wake_at = when
                 self._link.ring()
 
-    def _act_on_messaging(self) -> bool:
-        """With the mutex held: act on what has happened; returns whether somebody may have waited for it."""
-        changed = False
-        for event in self._messaging.next_events():
-            match event:
-                case messaging.Received():
-                    self._dispatcher.put(event)
-                case messaging.Settled():
-                    changed = True
-                case messaging.Close(connection, farewell):
-                    self._link.close(connection, farewell)
-                case messaging.PauseReading(connection, paused):
-                    self._link.pause(connection, paused)
-                case _ if isinstance(event, messaging.StorageRequest):
-                    assert self._keeper is not None
-                    self._keeper.put(event)
-                case _:
-                    changed = True
-                    if isinstance(event, messaging.Connected):
-                        self._link.established(event.connection)
-                    self._dispatcher.put(event)
-        return changed
-
-    def _on_storage_answer(self, request: messaging.StorageRequest, result: Any) -> None:
-        """On the keeper's thread: the storage has done what messaging asked for."""
+    def _on_storage_answer(self, request: StorageRequest, result: Any) -> None:
+        """On the keeper's thread: the storage has done what it was asked for."""
         try:
-            self._take_storage_answer(request, result)
+            with self._mutex:
+                self._node.on_storage(request, result, *clocks.read())
+                self._settle()
         except BaseException as error:
             self._fail(error)
-
-    def _take_storage_answer(self, request: messaging.StorageRequest, result: Any) -> None:
-        with self._mutex:
-            now, wall_now = clocks.read()
-            match request:
-                case messaging.StorePosition(ident, position):
-                    self._messaging.position_stored(ident, position)
-                case messaging.Load(ident):
-                    self._messaging.loaded(ident, result, now, wall_now)
-                case messaging.FindExpired(ident):
-                    found, next_expiry = result
-                    self._messaging.expired_found(ident, found, next_expiry, now, wall_now)
-                case messaging.Mark(ident, below):
-                    self._messaging.marked(ident, below)
-                case messaging.Renew(ident, epoch):
-                    self._messaging.renewed(ident, epoch)
-            self._settle()
-
-    def _pump(self, number: int) -> None:
-        while self._link.has_room(number):
-            buffers, more = self._messaging.output(number, _OUTPUT_BUDGET_BYTES, clocks.now())
-            if buffers:
-                self._link.write(number, buffers)
-            if not more:
-                return
-
-    def _connection_failed(self, number: int, error: Exception) -> None:
-        """With the mutex held: what was done for a connection has failed, for want of memory perhaps: it ends.
-
-        What was written is not known, as after an interruption.
-        """
-        self._link.give_up(number, f"failed: {error!r}")
-        self._messaging.connection_failed(number, error, clocks.now())
 
     def _close_connections(self) -> None:
         """Close everything, gently: what was written still goes out, if the other side takes it soon."""
@@ -1036,29 +949,29 @@ class Peer(threading.Thread):
 
     # -- The dispatcher ---------------------------------------------------------------------------------------
 
-    def _dispatch(self, event: "messaging.Event | _Release") -> None:
+    def _dispatch(self, event: "Event | _Release") -> None:
         self._leadership.begin_work()
         match event:
-            case messaging.Received() | _Release():
+            case Received() | _Release():
                 try:
                     self._dispatch_received(event)
                 except BaseException as error:
                     # A message may have been passed over: no later one may be acknowledged, for that would cover it.
                     self._fail(error)
-            case messaging.Connected(ident):
+            case Connected(ident):
                 self.on_connect(ident)
-            case messaging.Disconnected(ident):
+            case Disconnected(ident):
                 self.on_disconnect(ident)
-            case messaging.Dropped(deliveries):
+            case Dropped(deliveries):
                 for delivery in deliveries:
                     self.on_drop(delivery.ident, delivery)
-            case messaging.Failed(error):
+            case Failed(error):
                 self.on_error(error)
         if self._messaging.prompt:  # what a callback has sent
             with self._mutex:
                 self._settle()
 
-    def _dispatch_received(self, event: "messaging.Received | _Release") -> None:
+    def _dispatch_received(self, event: "Received | _Release") -> None:
         if isinstance(event, _Release):
             self._hand_over_held()
         elif self._held:
@@ -1079,13 +992,13 @@ class Peer(threading.Thread):
         while self._held and (self.on_recv or self.on_message):
             self._hand_over(self._held.popleft())
 
-    def _hand_over(self, received: messaging.Received) -> None:
+    def _hand_over(self, received: Received) -> None:
         """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end."""
-        self._conversing = self._has_spoken and len(received.payloads) < messaging.CONVERSATION
+        self._conversing = self._has_spoken and len(received.payloads) < CONVERSATION
         self._has_spoken = False
         left = iter(received.payloads)
         with self._mutex:
-            self._batch, self._left, self._told = received, left, 0
+            self._batch, self._left = received, left
             self._tell_at = clocks.now() + _ACK_DELAY_S
             if len(received.payloads) > 1 and not self._leadership.vacant:
                 self._settle()  # the deputy has to know when it is to look
@@ -1138,12 +1051,8 @@ class Peer(threading.Thread):
         """
         if self._batch is None or self._muted:
             return False
-        start, stop = self._told, len(self._batch.payloads) - length_hint(self._left) - running
-        if stop <= start:
-            return False
-        self._told = stop
-        self._messaging.hand_over(self._batch, start, stop, clocks.now())
-        return True
+        returned = len(self._batch.payloads) - length_hint(self._left) - running
+        return self._node.on_handled(self._batch, returned, clocks.now())
 
     def _decode(self, data: bytes, encoding: str, ident: str) -> str | None:
         try:
@@ -1158,7 +1067,7 @@ class Peer(threading.Thread):
 
     def _report_later(self, error: Exception) -> None:
         """From any thread: let the dispatcher call `on_error`."""
-        self._dispatcher.put(messaging.Failed(error))
+        self._dispatcher.put(Failed(error))
 
     def _not_handled(self, error: BaseException) -> None:
         """A function that was called with a message has raised.

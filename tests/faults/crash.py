@@ -11,9 +11,10 @@ from typing import Any
 
 from netcomm.link import Link
 from netcomm.message import Stream
-from netcomm.messaging import Messaging, Received
 from netcomm.peer import Peer
-from netcomm.session import Session
+from netcomm.protocol.events import Received
+from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.session import Session
 from netcomm_sqlite import SqliteQueueStorage
 
 SENDER_POINTS = [

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from netcomm import Limits
-from netcomm.link import Closed, Link, LinkEvent, Opened, Unreachable
+from netcomm.connections import Closed, ConnectionEvent, Opened, Unreachable
+from netcomm.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     Program,
@@ -209,9 +210,9 @@ class _Full:
         return self._register(*arguments)  # type: ignore[arg-type]
 
 
-def _events(link: Link, until: type[LinkEvent], timeout: float = DEADLINE_S) -> list[LinkEvent]:
+def _events(link: Link, until: type[ConnectionEvent], timeout: float = DEADLINE_S) -> list[ConnectionEvent]:
     """What happens until an event of a kind."""
-    events: list[LinkEvent] = []
+    events: list[ConnectionEvent] = []
 
     def poll() -> bool:
         events.extend(link.poll(0.01))

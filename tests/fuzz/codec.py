@@ -1,14 +1,14 @@
-"""What must hold of `netcomm.wire.Reader` for any bytes, however they are cut: it is held beside the reference."""
+"""What must hold of `protocol.wire.Reader` for any bytes, however they are cut: it is held beside the reference."""
 
 import struct
 import sys
 from collections.abc import Sequence
 from unittest.mock import patch
 
-from netcomm import wire
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Delivery, Limits
-from netcomm.session import Identified
+from netcomm.protocol import wire
+from netcomm.protocol.session import Identified
 from tests.fuzz import reference
 from tests.fuzz.reference import Packet
 from tests.unit.helpers import not_waited_for

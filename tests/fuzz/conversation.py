@@ -1,12 +1,12 @@
-"""What must hold of `netcomm.session.Session` for any bytes, however they are cut: it is held beside the reference."""
+"""What must hold of `protocol.session.Session` for any bytes, however they are cut: it is held beside the reference."""
 
 import struct
 from collections.abc import Sequence
 
-from netcomm import wire
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
 from netcomm.message import Limits, Stream
-from netcomm.session import Identified, Session
+from netcomm.protocol import wire
+from netcomm.protocol.session import Identified, Session
 from tests.fuzz import reference
 from tests.fuzz.codec import LIMITS, as_read, packets_of
 from tests.fuzz.reference import Packet

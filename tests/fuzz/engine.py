@@ -4,23 +4,16 @@ Its arguments are libFuzzer's, but for `--plant`, with the name of a defect. `py
 """
 
 import logging
-import pkgutil
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import atheris
 
-CORE = ("wire", "session", "inbox", "outbox", "messaging")
-_PACKAGE = Path(__file__).parents[2] / "netcomm"
-_OTHERS = [f"netcomm.{module.name}" for module in pkgutil.iter_modules([str(_PACKAGE)]) if module.name not in CORE]
+with atheris.instrument_imports(include=["netcomm.protocol"]):
+    import netcomm.protocol.node  # noqa: F401
 
-# It includes packages as a whole, and excludes modules.
-with atheris.instrument_imports(include=["netcomm"], exclude=["netcomm", *_OTHERS]):
-    import netcomm.messaging  # noqa: F401
-
-from tests.fuzz.planted import DEFECTS  # noqa: E402
-from tests.fuzz.targets import run_input  # noqa: E402 # netcomm must be imported under instrumentation first
+from tests.fuzz.planted import DEFECTS
+from tests.fuzz.targets import run_input  # netcomm must be imported under instrumentation first
 
 if __name__ == "__main__":
     logging.getLogger("netcomm").setLevel(logging.CRITICAL + 1)  # it would be half of the time

@@ -6,7 +6,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from netcomm import inbox, messaging, outbox, session, wire
+from netcomm.protocol import inbox, messaging, outbox, session, wire
 from tests.fuzz.measures import fails
 from tests.fuzz.planted import DEFECTS, HIDDEN
 from tests.fuzz.targets import run_input

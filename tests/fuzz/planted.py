@@ -8,38 +8,43 @@ HIDDEN = "raises-at-a-pong-with-payload"
 DEFECTS = {
     mutation.name: mutation
     for mutation in (
-        Mutation("size-over-limit", "wire.Reader._parse", "0 < size <= limit", "0 < size <= 2 * limit"),
-        Mutation("struct-error-leaks", "wire.Reader._parse_other", "except struct.error:", "except ZeroDivisionError:"),
-        Mutation("split-forgets-bytes", "wire.Reader.feed", "view[end:]", "view[end:-1]"),
+        Mutation("size-over-limit", "protocol.wire:Reader._parse", "0 < size <= limit", "0 < size <= 2 * limit"),
+        Mutation(
+            "struct-error-leaks",
+            "protocol.wire:Reader._parse_other",
+            "except struct.error:",
+            "except ZeroDivisionError:",
+        ),
+        Mutation("split-forgets-bytes", "protocol.wire:Reader.feed", "view[end:]", "view[end:-1]"),
         Mutation(
             "durable-is-volatile",
-            "wire._last_data",
+            "protocol.wire:_last_data",
             "DURABLE if flags & FLAG_PERSISTENT else VOLATILE",
             "VOLATILE",
         ),
-        Mutation("sizes-believed", "wire._parse_batch", "if start + sum(sizes) != end:", "if False:"),
+        Mutation("sizes-believed", "protocol.wire:_parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(
             "everybody-is-a-netcomm-peer",
-            "session.Session.admit",
+            "protocol.session:Session.admit",
             "self.legacy = self.remote is None",
             "self.legacy = False",
         ),
-        Mutation("last-seq", "inbox.Inbox.accept", "if next_seq > _MAX_SEQ:", "if False:"),
+        Mutation("last-seq", "protocol.inbox:Inbox.accept", "if next_seq > _MAX_SEQ:", "if False:"),
         Mutation(
             "begin-forgets-the-position",
-            "inbox.Inbox.begin",
+            "protocol.inbox:Inbox.begin",
             "if known is None or known.epoch != frame.epoch:",
             "if True:",
         ),
         Mutation(
             "never-sent-again",
-            "outbox.Outbox.acknowledge",
+            "protocol.outbox:Outbox.acknowledge",
             "self._requeue(state, ack.received_seq)",
             "state.requeue(2**64)",
         ),
         Mutation(
             HIDDEN,
-            "wire.Reader._parse_other",
+            "protocol.wire:Reader._parse_other",
             "frame = parser(bytes(chunk[start:end]))",
             "frame = parser(bytes(chunk[start:end])); assert frame_type != FrameType.PONG or end == start",
         ),

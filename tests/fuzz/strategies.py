@@ -2,8 +2,8 @@
 
 from hypothesis import strategies as st
 
-from netcomm import wire
 from netcomm.message import Stream
+from netcomm.protocol import wire
 from tests.fuzz import reference
 from tests.fuzz.codec import LIMITS
 from tests.unit import helpers

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from netcomm import wire
+from netcomm.protocol import wire
 from tests.fuzz.codec import check_reader, cut
 from tests.fuzz.conversation import check_session
 from tests.fuzz.legacy import check_legacy

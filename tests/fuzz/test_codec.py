@@ -1,4 +1,4 @@
-"""`netcomm.wire` and any bytes: what is read, what it costs, and that what is written can be read."""
+"""`protocol.wire` and any bytes: what is read, what it costs, and that what is written can be read."""
 
 import struct
 import tracemalloc
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from netcomm import wire
-from netcomm.batch import Batch
 from netcomm.message import Limits
+from netcomm.protocol import wire
+from netcomm.protocol.batch import Batch
 from tests.fuzz import strategies
 from tests.fuzz.codec import LIMITS, check_reader, packets_of, read, write
 from tests.fuzz.measures import finds

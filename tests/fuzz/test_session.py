@@ -1,13 +1,13 @@
-"""`netcomm.session` and `netcomm.messaging` and any bytes: what comes out, what is said, and what it costs."""
+"""`protocol.session` and `protocol.messaging` and any bytes: what comes out, what is said, and what it costs."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netcomm import wire
 from netcomm.errors import LocalProtocolError, RemoteProtocolError
 from netcomm.message import Limits
-from netcomm.session import Session
+from netcomm.protocol import wire
+from netcomm.protocol.session import Session
 from tests.fuzz import strategies
 from tests.fuzz.conversation import OWN_HELLO, check_session
 from tests.fuzz.legacy import check_legacy

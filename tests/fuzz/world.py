@@ -12,9 +12,9 @@ the network be well again. What must hold then:
 from enum import IntEnum, auto
 
 from netcomm.message import Delivery, DeliveryState
-from netcomm.messaging import Failed
+from netcomm.protocol.events import Failed
+from netcomm.protocol.wire import packet_size
 from netcomm.storage import MemoryQueueStorage
-from netcomm.wire import packet_size
 from tests.fuzz.codec import LIMITS
 from tests.unit import helpers
 from tests.unit.helpers import End, Host, Net, Wire
@@ -136,8 +136,8 @@ class World(Net):
                     self.link.cut()
             case Step.WAIT:
                 self.now += how / 8
-                self.a.messaging.tick(self.now)
-                self.b.messaging.tick(self.now)
+                self.a.node.tick(self.now)
+                self.b.node.tick(self.now)
             case Step.HOLD:
                 self.a.holding, self.b.holding, self.a.storing = bool(how & 1), bool(how & 2), not how & 4
             case Step.HAND_OVER:
@@ -229,11 +229,9 @@ class World(Net):
     def _check_bounds(self) -> None:
         for host in (self.a, self.b):
             waiting: dict[str, int] = {}
-            done = host.done
             for received in host.queue:
-                size = sum(packet_size(len(payload)) for payload in received.payloads[done:])
+                size = sum(packet_size(len(payload)) for payload in received.payloads[received.handled :])
                 waiting[received.ident] = waiting.get(received.ident, 0) + size
-                done = 0
             for ident, size in waiting.items():
                 most = _MAX_WAITING_BYTES + _MAX_READ_BYTES
                 assert size <= most, f"{size} bytes of {ident!r} wait for the callbacks of {host.name!r}"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import netcomm
-from netcomm import Limits, wire
+from netcomm import Limits
+from netcomm.protocol import wire
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0

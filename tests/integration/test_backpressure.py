@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from netcomm import ConfigurationError, Limits, MessageTooLarge, QueueFull, SnakemqConnector, wire
+from netcomm import ConfigurationError, Limits, MessageTooLarge, QueueFull, SnakemqConnector
+from netcomm.protocol import wire
 from tests.integration.helpers import (
     DEADLINE_S,
     PeakMemory,

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from netcomm import Limits, SnakemqConnector, wire
+from netcomm import Limits, SnakemqConnector
+from netcomm.protocol import wire
 from tests.integration.helpers import (
     DEADLINE_S,
     PeakMemory,

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from netcomm import BindError, ConfigurationError, Limits, wire
+from netcomm import BindError, ConfigurationError, Limits
+from netcomm.protocol import wire
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,

@@ -11,16 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from netcomm import (
-    ConfigurationError,
-    DeliveryState,
-    LifecycleError,
-    Limits,
-    Message,
-    wire,
-)
-from netcomm.link import Link, LinkEvent
+from netcomm import ConfigurationError, DeliveryState, LifecycleError, Limits, Message
+from netcomm.connections import ConnectionEvent
+from netcomm.link import Link
 from netcomm.message import Stream
+from netcomm.protocol import wire
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -243,7 +238,7 @@ def test_only_who_answers_stays_awake_for_more(pair: Pair, monkeypatch: pytest.M
     eager_waits: list[bool] = []
     poll = Link.poll
 
-    def note(link: Link, timeout: float | None, eager: bool = False) -> Iterator[LinkEvent]:
+    def note(link: Link, timeout: float | None, eager: bool = False) -> Iterator[ConnectionEvent]:
         if threading.current_thread().name.startswith("netcomm-niess"):
             eager_waits.append(eager)
         return poll(link, timeout, eager)

@@ -32,10 +32,10 @@ from netcomm import (
     StorageUnavailable,
     clocks,
     keeper,
-    messaging,
-    outbox,
 )
-from netcomm.messaging import Load, Messaging, Received, Renew
+from netcomm.protocol import messaging, outbox
+from netcomm.protocol.events import Load, Mark, Received, Renew, StorePosition
+from netcomm.protocol.messaging import Messaging
 from netcomm.storage import (
     Append,
     MemoryQueueStorage,
@@ -808,7 +808,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
     sender = messaging_of("sender", first_epoch=100)
     connect(sender, receiver, 1)
     send(sender, 105)
-    sender.marked("receiver", 1000)
+    sender.answered(Mark("receiver", 1000), None, 0.0, 0.0)
     received: list[Received] = []
     for _ in range(4):
         feed(receiver, 1, sender, 1)
@@ -830,15 +830,16 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
         restored.data_received(2, b"".join(receiver.output(2, 1 << 20, 0.0)[0]), 0.0)
         renew = next((event for event in restored.next_events() if isinstance(event, Renew)), None)
     # The storage has renewed the stream; the receiver has not heard of it, when its callbacks return.
-    restored.renewed("receiver", renew.epoch)
+    restored.answered(renew, None, 0.0, 0.0)
     for event in received:
         receiver.hand_over(event, 0, len(event.items), 0.0)
-        receiver.position_stored("sender", Position(epoch, event.items[-1][0] + 1))
+        position = Position(epoch, event.items[-1][0] + 1)
+        receiver.answered(StorePosition("sender", position), None, 0.0, 0.0)
     feed(restored, 2, receiver, 2)
     loads = [event for event in restored.next_events() if isinstance(event, Load)]
     for load in loads:
         messages = [StoredMessage(seq, bytes(16), b"x", 0.0, None) for seq in range(load.from_seq, load.from_seq + 3)]
-        restored.loaded("receiver", messages, 0.0, 0.0)
+        restored.answered(load, messages, 0.0, 0.0)
     assert {delivery.state for delivery in deliveries} == {DeliveryState.QUEUED}
 
 

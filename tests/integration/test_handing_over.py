@@ -12,7 +12,7 @@ import pytest
 
 from netcomm import DeliveryState, LifecycleError, NetcommError, peer
 from netcomm.link import Link
-from netcomm.messaging import Messaging
+from netcomm.protocol.messaging import Messaging
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from netcomm import Delivery, DeliveryState, LifecycleError, Limits, Peer
-from netcomm.link import Chunk, Closed, Link, LinkEvent, Opened, Unreachable, Writable
+from netcomm.connections import Chunk, Closed, ConnectionEvent, Opened, Unreachable, Writable
+from netcomm.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     Program,
@@ -310,7 +311,7 @@ def link() -> Iterator[Link]:
 def test_a_connector_that_has_connected_leaves_it_at_that(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     with raw_listener() as server, contextlib.ExitStack() as stack:
         link.add_connector("tcp:127.0.0.1", server.getsockname()[1])
-        events: list[LinkEvent] = []
+        events: list[ConnectionEvent] = []
         wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
         stack.enter_context(server.accept()[0])
         # However long an attempt may take, that is over now.
@@ -325,7 +326,7 @@ def test_a_connector_that_has_connected_leaves_it_at_that(link: Link, monkeypatc
 def test_a_connector_that_was_given_up_does_not_come_back(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     with raw_listener() as server:
         link.add_connector("tcp:127.0.0.1", server.getsockname()[1])
-        events: list[LinkEvent] = []
+        events: list[ConnectionEvent] = []
         wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
         link.stop_accepting()
         server.accept()[0].close()
@@ -354,7 +355,7 @@ def test_a_connector_that_has_reached_itself_has_found_nobody(monkeypatch: pytes
         stack.callback(link.shut)
         monkeypatch.setattr(socket, "socket", _FromWhereItGoes)
         link.add_connector("tcp:127.0.0.1", port)
-        events: list[LinkEvent] = []
+        events: list[ConnectionEvent] = []
         wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
         (unreachable,) = events
         assert isinstance(unreachable, Unreachable)
@@ -366,7 +367,7 @@ def _accepted(link: Link, stack: contextlib.ExitStack) -> tuple[socket.socket, i
     place = link.add_listener("tcp:127.0.0.1", 0)
     assert isinstance(place, tuple)
     client = stack.enter_context(socket.create_connection(place, DEADLINE_S))
-    events: list[LinkEvent] = []
+    events: list[ConnectionEvent] = []
     wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
     (opened,) = events
     assert isinstance(opened, Opened)
@@ -479,6 +480,6 @@ def test_a_crowd_that_comes_at_once_does_not_keep_the_others_waiting(link: Link)
         opened = list(link.poll(0))
         assert 1 <= len(opened) < 100
         client.sendall(b"x")
-        events: list[LinkEvent] = []
+        events: list[ConnectionEvent] = []
         wait_until(lambda: bool(events.extend(link.poll(0.01)) or len(opened) + len(events) == 101))
         assert [event.connection for event in events if isinstance(event, Chunk)] == [number]

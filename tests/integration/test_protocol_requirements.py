@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from netcomm import DeliveryState, wire
+from netcomm import DeliveryState
 from netcomm.message import Stream
+from netcomm.protocol import wire
 from tests.integration.helpers import (
     DEADLINE_S,
     SnakemqListener,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from netcomm import Limits, wire
+from netcomm import Limits
 from netcomm.link import Link, Opened
 from netcomm.message import Stream
+from netcomm.protocol import wire
 from netcomm.testing import FaultProxy
 from tests.integration.helpers import (
     DEADLINE_S,

@@ -1,7 +1,7 @@
 """The two receivers that the differential test compares: snakeMQ's own code, and netcomm's, each with one connection.
 
 snakeMQ's is the real thing from the socket on: `Link`, `Packeter` and `Messaging`, with one end of a socket pair in
-place of an accepted connection. netcomm's is `Messaging`, without a socket, as everywhere in its core.
+place of an accepted connection. netcomm's is a `Node`, without a socket, as everywhere in its core.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Self
 
-from netcomm import messaging
-from netcomm.message import Delivery, Limits
+from netcomm.protocol import events
+from tests.unit.helpers import Net
 
 with warnings.catch_warnings():
     # snakeMQ says `count is not 0`, and compilers have come to warn of that.
@@ -147,43 +147,29 @@ class SnakemqReceiver:
 
 
 class NetcommReceiver:
-    """netcomm's `Messaging` with one connection; callbacks return at once."""
+    """netcomm's `Node` with one connection; callbacks return at once."""
 
     def __init__(self) -> None:
-        self._received: list[Received] = []
-        self._closed = False
-        self._written = b""
-        self._messaging = messaging.Messaging(
-            NAME, Limits(), peer_id=bytes(16), boot_id=bytes(16), first_epoch=1, wait=not_waited_for
-        )
-        self._messaging.connection_opened(1, "the other end", 0, 0.0)
-        self._act()
+        self._net = Net()
+        self._host = self._net.host(NAME)
+        self._end = self._net.raw(self._host)
+        self._net.settle()
 
     def feed(self, chunk: bytes) -> None:
         """Let bytes come in, in one read, unless the connection is closed."""
-        if chunk and not self._closed:
-            self._messaging.data_received(1, chunk, 0.0)
-            self._act()
-
-    def _act(self) -> None:
-        for event in self._messaging.next_events():
-            match event:
-                case messaging.Received(ident):
-                    self._received += [
-                        Received(ident, uuid, None if ttl == _INFINITE else ttl, flags, data)
-                        for _, uuid, ttl, flags, data in event.items
-                    ]
-                    self._messaging.hand_over(event, 0, len(event.payloads), 0.0)
-                case messaging.Close():
-                    self._closed = True
-        for number in self._messaging.take_writable():
-            self._written += b"".join(self._messaging.output(number, 1 << 16, 0.0)[0])
+        self._end.feed(chunk)
+        self._net.settle()
 
     def outcome(self) -> Outcome:
-        answers = b"".join(
-            self._written[packet.start : packet.end] for packet in split(self._written) if packet.kind != _HELLO
-        )
-        return Outcome(self._received, self._closed, None if self._closed else answers)
+        received = [
+            Received(event.ident, uuid, None if ttl == _INFINITE else ttl, flags, data)
+            for event in self._host.happened(events.Received)
+            if isinstance(event, events.Received)
+            for _, uuid, ttl, flags, data in event.items
+        ]
+        written = bytes(self._end.out)
+        answers = b"".join(written[packet.start : packet.end] for packet in split(written) if packet.kind != _HELLO)
+        return Outcome(received, self._end.gone, None if self._end.gone else answers)
 
 
 def snakemq(chunks: Iterable[bytes]) -> Outcome:
@@ -200,7 +186,3 @@ def netcomm(chunks: Iterable[bytes]) -> Outcome:
     for chunk in chunks:
         receiver.feed(chunk)
     return receiver.outcome()
-
-
-def not_waited_for(delivery: Delivery, timeout: float | None) -> bool:
-    raise AssertionError("nobody waits here")

@@ -19,8 +19,8 @@ from itertools import pairwise
 
 import pytest
 
-from netcomm import wire
 from netcomm.message import Delivery
+from netcomm.protocol import wire
 from tests.interop.helpers import packet as pack
 from tests.interop.in_process import (
     NAME,
@@ -29,10 +29,10 @@ from tests.interop.in_process import (
     Received,
     SnakemqReceiver,
     netcomm,
-    not_waited_for,
     snakemq,
     split,
 )
+from tests.unit.helpers import not_waited_for
 
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
 EXTENSION = range(0x80, 0x87)

@@ -4,8 +4,9 @@ import contextlib
 import random
 from collections.abc import Iterator
 
-from netcomm import Peer, SnakemqConnector, SnakemqListener, wire
+from netcomm import Peer, SnakemqConnector, SnakemqListener
 from netcomm.message import Stream
+from netcomm.protocol import wire
 from tests.interop.helpers import (
     CONNECTS,
     LISTENS,

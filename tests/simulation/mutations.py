@@ -20,7 +20,7 @@ class Mutation:
     """A change of the source of a function.
 
     name: what goes wrong.
-    where: `module.Class.function`, in the package.
+    where: `module:Class.function`, in the package.
     old, new: the change.
     seed: of a schedule that shows it, where it is far to the first one; that changes with the simulator.
     symptom: words of the violations that show it; others may come of it as well.
@@ -37,7 +37,8 @@ class Mutation:
     @contextmanager
     def planted(self) -> Iterator[None]:
         """Let netcomm be wrong for a while."""
-        module_name, *path, name = self.where.split(".")
+        module_name, _, function = self.where.partition(":")
+        *path, name = function.split(".")
         module = importlib.import_module(f"{self.package}.{module_name}")
         owner: Any = module
         for part in path:
@@ -66,8 +67,10 @@ class Mutation:
 
 
 def _catalogue() -> Iterator[Mutation]:
-    inbox, stream, durable, outbox = "inbox.Inbox", "outbox.OutStream", "outbox.DurableOutStream", "outbox.Outbox"
-    messaging, session = "messaging.Messaging", "session.Session"
+    inbox, outbox = "protocol.inbox:Inbox", "protocol.outbox:Outbox"
+    stream, durable = "protocol.outbox:OutStream", "protocol.outbox:DurableOutStream"
+    messaging, session = "protocol.messaging:Messaging", "protocol.session:Session"
+    node, queue = "protocol.node:Node", "protocol.storage_queue:StorageQueue"
     # The receiver
     yield Mutation(
         "acknowledged before the callbacks",
@@ -80,7 +83,6 @@ def _catalogue() -> Iterator[Mutation]:
         f"{inbox}.hand_over",
         "return Position(epoch, next_seq)",
         "self.acknowledge(stream, epoch, next_seq); return Position(epoch, next_seq)",
-        seed=288,
     )
     yield Mutation(
         "acknowledged as handed over when it has arrived",
@@ -133,9 +135,12 @@ def _catalogue() -> Iterator[Mutation]:
         "pending_bytes -= received.size if whole",
         "pending_bytes -= received.size // 2 if whole",
     )
-    yield Mutation("reading not resumed", f"{messaging}.hand_over", "if connection.paused", "if False", seed=114)
+    yield Mutation("reading not resumed", f"{messaging}.hand_over", "if connection.paused", "if False")
     yield Mutation(
-        "reading not paused", f"{messaging}._is_full", "pending_bytes > allowed", "pending_bytes > 2**60", seed=88
+        "reading not paused",
+        f"{messaging}._most_pending",
+        "if connection.session.legacy:\n        return self._limits.window_bytes",
+        "if connection.session.legacy:\n        return 2**60",
     )
     # The sender's streams
     yield Mutation(
@@ -187,7 +192,7 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation("messages in doubt expire", f"{outbox}.disconnect", "if self._legacy:", "if True:")
     yield Mutation("messages expire early", f"{outbox}.expire", "when <= now", "when <= now + 0.5")
     yield Mutation(
-        "queued bytes leak", f"{stream}.settle", "self.queued_bytes -= size", "self.queued_bytes -= size // 2"
+        "queued bytes leak", f"{stream}._count_ended", "self.queued_bytes -= size", "self.queued_bytes -= size // 2"
     )
     yield Mutation(
         "loaded bytes leak", f"{durable}.load", "self.loaded_bytes += delivery.size", "self.loaded_bytes += 1"
@@ -198,17 +203,17 @@ def _catalogue() -> Iterator[Mutation]:
         "self.waiting[0].seq if self.waiting else self.added_below",
         "self.added_below",
     )
-    yield Mutation("the second frame of a run not numbered on", "wire._add_run", "run.seq + start", "run.seq")
+    yield Mutation("the second frame of a run not numbered on", "protocol.wire:_add_run", "run.seq + start", "run.seq")
     yield Mutation(
         "what has joined not numbered",
-        "outbox.VolatileOutStream.close_run",
+        "protocol.outbox:VolatileOutStream.close_run",
         "self.next_seq = self.added_below = next_seq",
         "pass",
     )
-    yield Mutation("SKIP not sent", "wire.data", "if seq > next_seq", "if False")
+    yield Mutation("SKIP not sent", "protocol.wire:data", "if seq > next_seq", "if False")
     # The sender's storage
     yield Mutation("not renewed after a restored backup", f"{outbox}.acknowledge", "state.renewing = True", "pass")
-    yield Mutation("not marked after a renewal", f"{durable}.renew", "self.sent_below = self.next_seq", "pass", seed=94)
+    yield Mutation("not marked after a renewal", f"{durable}.renew", "self.sent_below = self.next_seq", "pass")
     yield Mutation(
         "loaded twice",
         f"{durable}.load",
@@ -231,14 +236,13 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation("mark not moved on", f"{durable}.marked", "self._marking = False", "pass")
     yield Mutation("ended messages not deleted", f"{messaging}._drop", "if stored:", "if False:")
     yield Mutation(
-        "the epoch of an ACK is ignored", f"{outbox}.acknowledge", "if ack.epoch != state.epoch:", "if False:", seed=109
+        "the epoch of an ACK is ignored", f"{outbox}.acknowledge", "if ack.epoch != state.epoch:", "if False:", seed=324
     )
     yield Mutation(
         "the storage not searched for what has expired",
         f"{durable}.add",
         "if delivery.expires_at is not None:",
         "if False:",
-        seed=123,
     )
     yield Mutation("all of a backlog in memory", f"{durable}._room", "_MAX_LOADED // share - loaded", "2**60")
     yield Mutation(
@@ -249,21 +253,113 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "the mark of a storage kept ahead of what it has",
-        "process.Process.__init__",
-        "self.storage.mark_sent(stream.ident, stream.next_seq)",
+        f"{node}.restore",
+        "if stream.sent_below > stream.next_seq",
+        "if False",
+        seed=163,
+    )
+    # The node
+    yield Mutation(
+        "a fault of one connection ends the peer",
+        f"{node}.on_link",
+        "except Exception as error:",
+        "except KeyError as error:",
+    )
+    yield Mutation(
+        "a fault in writing to one connection ends the peer",
+        f"{node}._write",
+        "except Exception as error:",
+        "except KeyError as error:",
+    )
+    yield Mutation(
+        "a connection that has failed is kept",
+        f"{node}._fail",
+        'self._link.give_up(number, f"failed: {error!r}")',
         "pass",
-        seed=47,
-        package="tests.simulation",
+        seed=66,
+    )
+    yield Mutation(
+        "a connection that has failed is not forgotten",
+        f"{node}._fail",
+        "self.messaging.connection_failed(number, error, now)",
+        "pass",
+    )
+    yield Mutation(
+        "callbacks counted from the start of their batch again",
+        f"{node}.on_handled",
+        "self.messaging.hand_over(received, handled, count, now)",
+        "self.messaging.hand_over(received, 0, count, now)",
+    )
+    yield Mutation(
+        "callbacks that have returned not remembered", f"{node}.on_handled", "received.handled = count", "pass"
+    )
+    yield Mutation(
+        "written though there is no room", f"{node}._write", "more and link.has_room(number)", "more is True", seed=108
+    )
+    yield Mutation(
+        "bytes asked for in a place of their own come elsewhere",
+        f"{node}._on_link",
+        "messaging.buffer_filled(connection, count, now)",
+        "messaging.buffer_filled(connection, count - 1, now)",
+    )
+    yield Mutation("requests to the storage lost", f"{node}.process_pending", "work.storage.append(event)", "pass")
+    yield Mutation(
+        "what was received lost",
+        f"{node}.process_pending",
+        "case Received():\n                work.dispatch.append(event)",
+        "case Received():\n                pass",
+    )
+    yield Mutation(
+        "connections not closed", f"{node}.process_pending", "self._link.close(connection, farewell)", "pass"
+    )
+    yield Mutation("reading goes on", f"{node}.process_pending", "self._link.pause(connection, paused)", "pass")
+    yield Mutation(
+        "only one connection written",
+        f"{node}.process_pending",
+        "for number in messaging.take_writable():",
+        "for number in messaging.take_writable()[:1]:",
+    )
+    yield Mutation(
+        "nobody told that messages have ended",
+        f"{node}.process_pending",
+        "work.awaited = True\n            case Close",
+        "pass\n            case Close",
+    )
+    yield Mutation(
+        "the loss of a connection not heard",
+        f"{node}._on_link",
+        "messaging.connection_lost(connection, reason, now)",
+        "pass",
+    )
+    # Storage requests
+    yield Mutation(
+        "of two positions the first is stored",
+        f"{queue}.add",
+        "self._positions[ident] = position",
+        "self._positions.setdefault(ident, position)",
+    )
+    yield Mutation("a failed request forgotten", f"{queue}.put_back", "self.add(request)", "pass")
+    yield Mutation(
+        "a failed request tried behind others",
+        f"{queue}.put_back",
+        "for request in job.requests:",
+        "for request in job.requests[1:]:",
+    )
+    yield Mutation(
+        "an answer for the wrong question",
+        f"{messaging}.answered",
+        "self._marked(self._peers[ident], below)",
+        "self._marked(self._peers[ident], below + 5)",
     )
     # Callbacks
     yield Mutation(
         "a callback's exception stops the others",
-        "callbacks.Callback.__call__",
+        "callbacks:Callback.__call__",
         "except BaseException as error:",
         "except KeyError as error:",
     )
     # Connections
-    yield Mutation("pongs miscounted", f"{session}.probe", "self._pings.append(None)", "pass", seed=114)
+    yield Mutation("pongs miscounted", f"{session}.probe", "self._pings.append(None)", "pass")
     yield Mutation(
         "barrier ahead of its messages",
         f"{messaging}._take",
@@ -281,7 +377,7 @@ def _catalogue() -> Iterator[Mutation]:
         f"{session}.deadline",
         "+ self._limits.handshake_s",
         "+ 1000 * self._limits.handshake_s",
-        seed=5,
+        seed=76,
     )
     yield Mutation(
         "progress of the output does not count",
@@ -296,105 +392,106 @@ def _catalogue() -> Iterator[Mutation]:
         "if ahead.has_moved() and not ahead.passed:",
         "if False:",
         symptom="closes a connection that took output",
+        seed=138,
     )
     yield Mutation("challenger not read", f"{messaging}._disconnect", "self._pause(challenger, False)", "pass")
 
 
 def _regressions() -> Iterator[Mutation]:
     """Defects that netcomm had until a schedule showed them, as they were."""
-    durable = "outbox.DurableOutStream"
+    durable = "protocol.outbox:DurableOutStream"
     yield Mutation(
         "a challenger closed twice at the end",
-        "messaging.Messaging.close_all",
+        "protocol.messaging:Messaging.close_all",
         "if connection.number in self._connections:",
         "if True:",
-        seed=24,
         symptom="KeyError",
+        seed=6,
     )
     yield Mutation(
         "the receiver told of more than the storage has allowed",
         f"{durable}.begins_at",
         "min(self.first_seq(), self.marked_below)",
         "self.first_seq()",
-        seed=134,
         symptom="restored from a backup",
+        seed=15,
     )
     yield Mutation(
         "arrived messages expire in the storage",
         f"{durable}.expirable_from",
         "self.in_doubt_below, self.arrived_below, self.untold_below",
         "self.in_doubt_below, self.untold_below",
-        seed=18,
         symptom="expired",
+        seed=8,
     )
     yield Mutation(
         "arrived messages loaded as if they waited",
         f"{durable}.load",
         "elif delivery.seq < self.arrived_below:",
         "elif False:",
-        seed=42,
+        seed=13,
     )
     yield Mutation(
         "a load overtakes its own append",
         f"{durable}.load",
         "if delivery.seq >= self.added_below:",
         "if False:",
-        seed=126,
+        seed=441,
     )
     yield Mutation(
         "messages that a dead receiver may have handed over expire",
-        "outbox.Outbox.connect",
+        "protocol.outbox:Outbox.connect",
         "stream.untold_below = stream.sent_below",
         "pass",
-        seed=31,
         symptom="reported as expired after it had been handed over",
+        seed=7,
     )
     yield Mutation(
         "nobody asks for a mark behind places left empty",
-        "messaging.Messaging.output",
+        "protocol.messaging:Messaging.output",
         "self._ask_storage(peer)  # what is first now",
         "pass  #",
-        seed=245,
         symptom="stuck",
+        seed=245,
     )
     yield Mutation(
         "renewed in the storage without a mark",
-        "stores.SimulatedStorage.renew",
+        "stores:SimulatedStorage.renew",
         "epoch=epoch, sent_below=stream.next_seq",
         "epoch=epoch",
-        seed=66,
         symptom="handed over twice",
         package="tests.simulation",
+        seed=889,
     )
     yield Mutation(
         "marked for more than the storage has when renewed",
         f"{durable}.renew",
         "self.marked_below = self._renewal_below",
         "self.marked_below = self.next_seq",
-        seed=38,
         symptom="handed over twice",
+        seed=139,
     )
     yield Mutation(
         "marked for what was appended behind the renewal",
         f"{durable}.renew",
         "self.marked_below = self._renewal_below",
         "self.marked_below = self.added_below",
-        seed=38,
         symptom="handed over twice",
+        seed=2342,
     )
     yield Mutation(
         "what was skipped behind waiting messages never handed over",
-        "inbox.Inbox.skip",
+        "protocol.inbox:Inbox.skip",
         "state.skips.append((state.next_seq, next_seq))",
         "pass",
-        seed=64,
+        seed=137,
     )
     yield Mutation(
         "an epoch that comes back taken for the first one",
-        "inbox.Inbox.begin",
+        "protocol.inbox:Inbox.begin",
         "if frame.epoch in self._left:",
         "if False:",
-        seed=550,
+        seed=302,
     )
 
 

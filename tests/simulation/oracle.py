@@ -4,9 +4,9 @@ from hashlib import sha256
 from math import ceil
 from typing import Any
 
-from netcomm import outbox
 from netcomm.message import Delivery, DeliveryState, Stream
-from netcomm.wire import INFINITE_TTL, packet_size
+from netcomm.protocol import outbox
+from netcomm.protocol.wire import INFINITE_TTL, packet_size
 from tests.simulation.world import End, Violation, World
 
 # So long may it take until messages that are over are found in a storage, some at a time.
@@ -186,7 +186,8 @@ class Oracle:
             if message.ttl is None:
                 raise Violation(f"{message} has expired")
             early = self.world.now < message.sent_at + message.ttl - 1e-5
-            if early and not (message.persistent and node.clock_jumped):
+            # What an earlier process has stored is as old as the clock says, also where that was set since.
+            if early and not (message.persistent and node.clock_jumped and message.sender is not process):
                 raise Violation(f"{message} has expired too early")
             excused = node.world_nodes[message.receiver].legacy or node.went_back_after(message)
             if message.handed and not excused and not self._nobody_knows(message, process):
@@ -218,6 +219,12 @@ class Oracle:
         if message.delivered and receiver.storage is not None and not receiver.went_back_after(message):
             return False
         return not any(other.alive for other in message.handed)
+
+    def check_told(self, process: Any) -> None:
+        """A thread may wait for each message that has ended, and was to be told."""
+        for message in self._kept:
+            if message.sender is process and message.delivery is not None and message.delivery.done:
+                raise Violation(f"{message} has ended, and nobody was told")
 
     def look(self, process: Any) -> None:
         """Messages have ended: which, and was it time?"""

@@ -1,4 +1,4 @@
-"""One process of a netcomm peer: what `Peer`, `Keeper` and `Dispatcher` do around a real `Messaging`, as events.
+"""One process of a netcomm peer: a real `Node` and `StorageQueue`, with the threads and sockets around them as events.
 
 Each event stands for what one thread does while it holds the mutex, or for one call of the storage; chance says how
 the threads take turns. A *trap* kills the process at a named point in the midst of it.
@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from netcomm import messaging
-from netcomm.batch import Batch, Run
 from netcomm.callbacks import Callback
-from netcomm.errors import RemoteProtocolError, StorageCorrupt, StorageError
+from netcomm.connections import Chunk, Closed, Filled, Opened, Writable
+from netcomm.errors import NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.message import Delivery, Limits
-from netcomm.messaging import Messaging
-from netcomm.storage import Append, Position, StoredMessage
-from netcomm.wire import Data, Frame, FrameType, Messages, Ping, Reader, packet_size
+from netcomm.protocol import events
+from netcomm.protocol.batch import Batch, Run
+from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.node import Node
+from netcomm.protocol.storage_queue import Job, StorageQueue
+from netcomm.protocol.wire import Data, Frame, FrameType, Messages, Ping, Reader, packet_size
+from netcomm.storage import Append, StoredMessage
 from tests.simulation.oracle import Sent
-from tests.simulation.world import READ_BYTES, Died, End, Violation
+from tests.simulation.world import KERNEL_BYTES, READ_BYTES, Died, End, Violation
 
-FIND_COUNT = 3
 TRAPS = (
     "numbered",
     "appended",
@@ -36,15 +38,18 @@ TRAPS = (
     "skipped",
     "received",
 )
-_STORAGE_REQUESTS = (
-    messaging.Load,
-    messaging.FindExpired,
-    messaging.Mark,
-    messaging.Renew,
-    messaging.StorePosition,
-    messaging.DeleteBelow,
-    messaging.Delete,
-)
+
+# Steps for which there may be no memory.
+STARVING = ("write", "receive_into")
+# Behind what the storage has done, by the kind of request.
+_TRAPS_BEHIND = {
+    events.Load: "loaded",
+    events.Mark: "marked",
+    events.Renew: "renewed",
+    events.StorePosition: "position",
+    events.Delete: "deleted",
+    events.DeleteBelow: "deleted",
+}
 
 
 @dataclass
@@ -83,11 +88,12 @@ class Process:
         self._numbers = 0
         self._tick_at: float | None = None
         self._ticking = False  # what is done is due to the time
-        self._events: deque[messaging.Event] = deque()
+        self._events: deque[events.Event] = deque()
         self._dispatching = False
         self._uncommitted: list[_Batch] = []
         self._committing = False
-        self._requests: list[messaging.StorageRequest] = []
+        self._requests: list[events.StorageRequest] = []
+        self._queue = StorageQueue()
         self._keeper_waits = False
         self._keeper_stops = False
         self._renewed: set[str] = set()
@@ -105,14 +111,10 @@ class Process:
             progress=self._progress,
             stores_positions=self.storage is not None,
         )
+        self.core = Node(self.messaging, self, node.budget)
         if self.storage is not None:
-            streams = self.storage.streams()
-            for stream in streams:
-                if stream.sent_below > stream.next_seq:
-                    self.storage.mark_sent(stream.ident, stream.next_seq)
-            newest_at = max((stream.newest_at or 0.0 for stream in streams), default=0.0)
-            self._clock_ahead = max(1e9 + self.world.now + node.wall_offset, newest_at) - self.now
-            self.messaging.restore(streams, self.storage.positions(), self.now, self.wall)
+            for request in self.core.restore(self.storage.streams(), self.storage.positions(), self.now, self.wall):
+                request.carry_out(self.storage)
             self._keeper = self._keep()
             self._resume_keeper()
         self._settle()
@@ -123,8 +125,8 @@ class Process:
 
     @property
     def wall(self) -> float:
-        """As `Peer` has it: a jump of the system's clock is seen by the next process."""
-        return self.now + self._clock_ahead
+        """What the system's clock shows."""
+        return 1e9 + float(self.world.now + self.node.wall_offset)
 
     def _pass(self, point: str) -> None:
         if self.trap == point:
@@ -143,11 +145,23 @@ class Process:
         end.number = self._numbers
         self.ends[end.number] = end
         self.world.trace(f"{self.node.name}: connection {end.number} opened (connector {end.connector})")
-        self.messaging.connection_opened(end.number, "there", end.connector, self.now)
+        self.core.on_link(Opened(end.number, "there", end.connector), self.now)
         self._settle()
 
     def received(self, end: End, chunk: bytes) -> None:
-        self.messaging.data_received(end.number, chunk, self.now)
+        connection = self.messaging._connections.get(end.number)
+        if connection is not None and connection.paused:
+            raise Violation(f"{self.node.name} reads from connection {end.number}, which it has paused")
+        view = memoryview(chunk)
+        while view and end.number in self.ends:
+            buffer, end.buffer = end.buffer, None
+            if buffer is None:
+                self.core.on_link(Chunk(end.number, view), self.now)
+                break
+            count = min(len(buffer), len(view))
+            buffer[:count] = view[:count]
+            view = view[count:]
+            self.core.on_link(Filled(end.number, count), self.now)
         self._pass("received")
         self._settle()
         connection = self.messaging._connections.get(end.number)
@@ -163,27 +177,77 @@ class Process:
     def lost(self, end: End, reason: str) -> None:
         self.world.trace(f"{self.node.name}: connection {end.number} lost: {reason}")
         del self.ends[end.number]
-        self.messaging.connection_lost(end.number, reason, self.now)
+        self.core.on_link(Closed(end.number, reason), self.now)
         self._settle()
         self.node.reconnect(self, end)
 
     def writable(self, end: End) -> None:
-        self._pump(end.number)
+        self.core.on_link(Writable(end.number), self.now)
         self._settle()
 
     def _progress(self, number: int) -> tuple[int, int]:
         outgoing = self.ends[number].outgoing
         return outgoing.written, outgoing.taken
 
-    def _pump(self, number: int) -> None:
+    # -- What the node asks of its connections ----------------------------------------------------------------
+
+    def has_room(self, number: int) -> bool:
         end = self.ends.get(number)
-        more = True
-        while end is not None and more and end.room:
-            buffers, more = self.messaging.output(number, self.node.budget, self.now)
-            if buffers:
-                self._write(number, end, b"".join(buffers))
-        if end is not None and end.room:
-            self.oracle.check_progress(self.messaging._connections.get(number), self)
+        return end is not None and end.room
+
+    def write(self, number: int, buffers: list[bytes]) -> None:
+        end, packets = self.ends[number], b"".join(buffers)
+        if len(end.outgoing.buffer) >= KERNEL_BYTES:
+            raise Violation(f"{self.node.name} writes to connection {number}, which has no room")
+        try:
+            self.node.starve("write")
+        except MemoryError:
+            # How much was written before, the node can't know.
+            end.outgoing.write(packets[: self.rng.randint(0, len(packets))])
+            self._note_written(packets)
+            raise
+        self._write(number, end, packets)
+
+    def flush(self, number: int) -> None:
+        pass  # a pipe takes what is written
+
+    def close(self, number: int, farewell: list[bytes]) -> None:
+        end = self.ends.pop(number, None)
+        if end is not None:
+            self.world.trace(f"{self.node.name}: closes connection {number}")
+            if self._ticking:
+                self.oracle.check_patience(self, end)
+            end.close(b"".join(farewell))
+            self.node.reconnect(self, end)
+
+    def give_up(self, number: int, reason: str) -> None:
+        end = self.ends.pop(number, None)
+        if end is not None:
+            self.world.trace(f"{self.node.name}: gives connection {number} up: {reason}")
+            end.close()
+            self._after(0.0, self._gave_up, number, reason)
+            self.node.reconnect(self, end)
+
+    def _gave_up(self, number: int, reason: str) -> None:
+        self.core.on_link(Closed(number, reason), self.now)
+        self._settle()
+
+    def receive_into(self, number: int, buffer: memoryview) -> None:
+        self.node.starve("receive_into")
+        self.ends[number].buffer = buffer
+
+    def pause(self, number: int, paused: bool) -> None:
+        if number in self.ends:
+            self.ends[number].pause(paused)
+
+    def established(self, number: int) -> None:
+        if number in self.ends:
+            self.ends[number].established = True
+
+    def _note_written(self, packets: bytes) -> None:
+        for frame in Reader(Limits()).feed(packets)[0]:
+            if isinstance(frame, Data | Messages):
+                self.oracle.written([item[-4] for item in frame.items])
 
     def _write(self, number: int, end: End, packets: bytes) -> None:
         behind_skip = _behind_last_skip(packets)
@@ -191,13 +255,12 @@ class Process:
             packets = packets[:behind_skip]  # it dies before the rest is written
         ahead = end.outgoing.written
         end.outgoing.write(packets)
+        self._note_written(packets)
         anew = False
         for frame in Reader(Limits()).feed(packets)[0]:
             if isinstance(frame, Ping) and end.ping_behind is None:
                 end.ping_behind = ahead
-            if isinstance(frame, Data | Messages):
-                self.oracle.written([item[-4] for item in frame.items])
-                anew = bool(self._renewed)
+            anew = anew or (bool(self._renewed) and isinstance(frame, Data | Messages))
             if self.world.lines is not None:
                 self.world.trace(f"{self.node.name}: on connection {number} {_short(frame)}")
         self.oracle.check_window(self.messaging._connections.get(number), self)
@@ -208,46 +271,35 @@ class Process:
             self._pass("skipped")
 
     def _settle(self) -> None:
-        """As `Peer._settle`: write what can be written, and act on what has happened."""
-        for number in self.messaging.take_writable():
-            self._pump(number)
-        for event in self.messaging.next_events():
+        """Let the node do what there is to do, and give the rest to the other threads."""
+        work = self.core.process_pending(self.now)
+        for number, end in list(self.ends.items()):
+            if not end.blocked:
+                self.oracle.check_progress(self.messaging._connections.get(number), self)
+        if work.awaited:
+            self.oracle.look(self)
+        for request in work.storage:
+            self.world.trace(f"{self.node.name}: asks for {request}")
+            self._requests.append(request)
+            if self._keeper_waits:
+                self._keeper_waits = False
+                self._after(self._keeper_delay(), self._resume_keeper)
+        for event in work.dispatch:
             match event:
-                case messaging.Settled():
-                    self.oracle.look(self)
-                case messaging.Close(number, farewell):
-                    end = self.ends.pop(number, None)
-                    if end is not None:
-                        self.world.trace(f"{self.node.name}: closes connection {number}")
-                        if self._ticking:
-                            self.oracle.check_patience(self, end)
-                        end.close(b"".join(farewell))
-                        self.node.reconnect(self, end)
-                case messaging.PauseReading(number, paused):
-                    if number in self.ends:
-                        self.ends[number].pause(paused)
-                case event if isinstance(event, _STORAGE_REQUESTS):
-                    self.world.trace(f"{self.node.name}: asks for {event}")
-                    self._requests.append(event)
-                    if self._keeper_waits:
-                        self._keeper_waits = False
-                        self._after(self._keeper_delay(), self._resume_keeper)
-                case messaging.Dropped(deliveries):
+                case events.Dropped(deliveries):
                     for delivery in deliveries:
                         self.oracle.dropped(delivery, self)
-                case _:
-                    if isinstance(event, messaging.Failed):
-                        self._failed(event.error)
-                    elif isinstance(event, messaging.Connected):
-                        if event.connection in self.ends:
-                            self.ends[event.connection].established = True
-                        other = self.node.world_nodes[event.ident]
-                        self.met.setdefault(event.ident, (self.world.now, other.incarnation))
-                    self._events.append(event)
-                    if not self._dispatching:
-                        self._dispatching = True
-                        self._after(self._callback_delay(), self._dispatch)
-        deadline = self.messaging.deadline()
+                    continue
+                case events.Failed(error):
+                    self._failed(error)
+                case events.Connected(ident):
+                    other = self.node.world_nodes[ident]
+                    self.met.setdefault(ident, (self.world.now, other.incarnation))
+            self._events.append(event)
+            if not self._dispatching:
+                self._dispatching = True
+                self._after(self._callback_delay(), self._dispatch)
+        deadline = self.core.deadline()
         if deadline is not None and (self._tick_at is None or deadline < self._tick_at):
             self._tick_at = deadline
             self._after(max(0.0, deadline - self.now) + 1e-6, self._tick, deadline)
@@ -256,15 +308,17 @@ class Process:
         self.world.trace(f"{self.node.name}: {error!r}")
         broken = isinstance(error, RemoteProtocolError) and "protocol error" in str(error)
         false_alarm = "restored from a backup" in str(error) and not self.node.went_back
-        if broken or false_alarm or isinstance(error, StorageCorrupt):
+        defect = type(error) is NetcommError and "MemoryError" not in str(error)
+        if broken or false_alarm or defect or isinstance(error, StorageCorrupt):
             raise Violation(f"{self.node.name} reports: {error}")
 
     def _tick(self, due: float) -> None:
         if self._tick_at == due:
             self._tick_at = None
-            self.messaging.tick(self.now)
             self._ticking = True
+            self.core.tick(self.now)
             self._settle()
+            self.oracle.check_told(self)
             self._ticking = False
 
     # -- Callers ----------------------------------------------------------------------------------------------
@@ -338,10 +392,11 @@ class Process:
 
     def _commit(self) -> None:
         batches, self._uncommitted = self._uncommitted, []
+        at = self.messaging.stored_time(self.now, self.wall)
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
         for batch in batches:
             streams.setdefault((batch.receiver, batch.epoch), []).extend(
-                StoredMessage(delivery.seq, message.uuid, message.data, self.wall, batch.ttl)
+                StoredMessage(delivery.seq, message.uuid, message.data, at, batch.ttl)
                 for message, delivery in zip(batch.messages, batch.deliveries, strict=True)
             )
         error = None
@@ -375,23 +430,23 @@ class Process:
         slow = self.world.now < self.node.dawdle_until
         return float(self.rng.choice((0.1, 0.5, 2.0)) if slow else 0.004) * self.rng.random()
 
-    def _dispatch(self, batch: messaging.Received | None = None, told: int = 0) -> None:
-        """Run the callbacks of the next event, or some of them, and tell messaging now and then."""
+    def _dispatch(self, batch: events.Received | None = None) -> None:
+        """Run the callbacks of the next event, or some of them, and tell the node now and then."""
         if batch is None:
             if not self._events:
                 self._dispatching = False
                 return
             event = self._events.popleft()
-            if isinstance(event, messaging.Received):
+            if isinstance(event, events.Received):
                 batch = event
         if batch is not None:
-            left = len(batch.items) - told
+            left = len(batch.items) - batch.handled
             at_once = self.rng.random() < (0.1 if self.world.now < self.node.dawdle_until else 0.6)
-            returned = told + (left if at_once else self.rng.randint(1, left))
-            for item in batch.items[told:returned]:
+            returned = batch.handled + (left if at_once else self.rng.randint(1, left))
+            for item in batch.items[batch.handled : returned]:
                 self._on_message(self, batch.ident, item, item[0] < batch.redelivered_below, batch.stream)
                 self._pass("callback")
-            self._after(0.005 * self.rng.random(), self._told, batch, told, returned)
+            self._after(0.005 * self.rng.random(), self._told, batch, returned)
         else:
             self._after(self._callback_delay(), self._dispatch)
 
@@ -404,14 +459,11 @@ class Process:
         if not isinstance(error, _ClumsyUser):
             raise error
 
-    def _told(self, batch: messaging.Received, told: int, returned: int) -> None:
-        self.messaging.hand_over(batch, told, returned, self.now)
+    def _told(self, batch: events.Received, returned: int) -> None:
+        self.core.on_handled(batch, returned, self.now)
         self.oracle.check_handed_over(self, batch.ident)
         self._settle()
-        if returned < len(batch.items):
-            self._after(self._callback_delay(), self._dispatch, batch, returned)
-        else:
-            self._after(self._callback_delay(), self._dispatch)
+        self._after(self._callback_delay(), self._dispatch, batch if returned < len(batch.items) else None)
 
     # -- The keeper -------------------------------------------------------------------------------------------
 
@@ -428,103 +480,47 @@ class Process:
 
     def _keep(self) -> Iterator[float | None]:
         """The thread of `Keeper`: it yields how long it takes to go on, or None where it waits for a request."""
-        storage = self.storage
-        todo: list[messaging.StorageRequest] = []
-        positions: dict[str, Position] = {}
-        deletes: dict[str, int] = {}
         while True:
-            self.keeper_idle = not (self._requests or todo or positions or deletes)
+            self.keeper_idle = not (self._requests or self._queue)
             if self.keeper_idle:
                 yield None
                 self.keeper_idle = False
             last = self._keeper_stops
             requests, self._requests = self._requests, []
             for request in requests:
-                match request:
-                    case messaging.StorePosition(ident, position):
-                        positions[ident] = position
-                    case messaging.DeleteBelow(ident, seq):
-                        deletes[ident] = max(seq, deletes.get(ident, 0))
-                    case _:
-                        todo.append(request)
-            if positions:
-                try:
-                    storage.store_positions(positions)
-                except StorageError:
-                    pass
-                else:
-                    self._pass("position")
-                    for ident, position in positions.items():
-                        yield self._keeper_delay()
-                        self.world.trace(f"{self.node.name}: storage has {ident} at {position}")
-                        self.messaging.position_stored(ident, position)
-                        self.oracle.check_handed_over(self, ident)
-                        self._settle()
-                    positions.clear()
-            working, todo = todo, []
-            for request in working:
+                self._queue.add(request)
+            for job in self._queue.take(with_deletes=last or self.rng.random() < 0.3):
                 yield self._keeper_delay()
                 try:
-                    result = self._carry_out(request)
+                    result = self._carry_out(job)
                 except StorageError:
-                    todo.append(request)
-                else:
-                    yield min(1.0, self._keeper_delay() * self.rng.choice((1, 1, 8)))  # others have the mutex
-                    self._answer(request, result)
+                    self._queue.put_back(job)
+                    continue
+                yield min(1.0, self._keeper_delay() * self.rng.choice((1, 1, 8)))  # others have the mutex
+                for request in job.requests:
+                    if self.world.lines is not None:
+                        self.world.trace(f"{self.node.name}: storage answers {request} {_seqs(result)}")
+                    self.core.on_storage(request, result, self.now, self.wall)
+                    self.oracle.check_memory(self)
+                    if isinstance(request, events.StorePosition):
+                        self.oracle.check_handed_over(self, request.ident)
                     self._settle()
-            if deletes and (last or self.rng.random() < 0.3):
-                for ident, seq in list(deletes.items()):
-                    try:
-                        storage.delete_below(ident, seq)
-                    except StorageError:
-                        pass
-                    else:
-                        del deletes[ident]
-                        self._pass("deleted")
             if last:
                 return
             yield 0.1 * self.rng.random()
 
-    def _carry_out(self, request: messaging.StorageRequest) -> Any:
-        storage = self.storage
-        match request:
-            case messaging.Load(ident, from_seq, max_count, max_bytes):
-                result = storage.read(ident, from_seq, max_count, max_bytes)
-                self._pass("loaded")
-                return result
-            case messaging.FindExpired(ident, from_seq):
-                now = self.wall
-                found, next_expiry = storage.expired(ident, from_seq, now, FIND_COUNT)
-                return found, now if len(found) == FIND_COUNT else next_expiry
-            case messaging.Mark(ident, below):
-                storage.mark_sent(ident, below)
-                self._pass("marked")
-            case messaging.Renew(ident, epoch):
+    def _carry_out(self, job: Job) -> Any:
+        match request := job.requests[0]:
+            case events.Renew(ident):
                 if ident in self._renewed:
                     raise Violation(f"{self.node.name} renews its stream to {ident} again")
-                storage.renew(ident, epoch)
-                self._renewed.add(ident)
-                self.node.send_when_renewed()
-                self._pass("renewed")
-            case messaging.Delete(ident, seqs):
-                storage.delete(ident, seqs)
-                self._pass("deleted")
-        return None
-
-    def _answer(self, request: messaging.StorageRequest, result: Any) -> None:
-        if self.world.lines is not None:
-            self.world.trace(f"{self.node.name}: storage answers {request} {_seqs(result)}")
-        match request:
-            case messaging.Load(ident):
-                self.messaging.loaded(ident, result, self.now, self.wall)
-            case messaging.FindExpired(ident):
-                found, next_expiry = result
-                self.messaging.expired_found(ident, found, next_expiry, self.now, self.wall)
-            case messaging.Mark(ident, below):
-                self.messaging.marked(ident, below)
-            case messaging.Renew(ident, epoch):
-                self.messaging.renewed(ident, epoch)
-        self.oracle.check_memory(self)
+        result = job.carry_out(self.storage)
+        if isinstance(request, events.Renew):
+            self._renewed.add(request.ident)
+            self.node.send_when_renewed()
+        if (trap := _TRAPS_BEHIND.get(type(request))) is not None:
+            self._pass(trap)
+        return result
 
     # -- Ends -------------------------------------------------------------------------------------------------
 
@@ -561,7 +557,7 @@ class Process:
     def die(self, gently: bool) -> None:
         self.alive = False
         for event in self.messaging.next_events():
-            if isinstance(event, messaging.Dropped):
+            if isinstance(event, events.Dropped):
                 self.oracle.dropped_untold(event.deliveries)
         self.oracle.process_ended(self)
         silent = not gently and self.rng.random() < 0.3

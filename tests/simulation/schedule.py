@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-from netcomm import outbox, wire
 from netcomm.errors import StorageError
 from netcomm.message import Limits
+from netcomm.protocol import messaging, outbox, wire
 from tests.simulation.legacy import LegacyProcess
 from tests.simulation.oracle import Oracle, Sent
-from tests.simulation.process import TRAPS, Process
+from tests.simulation.process import STARVING, TRAPS, Process
 from tests.simulation.stores import SimulatedStorage
 from tests.simulation.world import Connection, End, Violation, World
 
@@ -24,6 +24,7 @@ FAULTS = 28
 _BUSY_S = 12.0
 _HEALING_S = 60.0  # ten times what any schedule has taken
 _BATCH_FRAME_BYTES = 200
+_FIND_COUNT = 3
 
 
 class Node:
@@ -49,6 +50,7 @@ class Node:
         self.storage_back_at = 0.0
         self.raises_until = 0.0
         self.first_trap: str | None = None  # for the process that comes next
+        self.starves_at: str | None = None  # there is no memory for this step, once
         self.ends_when_challenged = False
         self.sends_when_renewed: Callable[[], None] | None = None
         self.forgets = False
@@ -110,6 +112,12 @@ class Node:
             self.kill(down_s=0.2 * self.world.rng.random() if newest else None)
             self.storage.restore(copy)
             self._rewinds.append(self.world.now)
+
+    def starve(self, step: str) -> None:
+        """Let a step of the process fail, where the schedule says so: there is no memory for it."""
+        if self.starves_at == step:
+            self.starves_at = None
+            raise MemoryError(step)
 
     def send_when_renewed(self) -> None:
         """A stream is being renewed; its user does not wait for that."""
@@ -295,7 +303,7 @@ class Schedule:
             node.dawdle_until = node.keeper_slow_until = node.raises_until = 0.0
             if node.storage is not None:
                 self._storage_up(node)
-            node.first_trap = node.sends_when_renewed = None
+            node.first_trap = node.starves_at = node.sends_when_renewed = None
             node.ends_when_challenged = False
             if node.running:
                 node.process.trap = None
@@ -417,6 +425,9 @@ class Schedule:
     def _raise(self, node: Node) -> None:
         node.raises_until = self.world.now + 1.0
 
+    def _starve(self, node: Node) -> None:
+        node.starves_at = self.rng.choice(STARVING)
+
     def _impostor(self, node: Node) -> None:
         """Another process says the same ident, by mistake."""
         victims = [pair for link in self.links for pair in (link, link[::-1]) if not pair[0].legacy]
@@ -438,6 +449,7 @@ class Schedule:
 _FAULTS: dict[Callable[[Schedule, Node], None], int] = {
     Schedule._cut: 8,
     Schedule._half_close: 2,
+    Schedule._starve: 2,
     Schedule._blackhole: 3,
     Schedule._part: 2,
     Schedule._give_up: 3,
@@ -465,7 +477,11 @@ def _small_sizes(messages: int, size: int, load: int, mark: int) -> Iterator[Non
     level = logging.root.manager.disable
     try:
         logging.disable(logging.CRITICAL)
-        with patch.multiple(outbox, **small), patch.object(wire, "_MAX_BATCH_FRAME_BYTES", _BATCH_FRAME_BYTES):
+        with (
+            patch.multiple(outbox, **small),
+            patch.object(messaging, "_FIND_COUNT", _FIND_COUNT),
+            patch.multiple(wire, _MAX_BATCH_FRAME_BYTES=_BATCH_FRAME_BYTES, _LARGE_BYTES=100, _LARGE_STEP_BYTES=8),
+        ):
             yield
     finally:
         logging.disable(level)

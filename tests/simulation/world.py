@@ -18,11 +18,14 @@ _SLOW_PAUSE_S = 0.2
 _MAX_STEPS = 20_000
 
 
-class Violation(AssertionError):
+# Neither is an Exception: a node would take it for a fault of the connection that it is serving.
+
+
+class Violation(BaseException):
     """Something that netcomm promises was not so."""
 
 
-class Died(Exception):
+class Died(BaseException):
     """A process was killed in the midst of a step."""
 
 
@@ -179,6 +182,7 @@ class End:
         self.closed = False
         self.paused = False
         self.blocked = False
+        self.buffer: memoryview | None = None  # for the next bytes
         self.established = False
         self.ping_behind: int | None = None  # how many bytes lie ahead of the first ping since something came in
 

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from netcomm import messaging
+from netcomm.connections import Chunk, Closed, ConnectionEvent, Filled, Opened, Writable
+from netcomm.errors import NetcommError
 from netcomm.message import Delivery, Limits, Stream
-from netcomm.messaging import Messaging
+from netcomm.protocol import events
+from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.node import Node
+from netcomm.protocol.wire import Data, Item
 from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
-from netcomm.wire import Data, Item
 
-# The frame types, written out here so that a changed number in netcomm.wire is noticed.
+# The frame types, written out here so that a changed number in netcomm.protocol.wire is noticed.
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
 HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
 
@@ -151,6 +154,7 @@ class End:
     paused: bool = False
     closing: bool = False
     gone: bool = False
+    buffer: memoryview | None = None
 
     def write(self, data: bytes) -> None:
         self.out += data
@@ -158,8 +162,16 @@ class End:
 
     def feed(self, chunk: bytes) -> None:
         """Let bytes come in, unless the host has closed the connection."""
-        if not self.gone:
-            self.host.messaging.data_received(self.number, chunk, self.host.net.now)
+        view = memoryview(chunk)
+        while view and not self.gone:
+            buffer, self.buffer = self.buffer, None
+            if buffer is None:
+                self.host.tell(Chunk(self.number, view))
+                return
+            count = min(len(buffer), len(view))
+            buffer[:count] = view[:count]
+            view = view[count:]
+            self.host.tell(Filled(self.number, count))
 
     def lose(self, reason: str = "cut") -> None:
         """Let the host notice that the connection is gone."""
@@ -167,11 +179,11 @@ class End:
             self.gone = True
             self.out.clear()
             del self.host.ends[self.number]
-            self.host.messaging.connection_lost(self.number, reason, self.host.net.now)
+            self.host.tell(Closed(self.number, reason))
 
 
 class Host:
-    """A `Messaging`, with as much of a peer around it as it takes to act on its events."""
+    """A `Node`, its connections, and as much of a peer around it as it takes to do its work."""
 
     def __init__(
         self, net: "Net", name: str, limits: Limits, boot: int, storage: MemoryQueueStorage | None = None
@@ -181,11 +193,13 @@ class Host:
         self.limits = limits
         self.boot = boot
         self.ends: dict[int, End] = {}
-        self.events: list[messaging.Event] = []  # all but Close and PauseReading
+        self.events: list[events.Event] = []  # all that the node has handed out
+        self.given_up: deque[tuple[int, str]] = deque()  # connections that the node has given up, and why
+        self.has_faults = False  # the test plays faults of the node's own, such as no memory
+        self.awaited = 0  # how often a thread that waits was to look
         self.received: list[tuple[str, bytes, bool]] = []  # what callbacks got: ident, data, redelivered
         self.holding = False  # the callbacks take for ever
-        self.queue: deque[messaging.Received] = deque()  # of the dispatcher
-        self.done = 0  # how many items of its first element are handed over
+        self.queue: deque[events.Received] = deque()  # of the dispatcher
         self.messaging = Messaging(
             name,
             limits,
@@ -196,16 +210,22 @@ class Host:
             progress=self._progress,
             stores_positions=storage is not None,
         )
+        self.node = Node(self.messaging, self, net.budget)
         self.storage = storage
         self.storing = True  # the storage answers at once
-        self.requests: deque[messaging.StorageRequest] = deque()  # what it has not answered
+        self.requests: deque[events.StorageRequest] = deque()  # what it has not answered
         if storage is not None:
-            self.messaging.restore(storage.streams(), storage.positions(), net.now, net.wall_now)
+            for request in self.node.restore(storage.streams(), storage.positions(), net.now, net.wall_now):
+                request.carry_out(storage)
+
+    def tell(self, event: ConnectionEvent) -> None:
+        """Something happens to a connection."""
+        self.node.on_link(event, self.net.now)
 
     def open(self, connector: int = 0) -> End:
         end = End(self, self.net.new_number())
         self.ends[end.number] = end
-        self.messaging.connection_opened(end.number, f"place-{end.number}", connector, self.net.now)
+        self.tell(Opened(end.number, f"place-{end.number}", connector))
         return end
 
     def _progress(self, number: int) -> tuple[int, int]:
@@ -246,48 +266,29 @@ class Host:
             done = True
         return done
 
-    def _carry_out(self, request: messaging.StorageRequest) -> None:
-        storage, core, net = self.storage, self.messaging, self.net
-        assert storage is not None
-        match request:
-            case messaging.Load(ident, from_seq, max_count, max_bytes):
-                core.loaded(ident, storage.read(ident, from_seq, max_count, max_bytes), net.now, net.wall_now)
-            case messaging.FindExpired(ident, from_seq, wall_now, max_count):
-                found, next_expiry = storage.expired(ident, from_seq, wall_now, max_count)
-                core.expired_found(ident, found, next_expiry, net.now, net.wall_now)
-            case messaging.Mark(ident, below):
-                storage.mark_sent(ident, below)
-                core.marked(ident, below)
-            case messaging.Renew(ident, epoch):
-                storage.renew(ident, epoch)
-                core.renewed(ident, epoch)
-            case messaging.StorePosition(ident, position):
-                storage.store_positions({ident: position})
-                core.position_stored(ident, position)
-            case messaging.DeleteBelow(ident, seq):
-                storage.delete_below(ident, seq)
-            case messaging.Delete(ident, seqs):
-                storage.delete(ident, seqs)
+    def _carry_out(self, request: events.StorageRequest) -> None:
+        assert self.storage is not None
+        self.node.on_storage(request, request.carry_out(self.storage), self.net.now, self.net.wall_now)
 
     def act(self) -> bool:
-        """Write what can be written, act on what has happened; returns whether anything was."""
-        moved = self.pump(self.messaging.take_writable())
-        for event in self.messaging.next_events():
-            moved = True
-            match event:
-                case messaging.Close(number, farewell):
-                    end = self.ends.pop(number)
-                    end.write(b"".join(farewell))
-                    end.closing = end.gone = True
-                case messaging.PauseReading(number, paused):
-                    if number in self.ends:
-                        self.ends[number].paused = paused
-                case _:
-                    self.events.append(event)
-                    if isinstance(event, messaging.StorageRequest):
-                        self.requests.append(event)
-                    if isinstance(event, messaging.Received):
-                        self.queue.append(event)
+        """Let the node do what there is to do, and do the rest; returns whether there was anything."""
+        self.moved = False
+        while self.given_up:
+            number, reason = self.given_up.popleft()
+            if number in self.ends:
+                self.ends[number].closing = True
+                self.ends[number].lose(reason)
+        work = self.node.process_pending(self.net.now)
+        self.awaited += work.awaited
+        for event in work.dispatch:
+            # The node has ended a connection for a fault of its own: a defect, where the test does not play one.
+            if isinstance(event, events.Failed) and type(event.error) is NetcommError and not self.has_faults:
+                raise AssertionError(event.error)
+        self.events += work.dispatch
+        self.events += work.storage
+        self.requests += work.storage
+        self.queue += [event for event in work.dispatch if isinstance(event, events.Received)]
+        moved = self.moved or work.awaited or bool(work.dispatch or work.storage)
         if self.storing and self.answer():
             moved = True
         if self.queue and not self.holding:
@@ -295,33 +296,57 @@ class Host:
             self.hand_over()
         return moved
 
-    def pump(self, numbers: list[int]) -> bool:
-        moved = False
-        for number in numbers:
-            end = self.ends.get(number)
-            more = True
-            while end is not None and more and len(end.out) < self.net.high:
-                buffers, more = self.messaging.output(number, self.net.budget, self.net.now)
-                moved = moved or bool(buffers)
-                end.write(b"".join(buffers))
-        return moved
-
     def hand_over(self, count: int = 1 << 30) -> None:
         """Let the callbacks of the next `count` messages return."""
         while self.queue and count > 0:
             first = self.queue[0]
-            stop = min(len(first.items), self.done + count)
-            for seq, _, _, _, payload in first.items[self.done : stop]:
+            start, stop = first.handled, min(len(first.items), first.handled + count)
+            for seq, _, _, _, payload in first.items[start:stop]:
                 redelivered = first.stream is not None and seq < first.redelivered_below
                 self.received.append((first.ident, payload, redelivered))
-            self.messaging.hand_over(first, self.done, stop, self.net.now)
-            count -= stop - self.done
-            self.done = stop
+            self.node.on_handled(first, stop, self.net.now)
+            count -= stop - start
             if stop == len(first.items):
                 self.queue.popleft()
-                self.done = 0
 
-    def happened(self, kind: type) -> list[messaging.Event]:
+    # -- What the node asks of its connections
+
+    def has_room(self, number: int) -> bool:
+        end = self.ends.get(number)
+        return end is not None and len(end.out) < self.net.high
+
+    def write(self, number: int, buffers: list[bytes]) -> None:
+        self.moved = True
+        self.ends[number].write(b"".join(buffers))
+
+    def flush(self, number: int) -> None:
+        pass  # `out` takes everything
+
+    def close(self, number: int, farewell: list[bytes]) -> None:
+        self.moved = True
+        end = self.ends.pop(number, None)
+        if end is not None:
+            end.write(b"".join(farewell))
+            end.closing = end.gone = True
+
+    def give_up(self, number: int, reason: str) -> None:
+        self.moved = True
+        self.given_up.append((number, reason))
+
+    def receive_into(self, number: int, buffer: memoryview) -> None:
+        self.ends[number].buffer = buffer
+
+    def pause(self, number: int, paused: bool) -> None:
+        self.moved = True
+        if number in self.ends:
+            self.ends[number].paused = paused
+
+    def established(self, number: int) -> None:
+        pass  # it concerns connectors
+
+    # -- What has happened
+
+    def happened(self, kind: type) -> list[events.Event]:
         return [event for event in self.events if isinstance(event, kind)]
 
     def payloads(self) -> list[bytes]:
@@ -352,7 +377,7 @@ class Wire:
             del source.out[:size]
             target.feed(chunk)
             if not source.gone:
-                source.host.pump([source.number])
+                source.host.tell(Writable(source.number))
             return True
         if source.closing and not target.gone:
             target.lose("closed by the other side")
@@ -427,7 +452,7 @@ class Net:
         while end.out:
             answer += bytes(end.out)
             end.out.clear()
-            end.host.pump([end.number])
+            end.host.tell(Writable(end.number))
             self.settle()
         return packets(answer)
 
@@ -459,5 +484,5 @@ class Net:
                 return
             for host in self.hosts:
                 if (its := host.messaging.deadline()) is not None and its <= self.now:
-                    host.messaging.tick(self.now)
+                    host.node.tick(self.now)
         raise AssertionError("time does not get on")

@@ -18,15 +18,20 @@ LIBRARY = [
     "process",
     "callbacks",
     "deadlines",
-    "wall_clock",
     "message",
-    "batch",
     "storage",
-    "wire",
-    "session",
-    "inbox",
-    "outbox",
-    "messaging",
+    "connections",
+    "protocol",
+    "protocol.wall_clock",
+    "protocol.batch",
+    "protocol.wire",
+    "protocol.events",
+    "protocol.storage_queue",
+    "protocol.session",
+    "protocol.inbox",
+    "protocol.outbox",
+    "protocol.messaging",
+    "protocol.node",
     "keeper",
     "dispatcher",
     "leadership",
@@ -38,7 +43,7 @@ LIBRARY = [
 ]
 # What stands on the library: programs and tools for tests, which may use sockets and threads as any program does.
 ON_TOP = ["testing.proxy", "testing.*", "testing", "demo", "queue_cli", "cli", "__main__"]
-SANS_IO = ["deadlines", "wall_clock", "message", "batch", "wire", "session", "inbox", "outbox", "messaging"]
+SANS_IO = ["deadlines", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
 SOCKETS = {"socket", "selectors", "select", "ssl", "socketserver", "asyncio"}
 THREADS = {"threading", "_thread", "queue", "multiprocessing", "concurrent"}
@@ -155,6 +160,15 @@ def test_imports_point_only_upward(name: str) -> None:
 def test_the_package_imports_the_library_and_nothing_on_top() -> None:
     found = imports((PACKAGE / "__init__.py").read_text(), NAMES)
     assert {name.removeprefix("netcomm.") for name in found if name.startswith("netcomm.")} <= set(LIBRARY)
+
+
+def test_the_protocol_and_the_transport_do_not_know_each_other() -> None:
+    transport = {"places", "link"}
+    for name in LIBRARY:
+        if name.startswith("protocol"):
+            assert not internal(name) & transport, name
+    for name in transport:
+        assert not [imported for imported in internal(name) if imported.startswith("protocol")], name
 
 
 @pytest.mark.parametrize("name", LIBRARY)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from netcomm import wire
-from netcomm.batch import MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, BatchDelivery, Deliveries, Run
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
-from netcomm.outbox import Entry, Outbox
-from netcomm.wire import Ack
+from netcomm.protocol import wire
+from netcomm.protocol.batch import MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, BatchDelivery, Deliveries, Run
+from netcomm.protocol.outbox import Entry, Outbox
+from netcomm.protocol.wire import Ack
 from tests.simulation.mutations import Mutation
 from tests.unit import helpers
 from tests.unit.helpers import OVERHEAD, not_waited_for
@@ -393,7 +393,7 @@ def test_a_run_whose_closing_was_interrupted_is_closed_by_the_next_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"netcomm.batch.{step}", interrupt)
+        patch.setattr(f"netcomm.protocol.batch.{step}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             outbox.volatile.close_run()
     assert not run.is_open
@@ -524,10 +524,17 @@ def test_a_batch_goes_the_way_of_its_messages(seed: int) -> None:
 @pytest.mark.parametrize(
     "mutation",
     [
-        Mutation("put back whole, where part has arrived", "outbox.OutStream.requeue", "entry.seq < from_seq", "False"),
-        Mutation("joined what others wait behind", "outbox.VolatileOutStream.append", "self.close_run()", "pass"),
-        Mutation("joined what was sent", "outbox.Outbox.take", "self.volatile.close_run()", "pass"),
-        Mutation("not counted", "outbox.VolatileOutStream.close_run", "self.queued_bytes += size", "pass"),
+        Mutation(
+            "put back whole, where part has arrived",
+            "protocol.outbox:OutStream.requeue",
+            "entry.seq < from_seq",
+            "False",
+        ),
+        Mutation(
+            "joined what others wait behind", "protocol.outbox:VolatileOutStream.append", "self.close_run()", "pass"
+        ),
+        Mutation("joined what was sent", "protocol.outbox:Outbox.take", "self.volatile.close_run()", "pass"),
+        Mutation("not counted", "protocol.outbox:VolatileOutStream.close_run", "self.queued_bytes += size", "pass"),
     ],
     ids=lambda mutation: mutation.name.replace(" ", "-"),
 )

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks.layers import Pair
 from netcomm import Limits, SnakemqConnector
-from netcomm.batch import Batch
 from netcomm.message import DeliveryState
-from netcomm.messaging import Received
+from netcomm.protocol.batch import Batch
+from netcomm.protocol.events import Received
 from netcomm.storage import MemoryQueueStorage
 from tests.unit.helpers import OVERHEAD, calls, make_delivery, not_waited_for
 
@@ -77,18 +77,18 @@ def test_the_cost_of_the_core() -> None:
     pair = Pair(Limits())
     batch = make_batch(COUNT)
     run = batch.run()
-    assert calls_per_message(lambda: pair.bob.send("niess", run, 0.0)) < 0.1
+    assert calls_per_message(lambda: pair.bob.messaging.send("niess", run, 0.0)) < 0.1
     packets = b""
 
     def output() -> None:
         nonlocal packets
-        packets = pair.output(pair.bob)
+        packets = pair.bob.output()
 
     assert calls_per_message(output) < 0.1
-    assert calls_per_message(lambda: pair.niess.data_received(1, packets, 0.0)) < 0.1
-    assert calls_per_message(pair.hand_over) < 0.1
-    acknowledgement = pair.output(pair.niess)
-    assert calls_per_message(lambda: pair.bob.data_received(1, acknowledgement, 0.0)) < 0.1
+    assert calls_per_message(lambda: pair.niess.receive(packets)) < 0.1
+    assert calls_per_message(pair.niess.hand_over) < 0.1
+    acknowledgement = pair.niess.output()
+    assert calls_per_message(lambda: pair.bob.receive(acknowledgement)) < 0.1
     assert set(batch.states) == {DeliveryState.DELIVERED}
 
 
@@ -98,26 +98,26 @@ def test_the_cost_of_single_messages_in_the_core() -> None:
 
     def send() -> None:
         for delivery in deliveries:
-            pair.bob.send("niess", delivery, 0.0)
+            pair.bob.messaging.send("niess", delivery, 0.0)
 
     assert calls_per_message(send) < 9
     packets = b""
 
     def output() -> None:
         nonlocal packets
-        packets = pair.output(pair.bob)
+        packets = pair.bob.output()
 
     # popleft and append; pack, and two appends
     assert calls_per_message(output) < 6.3
-    pair.niess.data_received(1, packets, 0.0)
-    pair.hand_over()
-    acknowledgement = pair.output(pair.niess)
-    assert calls_per_message(lambda: pair.bob.data_received(1, acknowledgement, 0.0)) < 3.3  # popleft, append
+    pair.niess.receive(packets)
+    pair.niess.hand_over()
+    acknowledgement = pair.niess.output()
+    assert calls_per_message(lambda: pair.bob.receive(acknowledgement)) < 3.3  # popleft, append
     assert all(delivery.done for delivery in deliveries)
 
 
 def test_the_cost_does_not_hide_in_the_number_of_batches() -> None:
     pair = Pair(Limits())
     for _ in range(10):
-        pair.bob.send("niess", make_batch(COUNT // 10).run(), 0.0)
-    assert calls_per_message(lambda: pair.output(pair.bob)) < 0.5
+        pair.bob.messaging.send("niess", make_batch(COUNT // 10).run(), 0.0)
+    assert calls_per_message(lambda: pair.bob.output()) < 0.5

@@ -1,14 +1,14 @@
-"""`netcomm.inbox`: what counts as new, what is acknowledged, and what may have been handed over before."""
+"""`protocol.inbox`: what counts as new, what is acknowledged, and what may have been handed over before."""
 
 import random
 
 import pytest
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.inbox import Inbox
 from netcomm.message import Stream
+from netcomm.protocol.inbox import Inbox
+from netcomm.protocol.wire import Ack, Begin, Data
 from netcomm.storage import Position
-from netcomm.wire import Ack, Begin, Data
 from tests.unit.helpers import INFINITE, UUID, data_frame
 
 VOLATILE = Stream.VOLATILE

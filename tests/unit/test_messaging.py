@@ -1,4 +1,4 @@
-"""`netcomm.messaging`: peers joined by byte queues: nothing is lost, nothing comes twice, everyone is heard of."""
+"""`protocol.messaging`: peers joined by byte queues: nothing is lost, nothing comes twice, everyone is heard of."""
 
 import logging
 import random
@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from netcomm import messaging, wire
+from netcomm.connections import Writable
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.messaging import PeerStats
+from netcomm.protocol import events, wire
+from netcomm.protocol.messaging import PeerStats
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net, Wire, packets
 
@@ -59,8 +60,8 @@ def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_two_peers_get_to_know_each_other() -> None:
     one, other, _ = pair(Net())
-    assert [event.ident for event in one.happened(messaging.Connected)] == ["b"]
-    assert [event.ident for event in other.happened(messaging.Connected)] == ["a"]
+    assert [event.ident for event in one.happened(events.Connected)] == ["b"]
+    assert [event.ident for event in other.happened(events.Connected)] == ["a"]
     assert one.messaging.connected_idents() == ["b"]
     assert one.messaging.is_connected("b")
     assert not one.messaging.is_connected("c")
@@ -113,9 +114,10 @@ def test_a_message_is_delivered_when_its_callbacks_have_returned_and_not_before(
 def test_whoever_waits_for_a_message_is_told_that_it_has_ended() -> None:
     net = Net()
     one, _, _ = pair(net)
+    before = one.awaited
     one.send("b", b"x")
     net.settle()
-    assert len(one.happened(messaging.Settled)) == 1
+    assert one.awaited == before + 1
 
 
 def test_received_messages_tell_where_they_belong() -> None:
@@ -124,8 +126,8 @@ def test_received_messages_tell_where_they_belong() -> None:
     end = net.raw(host)
     net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin(9, 3, 5))
     net.exchange(end, helpers.data(3, b"x", ttl=60) + helpers.data(4, b"y"))
-    (event,) = host.happened(messaging.Received)
-    assert event == messaging.Received(
+    (event,) = host.happened(events.Received)
+    assert event == events.Received(
         "b",
         Stream.VOLATILE,
         9,
@@ -202,7 +204,7 @@ def test_a_message_too_large_for_the_receiver_is_rejected_and_the_others_arrive(
     net.settle()
     assert [delivery.state for delivery in deliveries] == [DELIVERED, DeliveryState.REJECTED, DELIVERED]
     assert [len(payload) for payload in other.payloads()] == [1, fitting]
-    assert one.happened(messaging.Dropped) == [messaging.Dropped([deliveries[1]])]
+    assert one.happened(events.Dropped) == [events.Dropped([deliveries[1]])]
     (warning,) = warnings(caplog)
     assert "'b'" in warning
     assert "200" in warning
@@ -260,8 +262,8 @@ def test_a_cut_loses_nothing_and_repeats_nothing() -> None:
     wire_.cut()
     net.settle()
     assert not deliveries[-1].done
-    assert [event.ident for event in one.happened(messaging.Disconnected)] == ["b"]
-    assert [event.ident for event in other.happened(messaging.Disconnected)] == ["a"]
+    assert [event.ident for event in one.happened(events.Disconnected)] == ["b"]
+    assert [event.ident for event in other.happened(events.Disconnected)] == ["a"]
     other.holding = False
     net.connect(one, other)
     net.settle()
@@ -403,7 +405,7 @@ def test_messages_of_any_ttl_arrive_once_or_expire_over_random_cuts() -> None:
         # What counts as delivered has arrived; what has no limit always does.
         assert {payload for payload, state in ends.items() if state is DELIVERED} <= set(received)
         assert all(ends[payload] is DELIVERED for payload, delivery in deliveries.items() if not delivery.expires_at)
-        dropped = [delivery for event in one.happened(messaging.Dropped) for delivery in event.deliveries]
+        dropped = [delivery for event in one.happened(events.Dropped) for delivery in event.deliveries]
         assert len(dropped) == len({id(delivery) for delivery in dropped})
         assert {id(delivery) for delivery in dropped} == {
             id(deliveries[payload]) for payload, state in ends.items() if state is EXPIRED
@@ -431,9 +433,9 @@ def test_a_peer_is_connected_once_its_begin_has_come() -> None:
     end = net.raw(host)
     net.exchange(end, helpers.netcomm_handshake("b"))
     assert not host.messaging.is_connected("b")
-    assert host.happened(messaging.Connected) == []
+    assert host.happened(events.Connected) == []
     net.exchange(end, helpers.begin())
-    assert host.happened(messaging.Connected) == [messaging.Connected("b", end.number)]
+    assert host.happened(events.Connected) == [events.Connected("b", end.number)]
 
 
 def test_a_peer_is_connected_once_however_many_streams_begin() -> None:
@@ -441,7 +443,7 @@ def test_a_peer_is_connected_once_however_many_streams_begin() -> None:
     host = net.host("a")
     end = net.raw(host)
     net.exchange(end, helpers.netcomm_handshake("b"), helpers.begin(7), helpers.begin(9, stream=1))
-    assert len(host.happened(messaging.Connected)) == 1
+    assert len(host.happened(events.Connected)) == 1
     assert peer_stats(host, "b").reconnects == 0
     net.exchange(end, helpers.data(0, b"durable", flags=1), helpers.data(0, b"volatile"))
     assert host.payloads() == [b"durable", b"volatile"]
@@ -599,7 +601,7 @@ def test_an_idle_connection_is_kept_alive_for_hours() -> None:
     one, other, _ = pair(net)
     net.advance(3 * 3600)
     for host in (one, other):
-        assert host.happened(messaging.Disconnected) == []
+        assert host.happened(events.Disconnected) == []
     one.send("b", b"still there")
     net.settle()
     assert other.payloads() == [b"still there"]
@@ -644,7 +646,7 @@ def test_a_message_that_crosses_a_slow_line_for_minutes_arrives() -> None:
     assert [len(payload) for payload in other.payloads()] == [50_000, 6]
     assert all(delivery.state is DELIVERED for delivery in deliveries)
     for host in (one, other):
-        assert host.happened(messaging.Disconnected) == []
+        assert host.happened(events.Disconnected) == []
 
 
 @pytest.mark.requirement("P-47", "positive")
@@ -659,11 +661,11 @@ def test_a_message_that_crosses_a_slow_line_to_a_legacy_peer_is_sent_once() -> N
         net.advance(9.0)
         got += bytes(end.out[:2000])
         del end.out[:2000]
-        host.pump([end.number])
+        host.tell(Writable(end.number))
     assert kinds(packets(got)) == [helpers.MESSAGE, helpers.PING, helpers.PING]  # the barrier; are you alive?
     net.exchange(end, PONG)
     assert delivery.state is DELIVERED
-    assert host.happened(messaging.Disconnected) == []
+    assert host.happened(events.Disconnected) == []
 
 
 @pytest.mark.requirement("P-47", "negative")
@@ -732,8 +734,8 @@ def test_a_slow_callback_on_a_message_larger_than_the_window_does_not_cost_the_c
     other.holding = True
     delivery = one.send("b", bytes(5000))
     net.advance(600)
-    assert one.happened(messaging.Disconnected) == []
-    assert other.happened(messaging.Disconnected) == []
+    assert one.happened(events.Disconnected) == []
+    assert other.happened(events.Disconnected) == []
     other.hand_over()
     net.settle()
     assert delivery.state is DELIVERED
@@ -775,7 +777,7 @@ def test_a_waiting_message_expires_when_its_time_is_up() -> None:
     assert not delivery.done
     net.advance(0.2)
     assert delivery.state is EXPIRED
-    assert host.happened(messaging.Dropped) == [messaging.Dropped([delivery])]
+    assert host.happened(events.Dropped) == [events.Dropped([delivery])]
     assert host.messaging.idle
 
 
@@ -785,7 +787,7 @@ def test_ttl_0_is_dropped_at_once_unless_connected() -> None:
     early = one.send("b", b"early", ttl=0)
     assert early.state is EXPIRED
     net.settle()
-    assert one.happened(messaging.Dropped) == [messaging.Dropped([early])]
+    assert one.happened(events.Dropped) == [events.Dropped([early])]
     net.connect(one, other)
     net.settle()
     now = one.send("b", b"now", ttl=0)
@@ -838,7 +840,7 @@ def test_discarding_ends_everything() -> None:
     one.messaging.discard_all()
     net.settle()
     assert {delivery.state for delivery in deliveries} == {DeliveryState.DISCARDED}
-    dropped = [delivery for event in one.happened(messaging.Dropped) for delivery in event.deliveries]
+    dropped = [delivery for event in one.happened(events.Dropped) for delivery in event.deliveries]
     assert sorted(map(id, dropped)) == sorted(map(id, deliveries))
     assert one.messaging.idle
 
@@ -863,8 +865,8 @@ def test_a_second_peer_of_one_ident_is_refused_when_the_first_answers(caplog: py
     net.settle()
     assert one.messaging.is_connected("hub")
     assert not other.messaging.is_connected("hub")
-    assert one.happened(messaging.Disconnected) == []
-    (failed,) = other.happened(messaging.Failed)
+    assert one.happened(events.Disconnected) == []
+    (failed,) = other.happened(events.Failed)
     assert isinstance(failed.error, ConnectionRefusedByPeer)
     assert failed.error.code == wire.RefuseCode.DUPLICATE_IDENT
     assert "'b'" in str(failed.error)
@@ -920,9 +922,9 @@ def test_the_challenger_is_admitted_when_the_old_connection_stays_silent() -> No
     assert kinds(packets(bytes(old.out))).count(helpers.PING) == 1
     assert host.messaging.is_connected("b")
     assert [type(event) for event in host.events] == [
-        messaging.Connected,
-        messaging.Disconnected,
-        messaging.Connected,
+        events.Connected,
+        events.Disconnected,
+        events.Connected,
     ]
     answer = net.exchange(challenger, helpers.ack(0))
     assert helpers.DATA in kinds(answer)
@@ -1198,7 +1200,7 @@ def test_a_new_connection_of_the_same_connector_replaces_the_old_one_at_once() -
     net.settle()
     assert one.payloads() == [b"0", b"1", b"2"]
     assert {delivery.state for delivery in deliveries} == {DELIVERED}
-    assert hub.happened(messaging.Failed) == []
+    assert hub.happened(events.Failed) == []
 
 
 @pytest.mark.requirement("P-48", "negative")
@@ -1307,9 +1309,9 @@ def test_a_protocol_error_is_told_to_both_sides_and_reported(caplog: pytest.LogC
     assert refusal[:2] == b"\0\3"
     assert b"seq 5" in refusal
     failed, disconnected = host.events
-    assert isinstance(failed, messaging.Failed)
+    assert isinstance(failed, events.Failed)
     assert isinstance(failed.error, RemoteProtocolError)
-    assert disconnected == messaging.Disconnected("b")
+    assert disconnected == events.Disconnected("b")
     (warning,) = warnings(caplog)
     assert "'b'" in warning
     assert f"place-{end.number}" in warning
@@ -1431,7 +1433,7 @@ def test_the_same_refusal_of_a_connectors_place_is_reported_once() -> None:
         end = host.open(1)
         host.messaging._connections[end.number].where = "server:4000"
         net.exchange(end, helpers.version() + helpers.refuse(code, text))
-    errors = [str(event.error).rpartition(" ")[2] for event in host.happened(messaging.Failed)]
+    errors = [str(event.error).rpartition(" ")[2] for event in host.happened(events.Failed)]
     assert errors == ["taken", "other", "taken"]
 
 
@@ -1447,7 +1449,7 @@ def test_closing_all_says_what_is_left_and_forgets_every_connection() -> None:
     assert one.ends == {}
     assert other.payloads() == [b"x"]
     assert other.messaging.connected_idents() == []
-    assert one.happened(messaging.Disconnected) == [messaging.Disconnected("b")]
+    assert one.happened(events.Disconnected) == [events.Disconnected("b")]
     net.advance(60)
     assert one.messaging.deadline() is None
 
@@ -1722,8 +1724,8 @@ def test_a_paused_sender_is_paused_and_resumed_once() -> None:
     end.feed(helpers.legacy_handshake("b") + helpers.message(bytes(900)) * 5)
     end.feed(helpers.message(bytes(900)) * 5)
     host.hand_over(0)
-    events = [event for event in host.messaging.next_events() if isinstance(event, messaging.PauseReading)]
-    assert events == [messaging.PauseReading(end.number, True)]
+    pauses = [event for event in host.messaging.next_events() if isinstance(event, events.PauseReading)]
+    assert pauses == [events.PauseReading(end.number, True)]
 
 
 def test_what_waits_for_callbacks_survives_the_connection() -> None:
@@ -1844,10 +1846,10 @@ def test_a_legacy_peer_is_connected_once_it_has_not_refused_the_ident_for_a_mome
     net.advance(0.09)
     # Anything behind the IDENT would crash a snakeMQ peer that refuses it.
     assert net.exchange(end) == []
-    assert host.happened(messaging.Connected) == []
+    assert host.happened(events.Connected) == []
     assert not host.messaging.is_connected("b")
     net.advance(0.02)
-    assert host.happened(messaging.Connected) == [messaging.Connected("b", end.number)]
+    assert host.happened(events.Connected) == [events.Connected("b", end.number)]
     assert kinds(net.exchange(end)) == [helpers.MESSAGE, helpers.PING]
     net.exchange(end, PONG)
     assert delivery.state is DELIVERED
@@ -1863,7 +1865,7 @@ def test_a_legacy_peer_that_sends_a_message_is_connected_at_once() -> None:
     assert kinds(answer)[3:] == [helpers.MESSAGE, helpers.PING]
     assert host.payloads() == [b"y"]
     net.advance(1)
-    assert len(host.happened(messaging.Connected)) == 1
+    assert len(host.happened(events.Connected)) == 1
 
 
 def test_a_legacy_peers_ping_is_answered_at_once_and_it_is_connected_a_moment_later() -> None:
@@ -1894,12 +1896,12 @@ def test_a_legacy_peer_that_closes_at_once_has_refused_the_ident(
         # A connector that tries again and again is reported once.
         loud = attempt + 1 if connector == 0 else 1
         assert len(warnings(caplog, "another connection with the ident 'a'")) == loud
-        failed = host.happened(messaging.Failed)
+        failed = host.happened(events.Failed)
         assert len(failed) == loud
-    assert isinstance(failed[0], messaging.Failed)
+    assert isinstance(failed[0], events.Failed)
     assert isinstance(failed[0].error, ConnectionRefusedByPeer)
     assert failed[0].error.code == wire.RefuseCode.DUPLICATE_IDENT
-    assert host.happened(messaging.Connected) == host.happened(messaging.Disconnected) == []
+    assert host.happened(events.Connected) == host.happened(events.Disconnected) == []
 
 
 def test_a_legacy_peer_that_goes_away_later_has_not_refused_anything() -> None:
@@ -1907,8 +1909,8 @@ def test_a_legacy_peer_that_goes_away_later_has_not_refused_anything() -> None:
     host = net.host("a")
     legacy_peer(net, host).lose()
     net.settle()
-    assert host.happened(messaging.Failed) == []
-    assert len(host.happened(messaging.Disconnected)) == 1
+    assert host.happened(events.Failed) == []
+    assert len(host.happened(events.Disconnected)) == 1
 
 
 @pytest.mark.requirement("P-54", "positive")
@@ -2006,7 +2008,7 @@ def test_from_a_legacy_peer_messages_come_as_they_are() -> None:
     end = legacy_peer(net, host)
     assert net.exchange(end, helpers.message(b"x", ttl=5, flags=1), helpers.message(b"x", ttl=5, flags=1)) == []
     assert host.received == [("b", b"x", False)] * 2
-    first = host.happened(messaging.Received)[0]
+    first = host.happened(events.Received)[0]
     assert first.stream is None
     assert first.items[0][1:] == (helpers.UUID, 5, 1, b"x")
 

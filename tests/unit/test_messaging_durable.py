@@ -1,4 +1,4 @@
-"""`netcomm.messaging` with a storage, whose answers come when the test lets them."""
+"""`protocol.messaging` with a storage, whose answers come when the test lets them."""
 
 import copy
 import logging
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from netcomm import messaging
-from netcomm import outbox as outbox_module
 from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.messaging import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorePosition
+from netcomm.protocol import events
+from netcomm.protocol import outbox as outbox_module
+from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorePosition
 from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net, Wire
@@ -120,6 +120,7 @@ def test_the_receiver_acknowledges_when_its_position_is_stored() -> None:
     net = Net()
     one, other, _ = pair(net)
     other.storing = False
+    before = other.awaited
     deliveries = [one.send_persistent("b", b"%d" % number) for number in range(3)]
     net.settle()
     assert other.payloads() == [b"0", b"1", b"2"]
@@ -127,12 +128,12 @@ def test_the_receiver_acknowledges_when_its_position_is_stored() -> None:
     assert not any(delivery.done for delivery in deliveries)
     assert not other.messaging.all_stored
     assert not other.messaging.all_handed_over
-    assert not other.happened(messaging.Settled)
+    assert other.awaited == before
     other.answer()
     net.settle()
     assert {delivery.state for delivery in deliveries} == {DELIVERED}
     assert other.messaging.all_stored
-    assert other.happened(messaging.Settled)  # whoever terminates may look
+    assert other.awaited > before  # the thread that terminates the peer may look
 
 
 def test_only_the_last_position_counts_as_stored() -> None:
@@ -240,7 +241,7 @@ def test_discarding_leaves_persistent_messages_alone() -> None:
     one.messaging.discard_all()
     net.settle()
     assert (persistent.state, transient.state) == (QUEUED, DeliveryState.DISCARDED)
-    assert one.happened(messaging.Dropped) == [messaging.Dropped([transient])]
+    assert one.happened(events.Dropped) == [events.Dropped([transient])]
     assert stored(one) == [b"x"]
 
 
@@ -347,8 +348,8 @@ def test_a_stored_message_that_is_missing_is_reported(caplog: pytest.LogCaptureF
     storage.delete("b", [0, 1])
     net.connect(one, net.host("b"))
     net.settle()
-    (failed,) = one.happened(messaging.Failed)
-    assert isinstance(failed, messaging.Failed)
+    (failed,) = one.happened(events.Failed)
+    assert isinstance(failed, events.Failed)
     assert isinstance(failed.error, StorageCorrupt)
     assert "2 messages for 'b'" in str(failed.error)
     assert one.messaging.idle
@@ -395,7 +396,7 @@ def test_stored_messages_expire_at_their_time_without_a_connection() -> None:
     assert not first.done
     net.advance(0.2)
     assert (first.state, second.state) == (EXPIRED, QUEUED)
-    assert one.happened(messaging.Dropped) == [messaging.Dropped([first])]
+    assert one.happened(events.Dropped) == [events.Dropped([first])]
     net.advance(10)
     assert second.state is EXPIRED
     assert stored(one) == [b"kept"] * 8
@@ -413,8 +414,8 @@ def test_messages_of_an_earlier_process_expire_before_they_are_read() -> None:
     assert len(stored(one)) == 2
     net.advance(0.2)
     assert stored(one) == []
-    (dropped,) = one.happened(messaging.Dropped)
-    assert isinstance(dropped, messaging.Dropped)
+    (dropped,) = one.happened(events.Dropped)
+    assert isinstance(dropped, events.Dropped)
     assert [(delivery.seq, delivery.state, delivery.data) for delivery in dropped.deliveries] == [
         (0, EXPIRED, b"0"),
         (1, EXPIRED, b"1"),
@@ -462,13 +463,13 @@ def test_a_stored_message_that_has_expired_while_it_was_being_read_ends_once() -
     net.settle()
     net.advance(1)
     assert [delivery.state for delivery in deliveries] == [DELIVERED] * 8 + [EXPIRED] * 4
-    dropped = [delivery for event in one.happened(messaging.Dropped) for delivery in event.deliveries]
+    dropped = [delivery for event in one.happened(events.Dropped) for delivery in event.deliveries]
     assert sorted(delivery.seq for delivery in dropped) == [8, 9, 10, 11]
     assert one.messaging.stats()["b"].queued == 0
     late = one.send_persistent("b", b"late")
     net.settle()
     assert late.state is DELIVERED
-    assert one.happened(messaging.Failed) == []
+    assert one.happened(events.Failed) == []
 
 
 @pytest.mark.usefixtures("small")
@@ -493,7 +494,7 @@ def test_stored_messages_that_have_expired_are_not_missed_by_a_reading_that_was_
     one.storing = True
     net.settle()
     assert one.messaging.stats()["b"].queued == 0
-    assert one.happened(messaging.Failed) == []
+    assert one.happened(events.Failed) == []
 
 
 @pytest.mark.usefixtures("small")
@@ -510,7 +511,7 @@ def test_a_stored_message_expires_once_even_where_it_can_not_be_deleted() -> Non
         one.requests = type(one.requests)(request for request in one.requests if not isinstance(request, Delete))
         one.answer()
         net.settle()
-    dropped = [delivery for event in one.happened(messaging.Dropped) for delivery in event.deliveries]
+    dropped = [delivery for event in one.happened(events.Dropped) for delivery in event.deliveries]
     assert [delivery.seq for delivery in dropped] == [8, 9, 10]
     assert {delivery.state for delivery in deliveries} == {EXPIRED}
     assert one.messaging.stats()["b"].queued == 8
@@ -558,8 +559,8 @@ def test_a_sender_restored_from_a_backup_takes_a_new_epoch_and_loses_nothing(
     net.connect(again, other)
     net.settle()
     assert kinds_of(again.requests) == [Renew]
-    (failed,) = again.happened(messaging.Failed)
-    assert isinstance(failed, messaging.Failed)
+    (failed,) = again.happened(events.Failed)
+    assert isinstance(failed, events.Failed)
     assert isinstance(failed.error, StorageError)
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
     assert other.payloads()[6:] == []
@@ -569,7 +570,7 @@ def test_a_sender_restored_from_a_backup_takes_a_new_epoch_and_loses_nothing(
     assert other.received[6:] == [("a", payload, True) for payload in (b"old", b"new-0", b"new-1", b"new-2")]
     assert stored(again) == []
     assert again.messaging.idle
-    assert len(again.happened(messaging.Failed)) == 1
+    assert len(again.happened(events.Failed)) == 1
 
 
 def test_a_renewal_that_is_late_begins_the_stream_on_the_connection_of_its_time() -> None:
@@ -637,8 +638,8 @@ def test_random_cuts_and_deaths_lose_no_persistent_message(seed: int) -> None:
     deaths = cuts = 0
 
     def note_drops() -> None:
-        for event in one.happened(messaging.Dropped):
-            assert isinstance(event, messaging.Dropped)
+        for event in one.happened(events.Dropped):
+            assert isinstance(event, events.Dropped)
             dropped.extend(delivery.data or b"?" for delivery in event.deliveries)
 
     for number in range(800):
@@ -694,7 +695,7 @@ def test_random_cuts_and_deaths_lose_no_persistent_message(seed: int) -> None:
     assert one.messaging.idle
     assert other.messaging.all_handed_over
     for host in (one, other):
-        failures = [event.error for event in host.events if isinstance(event, messaging.Failed)]
+        failures = [event.error for event in host.events if isinstance(event, events.Failed)]
         assert not any(isinstance(error, StorageError) for error in failures)
     durable = one.messaging._peers["b"].outbox.durable
     assert durable is not None

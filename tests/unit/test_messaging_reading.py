@@ -1,4 +1,4 @@
-"""`netcomm.messaging`: a connection that is not read for a while, since callbacks are slow, is not blamed for it."""
+"""`protocol.messaging`: a connection that is not read for a while, since callbacks are slow, is not blamed for it."""
 
 from netcomm.message import Limits
 from tests.unit import helpers

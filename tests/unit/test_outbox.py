@@ -1,15 +1,15 @@
-"""`netcomm.outbox`: order, window, time to live, what is in flight, and that each message ends exactly once."""
+"""`protocol.outbox`: order, window, time to live, what is in flight, and that each message ends exactly once."""
 
 import random
 from dataclasses import dataclass, field
 
 import pytest
 
-from netcomm.batch import Batch, Run
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
-from netcomm.outbox import Outbox
-from netcomm.wire import Ack, Begin
+from netcomm.protocol.batch import Batch, Run
+from netcomm.protocol.outbox import Outbox
+from netcomm.protocol.wire import Ack, Begin
 from tests.unit.helpers import OVERHEAD, make_delivery, not_waited_for
 
 VOLATILE = Stream.VOLATILE

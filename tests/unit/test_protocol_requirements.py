@@ -2,12 +2,12 @@
 
 import pytest
 
-from netcomm import messaging, wire
 from netcomm.errors import ConnectionRefusedByPeer
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.outbox import Outbox
+from netcomm.protocol import events, wire
+from netcomm.protocol.outbox import Outbox
+from netcomm.protocol.wire import Begin
 from netcomm.storage import MemoryQueueStorage
-from netcomm.wire import Begin
 from tests.unit import helpers
 from tests.unit.helpers import End, Host, Net, packets
 
@@ -88,7 +88,7 @@ def test_flags_that_nobody_has_defined_have_no_meaning(flags: int, stream: Strea
     net.exchange(end, helpers.data(0, b"x", flags=flags) + helpers.data(1, b"y", flags=int(stream)))
     assert not end.gone
     assert host.payloads() == [b"x", b"y"]
-    assert {event.stream for event in host.happened(messaging.Received)} == {stream}  # type: ignore[attr-defined]
+    assert {event.stream for event in host.happened(events.Received)} == {stream}  # type: ignore[attr-defined]
     net.exchange(legacy(net, host, "c"), helpers.message(b"z", flags=flags))
     assert host.payloads() == [b"x", b"y", b"z"]
 
@@ -206,8 +206,8 @@ def test_a_refusal_of_any_code_is_logged_told_and_ends_the_connection(
     end = net.raw(host)
     said = net.exchange(end, helpers.netcomm_handshake("b") + helpers.refuse(code, "full moon"))
     assert end.gone
-    (failed,) = host.happened(messaging.Failed)
-    assert isinstance(failed, messaging.Failed)
+    (failed,) = host.happened(events.Failed)
+    assert isinstance(failed, events.Failed)
     assert isinstance(failed.error, ConnectionRefusedByPeer)
     assert failed.error.code == code
     assert "full moon" in str(failed.error)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from netcomm import wire
-from netcomm.batch import Batch
 from netcomm.message import Delivery, Limits, Stream
-from netcomm.messaging import Messaging, Received
+from netcomm.protocol import wire
+from netcomm.protocol.batch import Batch
+from netcomm.protocol.events import Received
+from netcomm.protocol.messaging import Messaging
 from tests.unit import helpers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")

@@ -1,13 +1,13 @@
-"""`netcomm.session`: one connection: what may come when, who lives, and what a legacy peer's answers mean."""
+"""`protocol.session`: one connection: what may come when, who lives, and what a legacy peer's answers mean."""
 
 import random
 
 import pytest
 
-from netcomm import wire
 from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemoteProtocolError
 from netcomm.message import Limits, Stream
-from netcomm.session import Identified, Session
+from netcomm.protocol import wire
+from netcomm.protocol.session import Identified, Session
 from tests.unit import helpers
 from tests.unit.helpers import packets
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netcomm.wall_clock import WallClock
+from netcomm.protocol.wall_clock import WallClock
 
 
 def started(now: float = 0.0, system: float = 1000.0, newest: float = 0.0) -> WallClock:

@@ -1,4 +1,4 @@
-"""`netcomm.wire`: every frame in bytes, and what a reader does with bytes that it can't trust."""
+"""`protocol.wire`: every frame in bytes, and what a reader does with bytes that it can't trust."""
 
 import random
 import tracemalloc
@@ -7,10 +7,10 @@ from unittest.mock import patch
 
 import pytest
 
-from netcomm import wire
-from netcomm.batch import Batch, Run
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import FLAG_PERSISTENT, Limits, Stream
+from netcomm.protocol import wire
+from netcomm.protocol.batch import Batch, Run
 from tests.unit import helpers
 from tests.unit.helpers import INFINITE, UUID, make_delivery, packet, packets
 

@@ -5,7 +5,7 @@ to 5 are snakeMQ's (the docstring of its `messaging` module documents them), 0x8
 snakeMQ peer passes over as unknown. docs/protocol.md states all of it in words.
 
 `Reader` checks what can be checked without knowing the connection's state: sizes, lengths, encodings. Whether a
-frame may come now is for `netcomm.session` to say.
+frame may come now is for `netcomm.protocol.session` to say.
 """
 
 import enum
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeAlias
 
-from netcomm.batch import Run
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Delivery, Limits, Stream
+from netcomm.protocol.batch import Run
 
 PROTOCOL_VERSION = 1
 EXTENSION_VERSION = 1

@@ -17,9 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from netcomm import wire
 from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemoteProtocolError
 from netcomm.message import Limits
+from netcomm.protocol import wire
 
 
 @dataclass(slots=True)

@@ -17,164 +17,40 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from netcomm import outbox, wire
-from netcomm.batch import Run
 from netcomm.deadlines import Deadlines
 from netcomm.errors import ConnectionRefusedByPeer, NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
-from netcomm.inbox import Inbox
 from netcomm.logs import Log
-from netcomm.message import DURABLE, Delivery, DeliveryState, Limits, Stream
-from netcomm.outbox import DurableOutStream, Entry, Outbox
-from netcomm.session import Ahead, Identified, Session
+from netcomm.message import DURABLE, Delivery, DeliveryState, Limits
+from netcomm.protocol import wire
+from netcomm.protocol.batch import Run
+from netcomm.protocol.events import (
+    Close,
+    Connected,
+    Delete,
+    DeleteBelow,
+    Disconnected,
+    Dropped,
+    Event,
+    Failed,
+    FindExpired,
+    Load,
+    Mark,
+    PauseReading,
+    Received,
+    Renew,
+    Settled,
+    StorageRequest,
+    StorePosition,
+)
+from netcomm.protocol.inbox import Inbox
+from netcomm.protocol.outbox import DurableOutStream, Entry, Outbox
+from netcomm.protocol.session import Ahead, Identified, Session
+from netcomm.protocol.wall_clock import WallClock
 from netcomm.storage import Position, StoredMessage, StoredStream
-from netcomm.wall_clock import WallClock
 
 log = Log("netcomm.messaging")
 
-
-@dataclass(slots=True)
-class Connected:
-    """A peer can be talked to; `connection` is established."""
-
-    ident: str
-    connection: int
-
-
-@dataclass(slots=True)
-class Disconnected:
-    """A peer that was connected is not any more."""
-
-    ident: str
-
-
-@dataclass(slots=True)
-class Received:
-    """Messages came in; the caller calls `Messaging.hand_over` when their callbacks have returned.
-
-    stream, epoch: what they belong to; a legacy peer has no streams: None, and 0.
-    redelivered_below: messages with a lower seq may have been handed over by an earlier process.
-    runs, payloads: the messages, as in `wire.Data`; their seqs follow each other.
-    size: the bytes that they count as.
-    """
-
-    ident: str
-    stream: Stream | None
-    epoch: int
-    redelivered_below: int
-    runs: list[wire.MessageRun]
-    payloads: list[bytes]
-    size: int
-
-    @property
-    def items(self) -> list[wire.Item]:
-        """Each message by itself."""
-        return wire.items(self.runs, self.payloads)
-
-
-@dataclass(slots=True)
-class Dropped:
-    """Messages have ended without being delivered."""
-
-    deliveries: list[Delivery]
-
-
-@dataclass(slots=True)
-class Settled:
-    """Messages have ended; whoever waits for one may look."""
-
-
 _SETTLED = Settled()
-
-
-@dataclass(slots=True)
-class Failed:
-    """Something the user should hear of."""
-
-    error: Exception
-
-
-@dataclass(slots=True)
-class Close:
-    """A connection has to be closed, once `farewell`, in buffers, is sent."""
-
-    connection: int
-    farewell: list[bytes]
-
-
-@dataclass(slots=True)
-class PauseReading:
-    """Nothing more may be read from a connection, or reading may go on."""
-
-    connection: int
-    paused: bool
-
-
-@dataclass(slots=True)
-class Load:
-    """The storage is to be read; `Messaging.loaded` takes the result."""
-
-    ident: str
-    from_seq: int
-    max_count: int
-    max_bytes: int
-
-
-@dataclass(slots=True)
-class FindExpired:
-    """The storage is to be searched from a seq on for what has expired; `Messaging.expired_found` takes the result.
-
-    wall_now: the time, as the storage knows it.
-    max_count: how many messages are wanted at the most. Where there are as many, there may be more.
-    """
-
-    ident: str
-    from_seq: int
-    wall_now: float
-    max_count: int
-
-
-@dataclass(slots=True)
-class Mark:
-    """The storage is to remember up to where a stream may be sent; then `Messaging.marked` is called."""
-
-    ident: str
-    below: int
-
-
-@dataclass(slots=True)
-class Renew:
-    """The storage is to give a stream another epoch; then `Messaging.renewed` is called."""
-
-    ident: str
-    epoch: int
-
-
-@dataclass(slots=True)
-class StorePosition:
-    """The storage is to take a position, or a later one; then `Messaging.position_stored` is called."""
-
-    ident: str
-    position: Position
-
-
-@dataclass(slots=True)
-class DeleteBelow:
-    """The storage may forget the messages of a stream below a seq. Nobody waits for it."""
-
-    ident: str
-    seq: int
-
-
-@dataclass(slots=True)
-class Delete:
-    """The storage may forget messages of a stream. Nobody waits for it."""
-
-    ident: str
-    seqs: list[int]
-
-
-StorageRequest = Load | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
-Event = Connected | Disconnected | Received | Dropped | Settled | Failed | Close | PauseReading | StorageRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +266,10 @@ class Messaging:
             self._complain(connection, text, RemoteProtocolError(text))
         self._forget(connection, reason, now)
 
+    def report(self, error: Exception) -> None:
+        """The user should hear of something that has failed."""
+        self._events.append(Failed(error))
+
     def connection_failed(self, number: int, error: Exception, now: float) -> None:
         """Something was being done for a connection, and has raised; the connection is lost for it.
 
@@ -397,12 +277,16 @@ class Messaging:
         """
         connection = self._connections.get(number)
         if connection is None:
+            text = f"a connection that is not open failed: {error!r}"
+            log.warning("%s", text, exc_info=error)
+            self.report(NetcommError(text))
             return
         text = f"{connection.name}: failed: {error!r}"
         self._complain(connection, text, NetcommError(text), cause=error)
         peer = connection.peer
         if peer is not None and peer.connection is connection:
             peer.outbox.take_back()
+            self._events.append(_SETTLED)  # some may have ended before it failed
         self._forget(connection, "failed", now)
 
     def close_all(self, reason: str, now: float) -> None:
@@ -679,20 +563,26 @@ class Messaging:
         self._took(peer, connection, Received(peer.ident, None, 0, 0, runs, payloads, _size(payloads)))
 
     def _took(self, peer: _Peer, connection: _Connection, received: Received) -> None:
-        self._events.append(received)
-        peer.received += len(received.payloads)
-        peer.inbox.pending_bytes += received.size
-        if self._is_full(connection):
+        inbox = peer.inbox
+        count, pending_bytes = len(received.payloads), inbox.pending_bytes + received.size
+        if pending_bytes > self._most_pending(connection):
             self._pause(connection, True)
+        self._events.append(received)
+        # No call is behind that, which could fail: all of it has happened, or nothing.
+        peer.received += count
+        inbox.pending_bytes = pending_bytes
 
     def _is_full(self, connection: _Connection) -> bool:
         """Whether more waits for callbacks than this connection may add to."""
+        return self._peer_of(connection).inbox.pending_bytes > self._most_pending(connection)
+
+    def _most_pending(self, connection: _Connection) -> int:
+        """So many bytes may wait for callbacks, for more to be taken from a connection."""
         # A netcomm peer keeps to the window by itself, but for one large message, and for what an earlier process sent:
         # as long as it does, it is read, so that its pings are answered.
-        allowed = self._limits.window_bytes
-        if not connection.session.legacy:
-            allowed += self._limits.max_frame_bytes
-        return self._peer_of(connection).inbox.pending_bytes > allowed
+        if connection.session.legacy:
+            return self._limits.window_bytes
+        return self._limits.window_bytes + self._limits.max_frame_bytes
 
     def hand_over(self, received: Received, start: int, stop: int, now: float) -> None:
         """The callbacks of messages `start` to `stop` of these have returned; all before have been named before."""
@@ -714,11 +604,9 @@ class Messaging:
                 if not connection.paused:
                     self._process(connection, now)  # what was put back
 
-    def position_stored(self, ident: str, position: Position) -> None:
-        """The storage has a position."""
-        if self._unstored.get(ident) == position:
-            del self._unstored[ident]
-        peer = self._peers[ident]
+    def _position_stored(self, peer: _Peer, position: Position) -> None:
+        if self._unstored.get(peer.ident) == position:
+            del self._unstored[peer.ident]
         peer.inbox.acknowledge(DURABLE, *position)
         if peer.connection is not None:
             self._writable[peer.connection.number] = None
@@ -862,53 +750,59 @@ class Messaging:
     def _ask_storage(self, peer: _Peer) -> None:
         if peer.outbox.durable is None:
             return
-        for want in peer.outbox.durable.wants():
-            match want:
-                case outbox.Load(from_seq, max_count, max_bytes):
-                    self._events.append(Load(peer.ident, from_seq, max_count, max_bytes))
-                case outbox.Mark(below):
-                    self._events.append(Mark(peer.ident, below))
-                case outbox.Renew():
-                    text = (
-                        f"{peer.ident!r} has more of the durable stream than this storage has ever sent: it was"
-                        " restored from a backup. What it holds is sent again"
-                    )
-                    log.warning("%s", text)
-                    self._events.append(Failed(StorageError(text)))
-                    self._events.append(Renew(peer.ident, self._new_epoch()))
+        for request in peer.outbox.durable.wants(peer.ident, self._new_epoch):
+            if isinstance(request, Renew):
+                text = (
+                    f"{peer.ident!r} has more of the durable stream than this storage has ever sent: it was"
+                    " restored from a backup. What it holds is sent again"
+                )
+                log.warning("%s", text)
+                self._events.append(Failed(StorageError(text)))
+            self._events.append(request)
 
-    def loaded(self, ident: str, messages: list[StoredMessage], now: float, wall_now: float) -> None:
-        """The answer to Load. `wall_now` is the system's time."""
-        peer = self._peers[ident]
+    def answered(self, request: StorageRequest, result: Any, now: float, wall_now: float) -> None:
+        """The storage has carried out a request. `wall_now` is the system's time in seconds since the epoch."""
         self._wall_clock.follow(now, wall_now)
+        match request:
+            case Load(ident):
+                self._loaded(self._peers[ident], result, now)
+            case FindExpired(ident, _, _, max_count):
+                found, next_expiry = result
+                self._expired_found(self._peers[ident], found, next_expiry, len(found) >= max_count, now)
+            case Mark(ident, below):
+                self._marked(self._peers[ident], below)
+            case Renew(ident, epoch):
+                self._renewed(self._peers[ident], epoch)
+            case StorePosition(ident, position):
+                self._position_stored(self._peers[ident], position)
+
+    def _loaded(self, peer: _Peer, messages: list[StoredMessage], now: float) -> None:
         deliveries = self._deliveries_of(peer, messages, now)
         delivered, missing = peer.outbox.load(deliveries)
         self._deliver(peer, delivered)
         if missing:
-            text = f"{missing} messages for {ident!r} that were stored are not in the storage"
+            text = f"{missing} messages for {peer.ident!r} that were stored are not in the storage"
             log.error("%s", text)
             self._events.append(Failed(StorageCorrupt(text)))
         self._after_storage(peer)
 
-    def expired_found(
-        self, ident: str, messages: list[StoredMessage], next_expiry: float | None, now: float, wall_now: float
+    def _expired_found(
+        self, peer: _Peer, messages: list[StoredMessage], next_expiry: float | None, may_be_more: bool, now: float
     ) -> None:
-        """The answer to FindExpired; `next_expiry` is as the storage says it. `wall_now` is the system's time."""
-        peer = self._peers[ident]
+        """`next_expiry` is as the storage says it, in seconds since the epoch."""
         durable = peer.outbox.durable
         assert durable is not None
-        wall_now = self._wall_clock.follow(now, wall_now)
         still_there = [message for message in messages if durable.is_stored(message.seq)]
         expired = []
-        looks = [] if next_expiry is None else [now + max(0.0, next_expiry - wall_now)]
+        looks = [] if next_expiry is None else [now + max(0.0, next_expiry - self._wall_clock.at(now))]
         for delivery in self._deliveries_of(peer, still_there, now):
             assert delivery.expires_at is not None
             if delivery.expires_at <= now:
                 expired.append(delivery)
             else:  # the clock was set forward since it was stored
                 looks.append(delivery.expires_at)
-        if len(messages) >= _FIND_COUNT:
-            # There may be more. But those that are found too early would be found again.
+        if may_be_more:
+            # But those that are found too early would be found again.
             looks.append(now if len(expired) == len(still_there) else min(looks))
         if looks:
             when = min(looks)
@@ -917,16 +811,12 @@ class Messaging:
         self._drop(peer, expired)
         self._after_storage(peer)
 
-    def marked(self, ident: str, below: int) -> None:
-        """The answer to Mark."""
-        peer = self._peers[ident]
+    def _marked(self, peer: _Peer, below: int) -> None:
         assert peer.outbox.durable is not None
         peer.outbox.durable.marked(below)
         self._after_storage(peer)
 
-    def renewed(self, ident: str, epoch: int) -> None:
-        """The answer to Renew."""
-        peer = self._peers[ident]
+    def _renewed(self, peer: _Peer, epoch: int) -> None:
         begin = peer.outbox.renew(epoch)
         if begin is not None:
             assert peer.connection is not None
@@ -990,8 +880,8 @@ class Messaging:
         return events
 
     @property
-    def unsettled(self) -> bool:
-        """Whether there is something in `next_events`, or in `take_writable`."""
+    def has_pending_work(self) -> bool:
+        """Whether there is something in `next_events`, or in `take_writable`: see `Node.process_pending`."""
         return bool(self._events or self._writable)
 
     def take_writable(self) -> list[int]:

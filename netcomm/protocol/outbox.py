@@ -11,16 +11,16 @@ beginning moves on. The outbox does no I/O: it says what it wants of the storage
 
 import heapq
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count, islice
 from weakref import WeakValueDictionary
 
-from netcomm.batch import MAX_JOINING_BYTES, Run
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Limits, Stream
+from netcomm.protocol.batch import MAX_JOINING_BYTES, Run
+from netcomm.protocol.events import Load, Mark, Renew, StorageRequest
+from netcomm.protocol.wire import OVERHEAD_BYTES, Ack, Begin, max_data_size, packet_size
 from netcomm.storage import StoredStream
-from netcomm.wire import OVERHEAD_BYTES, Ack, Begin, max_data_size, packet_size
 
 Entry = Delivery | Run
 """What stands in a queue: one message, or consecutive ones of a batch."""
@@ -31,27 +31,6 @@ _MAX_LOADED_BYTES = 8 * 1024 * 1024
 _LOAD_COUNT = 5_000
 # How far ahead of what was appended the storage is told that messages may be sent: once for so many.
 _MARK_AHEAD = 10_000
-
-
-@dataclass(slots=True)
-class Load:
-    """The storage is to be read, from a seq on."""
-
-    from_seq: int
-    max_count: int
-    max_bytes: int
-
-
-@dataclass(slots=True)
-class Mark:
-    """The storage is to remember that messages below a seq may be sent."""
-
-    below: int
-
-
-@dataclass(slots=True)
-class Renew:
-    """The stream is to get a new epoch."""
 
 
 class OutStream:
@@ -116,28 +95,53 @@ class OutStream:
         return self.next_seq
 
     def acknowledge(self, next_seq: int) -> list[Entry]:
-        """The receiver has handed over all below `next_seq`; returns what that settles."""
+        """The receiver has handed over all below `next_seq`; returns the messages that have ended so.
+
+        Memory may run out at each step: then the messages that have not ended are in flight still.
+        """
         delivered: list[Entry] = []
         in_flight = self.in_flight
-        while in_flight and in_flight[0].seq < next_seq:
-            entry = in_flight.popleft()
-            if isinstance(entry, Run) and entry.seq + entry.count > next_seq:
-                in_flight.appendleft(entry)
-                entry = entry.split(next_seq - entry.seq)
-            delivered.append(entry)
-        self.settle(delivered, DELIVERED)
+        count = size = 0
+        try:
+            while in_flight and (entry := in_flight[0]).seq < next_seq:
+                if isinstance(entry, Run) and entry.seq + entry.count > next_seq:
+                    entry = self._split_first(entry, next_seq - entry.seq)
+                delivered.append(entry)
+                ended, ended_size = entry.count, entry.size
+                entry.state = DELIVERED
+                entry.data = None
+                in_flight.popleft()
+                count += ended
+                size += ended_size
+        finally:
+            self._count_ended(count, size)
         return delivered
 
+    def _split_first(self, run: Run, count: int) -> Run:
+        """Cut off the first messages of the run that was sent first."""
+        self.in_flight.appendleft(run)  # a place for them
+        try:
+            head = run.split(count)
+        except BaseException:
+            self.in_flight.popleft()
+            raise
+        self.in_flight[0] = head
+        return head
+
+    def _count_ended(self, count: int, size: int) -> None:
+        self.queued -= count
+        self.queued_bytes -= size
+
     def settle(self, entries: Sequence[Entry], state: DeliveryState) -> int:
-        """End messages; returns their size."""
-        size = 0
+        """End messages, which the caller has taken out of the queue; returns their size."""
+        count = size = 0
         for entry in entries:
             size += entry.size
-            self.queued -= entry.count
+            count += entry.count
             entry.state = state
             if state is DELIVERED:
                 entry.data = None
-        self.queued_bytes -= size
+        self._count_ended(count, size)
         return size
 
     def requeue(self, from_seq: int = 0) -> list[Entry]:
@@ -416,10 +420,9 @@ class DurableOutStream(OutStream):
         self.loaded_bytes += sum(delivery.size for delivery in deliveries)
         self.settle(deliveries, DeliveryState.EXPIRED)
 
-    def settle(self, entries: Sequence[Entry], state: DeliveryState) -> int:
-        size = super().settle(entries, state)
+    def _count_ended(self, count: int, size: int) -> None:
+        super()._count_ended(count, size)
         self.loaded_bytes -= size
-        return size
 
     def may_send_below(self) -> int:
         return self.marked_below
@@ -440,24 +443,28 @@ class DurableOutStream(OutStream):
         """The storage may forget what is below: it has arrived, and has been accounted for."""
         return min(self.acknowledged_below, self.load_from)
 
-    def wants(self) -> "list[Load | Mark | Renew]":
-        """What the storage has to do before messages can go on; each is asked for once, until it is answered."""
-        wanted: list[Load | Mark | Renew] = []
+    def wants(self, ident: str, new_epoch: Callable[[], int]) -> list[StorageRequest]:
+        """What the storage has to do before messages can go on; each is asked for once, until it is answered.
+
+        ident: the receiver.
+        new_epoch: makes an epoch that the stream never had.
+        """
+        wanted: list[StorageRequest] = []
         if self.renewing:
             if not self._renewal_asked:
                 self._renewal_asked = True
                 self._renewal_below = self.added_below
-                wanted.append(Renew())
+                wanted.append(Renew(ident, new_epoch()))
             return wanted
         if self.receiver_next is None:
             return wanted
         if not self._marking and self.queued and self.marked_below - self._next_to_send() < _MARK_AHEAD // 2:
             self._marking = True
-            wanted.append(Mark(self.next_seq + _MARK_AHEAD))
+            wanted.append(Mark(ident, self.next_seq + _MARK_AHEAD))
         if not self._loading and self.stored and min(self._room(2)) > 0:
             self._loading = True
             self._asked_for = self.stored
-            wanted.append(Load(self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2))
+            wanted.append(Load(ident, self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2))
         return wanted
 
     def ask_again(self) -> None:

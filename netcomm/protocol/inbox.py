@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import DURABLE, Stream
+from netcomm.protocol.wire import Ack, Begin, Data, uuid_behind
 from netcomm.storage import Position
-from netcomm.wire import Ack, Begin, Data, uuid_behind
 
 _MAX_SEQ = 2**64 - 1
 # So many epochs that the sender has left are remembered.

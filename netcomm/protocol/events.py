@@ -1,0 +1,187 @@
+"""What comes out of the protocol for its owner to act on: what has happened, and what a storage is to do.
+
+A storage request is declared once, here, with what it asks of a `QueueStorage`. `Messaging.answered` takes the results.
+"""
+
+from dataclasses import dataclass, field
+
+from netcomm.message import Delivery, Stream
+from netcomm.protocol import wire
+from netcomm.storage import Position, QueueStorage, StoredMessage
+
+# -- What has happened -----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Connected:
+    """A peer can be talked to; `connection` is established."""
+
+    ident: str
+    connection: int
+
+
+@dataclass(slots=True)
+class Disconnected:
+    """A peer that was connected is not any more."""
+
+    ident: str
+
+
+@dataclass(slots=True)
+class Received:
+    """Messages came in; `Node.on_handled` is to be told when their callbacks have returned.
+
+    stream, epoch: what they belong to; a legacy peer has no streams: None, and 0.
+    redelivered_below: messages with a lower seq may have been handed over by an earlier process.
+    runs, payloads: the messages, as in `wire.Data`; their seqs follow each other.
+    size: the bytes that they count as.
+    handled: how many of them, from the first on, the callbacks have returned for.
+    """
+
+    ident: str
+    stream: Stream | None
+    epoch: int
+    redelivered_below: int
+    runs: list[wire.MessageRun]
+    payloads: list[bytes]
+    size: int
+    handled: int = field(default=0, compare=False)
+
+    @property
+    def items(self) -> list[wire.Item]:
+        """Each message by itself."""
+        return wire.items(self.runs, self.payloads)
+
+
+@dataclass(slots=True)
+class Dropped:
+    """Messages have ended without being delivered."""
+
+    deliveries: list[Delivery]
+
+
+@dataclass(slots=True)
+class Settled:
+    """Messages have ended; a thread that waits for one may look."""
+
+
+@dataclass(slots=True)
+class Failed:
+    """Something the user should hear of."""
+
+    error: Exception
+
+
+@dataclass(slots=True)
+class Close:
+    """A connection has to be closed, once `farewell`, in buffers, is sent."""
+
+    connection: int
+    farewell: list[bytes]
+
+
+@dataclass(slots=True)
+class PauseReading:
+    """Nothing more may be read from a connection, or reading may go on."""
+
+    connection: int
+    paused: bool
+
+
+# -- What a storage is to do -----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Load:
+    """Read on in a stream; see `QueueStorage.read`."""
+
+    ident: str
+    from_seq: int
+    max_count: int
+    max_bytes: int
+
+    def carry_out(self, storage: QueueStorage) -> list[StoredMessage]:
+        """Ask the storage. Raises StorageError."""
+        return storage.read(self.ident, self.from_seq, self.max_count, self.max_bytes)
+
+
+@dataclass(slots=True)
+class FindExpired:
+    """Search a stream from a seq on for what has expired; see `QueueStorage.expired`.
+
+    wall_now: the time, as the storage knows it, in seconds since the epoch.
+    max_count: how many messages are wanted at the most. Where there are as many, there may be more.
+    """
+
+    ident: str
+    from_seq: int
+    wall_now: float
+    max_count: int
+
+    def carry_out(self, storage: QueueStorage) -> tuple[list[StoredMessage], float | None]:
+        """Ask the storage. Raises StorageError."""
+        return storage.expired(self.ident, self.from_seq, self.wall_now, self.max_count)
+
+
+@dataclass(slots=True)
+class Mark:
+    """Remember up to where a stream may be sent; see `QueueStorage.mark_sent`."""
+
+    ident: str
+    below: int
+
+    def carry_out(self, storage: QueueStorage) -> None:
+        """Ask the storage. Raises StorageError."""
+        storage.mark_sent(self.ident, self.below)
+
+
+@dataclass(slots=True)
+class Renew:
+    """Give a stream another epoch; see `QueueStorage.renew`."""
+
+    ident: str
+    epoch: int
+
+    def carry_out(self, storage: QueueStorage) -> None:
+        """Ask the storage. Raises StorageError."""
+        storage.renew(self.ident, self.epoch)
+
+
+@dataclass(slots=True)
+class StorePosition:
+    """Take a position, or a later one of the same sender; see `QueueStorage.store_positions`."""
+
+    ident: str
+    position: Position
+
+    def carry_out(self, storage: QueueStorage) -> None:
+        """Ask the storage. Raises StorageError."""
+        storage.store_positions({self.ident: self.position})
+
+
+@dataclass(slots=True)
+class DeleteBelow:
+    """Forget the messages of a stream below a seq, or below a later one; see `QueueStorage.delete_below`."""
+
+    ident: str
+    seq: int
+
+    def carry_out(self, storage: QueueStorage) -> None:
+        """Ask the storage. Raises StorageError."""
+        storage.delete_below(self.ident, self.seq)
+
+
+@dataclass(slots=True)
+class Delete:
+    """Forget messages of a stream; see `QueueStorage.delete`."""
+
+    ident: str
+    seqs: list[int]
+
+    def carry_out(self, storage: QueueStorage) -> None:
+        """Ask the storage. Raises StorageError."""
+        storage.delete(self.ident, self.seqs)
+
+
+StorageRequest = Load | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
+Event = Connected | Disconnected | Received | Dropped | Settled | Failed | Close | PauseReading | StorageRequest
