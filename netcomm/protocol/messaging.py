@@ -748,9 +748,10 @@ class Messaging:
         self._events.append(Delete(ident, gone))
 
     def _ask_storage(self, peer: _Peer) -> None:
-        if peer.outbox.durable is None:
+        durable = peer.outbox.durable
+        if durable is None:
             return
-        for request in peer.outbox.durable.wants(peer.ident, self._new_epoch):
+        for request in durable.wants(peer.ident, self._new_epoch):
             if isinstance(request, Renew):
                 text = (
                     f"{peer.ident!r} has more of the durable stream than this storage has ever sent: it was"
@@ -758,7 +759,13 @@ class Messaging:
                 )
                 log.warning("%s", text)
                 self._events.append(Failed(StorageError(text)))
-            self._events.append(request)
+            # In this order: an interruption of the caller (Ctrl-C) comes where a call begins or ends.
+            durable.asked(request)
+            try:
+                self._events.append(request)
+            except MemoryError:
+                durable.asked(request, False)
+                raise
 
     def answered(self, request: StorageRequest, result: Any, now: float, wall_now: float) -> None:
         """The storage has carried out a request. `wall_now` is the system's time in seconds since the epoch."""

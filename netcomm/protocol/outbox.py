@@ -444,7 +444,7 @@ class DurableOutStream(OutStream):
         return min(self.acknowledged_below, self.load_from)
 
     def wants(self, ident: str, new_epoch: Callable[[], int]) -> list[StorageRequest]:
-        """What the storage has to do before messages can go on; each is asked for once, until it is answered.
+        """What the storage has to do before messages can go on, and was not `asked` for.
 
         ident: the receiver.
         new_epoch: makes an epoch that the stream never had.
@@ -452,24 +452,27 @@ class DurableOutStream(OutStream):
         wanted: list[StorageRequest] = []
         if self.renewing:
             if not self._renewal_asked:
-                self._renewal_asked = True
                 self._renewal_below = self.added_below
                 wanted.append(Renew(ident, new_epoch()))
             return wanted
         if self.receiver_next is None:
             return wanted
         if not self._marking and self.queued and self.marked_below - self._next_to_send() < _MARK_AHEAD // 2:
-            self._marking = True
             wanted.append(Mark(ident, self.next_seq + _MARK_AHEAD))
         if not self._loading and self.stored and min(self._room(2)) > 0:
-            self._loading = True
             self._asked_for = self.stored
             wanted.append(Load(ident, self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2))
         return wanted
 
-    def ask_again(self) -> None:
-        """What was asked for may not have been heard."""
-        self._loading = self._marking = self._renewal_asked = False
+    def asked(self, request: StorageRequest, is_asked: bool = True) -> None:
+        """The storage is being asked for what was wanted, and will answer; or, after all, it is not."""
+        match request:
+            case Load():
+                self._loading = is_asked
+            case Mark():
+                self._marking = is_asked
+            case Renew():
+                self._renewal_asked = is_asked
 
     def _next_to_send(self) -> int:
         if self.waiting:
@@ -773,8 +776,6 @@ class Outbox:
                 else:
                     waiting[0].state = QUEUED
         self.in_flight_bytes = sum(entry.size for stream in self._streams for entry in stream.in_flight)
-        if self.durable is not None:
-            self.durable.ask_again()
 
     @property
     def may_expire(self) -> bool:

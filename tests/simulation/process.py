@@ -80,6 +80,7 @@ class Process:
         self.incarnation = incarnation
         self.alive = True
         self.ending = False
+        self.untold_fault = False
         self.trap: str | None = node.first_trap
         node.first_trap = None
         self.storage = node.storage
@@ -299,6 +300,8 @@ class Process:
             if not self._dispatching:
                 self._dispatching = True
                 self._after(self._callback_delay(), self._dispatch)
+        if self.untold_fault:
+            raise Violation(f"nobody was told that memory ran out for {self.node.name}")
         deadline = self.core.deadline()
         if deadline is not None and (self._tick_at is None or deadline < self._tick_at):
             self._tick_at = deadline
@@ -306,6 +309,8 @@ class Process:
 
     def _failed(self, error: Exception) -> None:
         self.world.trace(f"{self.node.name}: {error!r}")
+        if "MemoryError" in str(error):
+            self.untold_fault = False
         broken = isinstance(error, RemoteProtocolError) and "protocol error" in str(error)
         false_alarm = "restored from a backup" in str(error) and not self.node.went_back
         defect = type(error) is NetcommError and "MemoryError" not in str(error)

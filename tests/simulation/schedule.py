@@ -117,6 +117,7 @@ class Node:
         """Let a step of the process fail, where the schedule says so: there is no memory for it."""
         if self.starves_at == step:
             self.starves_at = None
+            self.process.untold_fault = True
             raise MemoryError(step)
 
     def send_when_renewed(self) -> None:

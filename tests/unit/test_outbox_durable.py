@@ -30,8 +30,12 @@ AHEAD = 10_000  # how far ahead of the next message the mark is set
 RECEIVER_BOOT = b"r" * 16
 
 
-def new_epoch() -> int:
-    return NEW_EPOCH
+def wants(stream: DurableOutStream) -> list[StorageRequest]:
+    """What a stream wants of the storage, which is asked for it."""
+    wanted = stream.wants("b", lambda: NEW_EPOCH)
+    for request in wanted:
+        stream.asked(request)
+    return wanted
 
 
 def new_outbox(stream: DurableOutStream | None = None) -> Outbox:
@@ -80,7 +84,7 @@ def connect(outbox: Outbox, position: int | None = None, arrived: int | None = N
 
 def mark(outbox: Outbox) -> None:
     """Let the storage remember what the stream wants it to, and nothing else."""
-    for want in durable(outbox).wants("b", new_epoch):
+    for want in wants(durable(outbox)):
         assert isinstance(want, Mark), want
         durable(outbox).marked(want.below)
 
@@ -223,7 +227,7 @@ def test_messages_of_which_nobody_knows_whether_they_were_stored_are_passed_over
     (kept,) = append(outbox, 1)  # behind the first, in the storage alone
     kept.data = b"!"
     (first,) = read(0)
-    assert isinstance(stream.wants("b", new_epoch)[-1], Load)
+    assert isinstance(wants(stream)[-1], Load)
     assert outbox.load([first, lost, kept]) == ([], 0)
     stream.marked(AHEAD)
     assert take(outbox) == [first, kept]
@@ -239,8 +243,8 @@ def test_nothing_is_sent_before_the_storage_knows_that_it_may_be() -> None:
     connect(outbox)
     deliveries = append(outbox, 1, 2)
     assert take(outbox) == []
-    assert durable(outbox).wants("b", new_epoch) == [Mark("b", 2 + AHEAD)]
-    assert durable(outbox).wants("b", new_epoch) == []  # it was asked for
+    assert wants(durable(outbox)) == [Mark("b", 2 + AHEAD)]
+    assert wants(durable(outbox)) == []  # it was asked for
     assert take(outbox) == []
     durable(outbox).marked(2 + AHEAD)
     assert take(outbox) == deliveries
@@ -263,7 +267,7 @@ def test_the_mark_is_set_anew_before_it_is_reached_and_for_many_messages_at_once
     marks = 0
     for _ in range(3 * AHEAD):
         append(outbox, 0)
-        for want in durable(outbox).wants("b", new_epoch):
+        for want in wants(durable(outbox)):
             assert isinstance(want, Mark)
             marks += 1
             durable(outbox).marked(want.below)
@@ -275,12 +279,12 @@ def test_the_mark_is_set_anew_before_it_is_reached_and_for_many_messages_at_once
 def test_nothing_is_marked_where_nothing_can_be_sent() -> None:
     outbox = new_outbox()
     append(outbox, 1)
-    assert durable(outbox).wants("b", new_epoch) == []
+    assert wants(durable(outbox)) == []
     outbox.connect(LARGE, LARGE, RECEIVER_BOOT)
-    assert durable(outbox).wants("b", new_epoch) == []  # BEGIN is not answered
+    assert wants(durable(outbox)) == []  # BEGIN is not answered
     outbox = new_outbox()
     connect(outbox)
-    assert durable(outbox).wants("b", new_epoch) == []  # there is no message
+    assert wants(durable(outbox)) == []  # there is no message
 
 
 # -- The window of messages in memory -----------------------------------------------------------------------------
@@ -325,22 +329,22 @@ def test_what_is_appended_behind_stored_messages_is_stored_too() -> None:
 def test_stored_messages_are_read_as_the_beginning_moves_on() -> None:
     outbox = connected()
     deliveries = append(outbox, *[1] * 8)
-    assert durable(outbox).wants("b", new_epoch) == []  # the memory is full
+    assert wants(durable(outbox)) == []  # the memory is full
     assert take(outbox) == deliveries[:4]
     acknowledge(outbox, 3)
-    assert durable(outbox).wants("b", new_epoch) == []  # not for one message each
+    assert wants(durable(outbox)) == []  # not for one message each
     acknowledge(outbox, 4)
-    (want,) = durable(outbox).wants("b", new_epoch)
+    (want,) = wants(durable(outbox))
     assert isinstance(want, Load)
     assert (want.from_seq, want.max_count) == (5, 2)
-    assert durable(outbox).wants("b", new_epoch) == []
+    assert wants(durable(outbox)) == []
     for delivery in deliveries[4:6]:
         delivery.data = b"!"
     assert outbox.load(deliveries[4:6]) == ([], 0)
     assert take(outbox) == deliveries[4:6]
     assert (durable(outbox).stored, durable(outbox).load_from) == (2, 7)
     acknowledge(outbox, 7)
-    assert durable(outbox).wants("b", new_epoch) == [Load("b", 7, 2, outbox_module._MAX_LOADED_BYTES // 2)]
+    assert wants(durable(outbox)) == [Load("b", 7, 2, outbox_module._MAX_LOADED_BYTES // 2)]
     outbox.load(deliveries[6:])
     assert take(outbox) == deliveries[6:]
     acknowledge(outbox, 9)
@@ -368,7 +372,7 @@ def test_messages_read_that_the_receiver_has_acknowledged_are_delivered() -> Non
     outbox = new_outbox(stream)
     assert connect(outbox, 7) == Begin(DURABLE, EPOCH, 0, 9)
     deliveries = read(4, 5, 6, 7, 8, size=1)
-    assert stream.wants("b", new_epoch)[-1] == Load("b", 0, 2, outbox_module._MAX_LOADED_BYTES // 2)
+    assert wants(stream)[-1] == Load("b", 0, 2, outbox_module._MAX_LOADED_BYTES // 2)
     assert outbox.load(deliveries[:2]) == (deliveries[:2], 0)
     assert outbox.load(deliveries[2:4]) == (deliveries[2:3], 0)
     assert states(deliveries) == [DELIVERED] * 3 + [QUEUED] * 2
@@ -384,7 +388,7 @@ def test_messages_that_should_be_in_the_storage_and_are_not_are_missed() -> None
     append(outbox, *[1] * 7)
     take(outbox)
     acknowledge(outbox, 5)
-    assert isinstance(durable(outbox).wants("b", new_epoch)[0], Load)
+    assert isinstance(wants(durable(outbox))[0], Load)
     assert outbox.load([]) == ([], 3)
     assert (outbox.queued, durable(outbox).stored) == (0, 0)
     (next_one,) = append(outbox, 1)
@@ -397,11 +401,11 @@ def test_messages_appended_while_the_storage_finds_nothing_are_not_missed() -> N
     append(outbox, *[1] * 6)
     take(outbox)
     acknowledge(outbox, 5)
-    assert isinstance(durable(outbox).wants("b", new_epoch)[0], Load)
+    assert isinstance(wants(durable(outbox))[0], Load)
     (late,) = append(outbox, 1)
     assert outbox.load([]) == ([], 2)
     assert (outbox.queued, durable(outbox).stored) == (1, 1)
-    (want,) = durable(outbox).wants("b", new_epoch)
+    (want,) = wants(durable(outbox))
     assert isinstance(want, Load)
     late.data = b"!"
     assert outbox.load([late]) == ([], 0)
@@ -416,7 +420,7 @@ def test_what_has_expired_while_it_was_read_is_passed_over_and_not_missed() -> N
         deliveries = append(outbox, *[1] * 2, ttl=5)
         take(outbox)
         acknowledge(outbox, 5)
-        assert isinstance(durable(outbox).wants("b", new_epoch)[0], Load)
+        assert isinstance(wants(durable(outbox))[0], Load)
         durable(outbox).expire_stored(deliveries)
         found = read(*[delivery.seq for delivery in deliveries]) if read_all_the_same else []
         assert outbox.load(found) == ([], 0)
@@ -433,10 +437,10 @@ def test_what_has_expired_and_is_not_deleted_yet_is_read_once() -> None:
     append(outbox, 1)
     take(outbox)
     acknowledge(outbox, 5)
-    durable(outbox).wants("b", new_epoch)
+    wants(durable(outbox))
     durable(outbox).expire_stored(deliveries)
     outbox.load(read(*[delivery.seq for delivery in deliveries]))
-    (want,) = durable(outbox).wants("b", new_epoch)
+    (want,) = wants(durable(outbox))
     assert isinstance(want, Load)
     assert want.from_seq == deliveries[-1].seq + 1
 
@@ -447,7 +451,7 @@ def test_what_is_read_twice_is_taken_once() -> None:
     deliveries = append(outbox, *[1] * 8)
     take(outbox)
     acknowledge(outbox, 5)
-    durable(outbox).wants("b", new_epoch)
+    wants(durable(outbox))
     outbox.load(deliveries[4:6])
     assert outbox.load(deliveries[5:8]) == ([], 0)
     assert [delivery.seq for delivery in durable(outbox).waiting] == [5, 6, 7, 8]
@@ -461,7 +465,7 @@ def test_a_message_appended_while_the_storage_is_read_waits_there() -> None:
     append(outbox, *[1] * 5)
     take(outbox)
     acknowledge(outbox, 5)
-    (want,) = durable(outbox).wants("b", new_epoch)
+    (want,) = wants(durable(outbox))
     assert isinstance(want, Load)
     durable(outbox).expire_stored(read(5))
     (late,) = append(outbox, 1)
@@ -517,7 +521,7 @@ def test_what_was_allowed_ahead_of_a_restored_streams_messages_was_not_sent() ->
     late.data = b"!"
     outbox.load([late])
     assert take(outbox) == []
-    assert stream.wants("b", new_epoch) == [Mark("b", 21 + AHEAD)]
+    assert wants(stream) == [Mark("b", 21 + AHEAD)]
     stream.marked(21 + AHEAD)
     assert take(outbox) == [late]
 
@@ -533,11 +537,11 @@ def test_a_restored_stream_without_messages_begins_at_the_next() -> None:
 def test_restored_messages_are_read_only_when_they_can_be_sent() -> None:
     stream = DurableOutStream.restore(stored_stream(next_seq=9, count=9), None)
     outbox = new_outbox(stream)
-    assert stream.wants("b", new_epoch) == []
+    assert wants(stream) == []
     outbox.connect(LARGE, LARGE, RECEIVER_BOOT)
-    assert stream.wants("b", new_epoch) == []
+    assert wants(stream) == []
     acknowledge(outbox, 0)
-    assert [type(want) for want in stream.wants("b", new_epoch)] == [Mark, Load]
+    assert [type(want) for want in wants(stream)] == [Mark, Load]
 
 
 def test_what_a_restored_stream_has_sent_and_the_receiver_has_not_comes_from_the_storage() -> None:
@@ -640,7 +644,7 @@ def test_to_a_legacy_receiver_everything_unacknowledged_is_sent_again() -> None:
     stream = DurableOutStream.restore(stored_stream(next_seq=3, sent_below=3, count=3), None)
     outbox = new_outbox(stream)
     outbox.connect_legacy(LARGE)
-    assert [type(want) for want in stream.wants("b", new_epoch)] == [Mark, Load]
+    assert [type(want) for want in wants(stream)] == [Mark, Load]
     deliveries = read(0, 1, 2)
     outbox.load(deliveries)
     stream.marked(AHEAD)
@@ -666,28 +670,28 @@ def ahead() -> Outbox:
 def test_a_receiver_that_is_ahead_of_the_storage_makes_the_stream_ask_for_a_new_epoch() -> None:
     outbox = ahead()
     assert durable(outbox).renewing
-    assert durable(outbox).wants("b", new_epoch) == [Renew("b", NEW_EPOCH)]
-    assert durable(outbox).wants("b", new_epoch) == []
+    assert wants(durable(outbox)) == [Renew("b", NEW_EPOCH)]
+    assert wants(durable(outbox)) == []
     assert take(outbox) == []
     assert outbox.queued == 5
     assert durable(outbox).deletable_below() == 0
     # What is sent meanwhile waits for the new epoch too.
     append(outbox, 1)
-    assert durable(outbox).wants("b", new_epoch) == []
+    assert wants(durable(outbox)) == []
     assert take(outbox) == []
 
 
 @pytest.mark.requirement("P-40", "positive")
 def test_a_renewed_stream_begins_anew_and_everything_is_sent() -> None:
     outbox = ahead()
-    durable(outbox).wants("b", new_epoch)
+    wants(durable(outbox))
     (late,) = append(outbox, 1)
     assert outbox.renew(100) == Begin(DURABLE, 100, 0, 21)
-    assert durable(outbox).wants("b", new_epoch) == []
+    assert wants(durable(outbox)) == []
     assert acknowledge(outbox, 40, epoch=EPOCH) == []  # of the old numbering, on its way since before
     assert take(outbox) == []
     acknowledge(outbox, 0)
-    assert [type(want) for want in durable(outbox).wants("b", new_epoch)] == [Mark, Load]
+    assert [type(want) for want in wants(durable(outbox))] == [Mark, Load]
     deliveries = [*read(15, 16, 17, 18, 19), late]
     late.data = b"!"
     assert outbox.load(deliveries) == ([], 0)
@@ -700,11 +704,11 @@ def test_a_renewed_stream_begins_anew_and_everything_is_sent() -> None:
 def test_what_was_appended_behind_the_renewal_waits_for_a_mark() -> None:
     # The storage has renewed the stream before it was given the last message, and does not know that it may be sent.
     outbox = ahead()
-    durable(outbox).wants("b", new_epoch)
+    wants(durable(outbox))
     (late,) = append(outbox, 1)
     outbox.renew(100)
     acknowledge(outbox, 0)
-    durable(outbox).wants("b", new_epoch)
+    wants(durable(outbox))
     deliveries = [*read(15, 16, 17, 18, 19), late]
     late.data = b"!"
     outbox.load(deliveries)
@@ -713,7 +717,7 @@ def test_what_was_appended_behind_the_renewal_waits_for_a_mark() -> None:
 
 def test_a_stream_that_is_renewed_after_the_connection_broke_begins_on_the_next_one() -> None:
     outbox = ahead()
-    durable(outbox).wants("b", new_epoch)
+    wants(durable(outbox))
     outbox.disconnect()
     assert outbox.renew(100) is None
     assert connect(outbox) == Begin(DURABLE, 100, 0, 20)
@@ -722,11 +726,11 @@ def test_a_stream_that_is_renewed_after_the_connection_broke_begins_on_the_next_
 def test_a_connection_that_comes_before_the_new_epoch_is_asked_for_again() -> None:
     # The answer to BEGIN is the same as before; the new epoch is still asked for once.
     outbox = ahead()
-    assert durable(outbox).wants("b", new_epoch) == [Renew("b", NEW_EPOCH)]
+    assert wants(durable(outbox)) == [Renew("b", NEW_EPOCH)]
     outbox.disconnect()
     outbox.connect(LARGE, LARGE, RECEIVER_BOOT)
     acknowledge(outbox, 38, 40)
-    assert durable(outbox).wants("b", new_epoch) == []
+    assert wants(durable(outbox)) == []
     assert outbox.renew(100) == Begin(DURABLE, 100, 0, 20)
 
 
@@ -788,7 +792,7 @@ def test_random_use_delivers_every_stored_message_once_and_in_order(seed: int) -
                     appended.append(delivery)
                     outbox.add_stored([delivery])
             case "ask":
-                storage.asked += stream.wants("b", new_epoch)
+                storage.asked += wants(stream)
             case "answer" if storage.asked:
                 want = storage.asked.pop(0)
                 match want:
@@ -833,7 +837,7 @@ def test_random_use_delivers_every_stored_message_once_and_in_order(seed: int) -
             case "expire" if stream.stored:
                 # The storage finds one that lies in it alone.
                 seqs = [seq for seq in storage.messages if seq >= stream.load_from]
-                storage.asked += stream.wants("b", new_epoch)
+                storage.asked += wants(stream)
                 if seqs and not any(isinstance(want, Load) for want in storage.asked):
                     seq = chance.choice(seqs)
                     delivery = storage.messages.pop(seq)

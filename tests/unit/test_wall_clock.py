@@ -48,11 +48,11 @@ def test_jumps_add_up() -> None:
     assert clock.age(5000.0, 3.0) == 1.0
 
 
-def test_small_steps_are_no_jumps() -> None:
+def test_a_clock_that_gains_is_followed_and_nothing_is_older_for_it() -> None:
     clock = started()
     for second in range(1, 101):
-        clock.follow(float(second), 1000.0 + second * 1.01)
-    assert clock.age(1000.0, 100.0) == pytest.approx(101.0)
+        assert clock.follow(float(second), 1000.0 + second * 1.01) == pytest.approx(1000.0 + second * 1.01, abs=0.11)
+    assert clock.age(1000.0, 100.0) == pytest.approx(100.0)
 
 
 def test_what_is_still_to_come_has_no_age() -> None:
@@ -64,7 +64,6 @@ moments = st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(-1e6, 1e6)), min_si
 
 @given(moments)
 def test_it_never_goes_back_and_ages_are_the_time_that_has_passed(steps: list[tuple[float, float]]) -> None:
-    """However the system's clock is set: by at most the second that is no jump, each time, ages are wrong."""
     clock = started()
     now, stored = 0.0, [(0.0, 1000.0)]
     for elapsed, offset in steps:
@@ -73,5 +72,4 @@ def test_it_never_goes_back_and_ages_are_the_time_that_has_passed(steps: list[tu
     times = [at for _, at in stored]
     assert times == sorted(times)
     for when, at in stored:
-        # What was stored within a moment of a jump may be counted with it.
-        assert now - when - 1e-3 <= clock.age(at, now) <= now - when + len(steps) + 1e-3
+        assert clock.age(at, now) == pytest.approx(now - when, abs=1e-3)
