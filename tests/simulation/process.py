@@ -200,13 +200,11 @@ class Process:
         end, packets = self.ends[number], b"".join(buffers)
         if len(end.outgoing.buffer) >= KERNEL_BYTES:
             raise Violation(f"{self.node.name} writes to connection {number}, which has no room")
-        try:
-            self.node.starve("write")
-        except MemoryError:
+        if self.node.starves("write"):
             # How much was written before, the node can't know.
             end.outgoing.write(packets[: self.rng.randint(0, len(packets))])
             self._note_written(packets)
-            raise
+            self._starve(end)
         self._write(number, end, packets)
 
     def flush(self, number: int) -> None:
@@ -234,8 +232,13 @@ class Process:
         self._settle()
 
     def receive_into(self, number: int, buffer: memoryview) -> None:
-        self.node.starve("receive_into")
+        if self.node.starves("receive_into"):
+            self._starve(self.ends[number])
         self.ends[number].buffer = buffer
+
+    def _starve(self, end: End) -> None:
+        self.untold_fault = not end.connector  # a connector tells of what repeats once
+        raise MemoryError
 
     def pause(self, number: int, paused: bool) -> None:
         if number in self.ends:
