@@ -26,7 +26,7 @@ class Callback:
     All methods may be called from any thread.
     """
 
-    __slots__ = ("_added", "_check", "_lock", "_name", "_report", "functions")
+    __slots__ = ("_added", "_check", "_lock", "_name", "_removed", "_report", "functions")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Callback:
         report: Callable[[BaseException], None] | None = None,
         added: Callable[[], None] | None = None,
         check: Callable[[], None] | None = None,
+        removed: Callable[[], None] | None = None,
     ) -> None:
         """Make an empty list.
 
@@ -41,7 +42,9 @@ class Callback:
         report: called with each exception that one of the functions raised.
         added: called after each `add`.
         check: called before the list is changed; what it raises keeps it from being changed.
+        removed: called after each `remove`.
         """
+        self._removed = removed
         self._added = added
         self._check = check
         self._name = name
@@ -74,6 +77,8 @@ class Callback:
             functions = list(self.functions)
             functions.remove(function)
             self.functions = tuple(functions)
+        if self._removed is not None:
+            self._removed()
 
     def __call__(self, *args: Any) -> None:
         """Call every function with these arguments."""

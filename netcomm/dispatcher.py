@@ -78,5 +78,6 @@ class Dispatcher(Generic[T]):
             try:
                 self._handle(item)
             except Exception:
-                # A defect of ours: user code is isolated by Callback. The next item is no worse for it.
+                # A defect of ours: user code is isolated by Callback. Where messages may have been lost by it, the peer
+                # hands over no more of them; what else comes is no worse for it.
                 log.exception("a %s could not be handled", type(item).__name__)

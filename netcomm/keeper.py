@@ -39,7 +39,7 @@ class Keeper:
         name: str,
         storage: QueueStorage,
         answer: Answer,
-        report: Callable[[Exception], None],
+        report: Callable[[BaseException], None],
     ) -> None:
         """Make it; no thread runs before `start`.
 
@@ -85,7 +85,7 @@ class Keeper:
     def _close(self) -> None:
         try:
             self._storage.close()
-        except Exception as error:
+        except BaseException as error:
             log.error("the storage could not be closed: %s", error)
 
     def _gather(self) -> bool:
@@ -110,11 +110,11 @@ class Keeper:
 
     def _work(self, last: bool) -> None:
         """Do what there is to do, the most urgent first; what fails stays."""
-        failure: Exception | None = None
+        failure: BaseException | None = None
         for job in self._queue.take(with_deletes=last or monotonic() >= self._delete_at):
             try:
                 result = job.carry_out(self._storage)
-            except Exception as error:  # a plug-in may raise anything, and this thread has to go on
+            except BaseException as error:  # a plug-in may raise anything, and this thread has to go on
                 failure = error
                 self._queue.put_back(job)
             else:
@@ -122,7 +122,7 @@ class Keeper:
                     self._answer(request, result)
         self._note(failure)
 
-    def _note(self, failure: Exception | None) -> None:
+    def _note(self, failure: BaseException | None) -> None:
         if failure is None:
             self._retry_s = 0.0
             return

@@ -7,6 +7,7 @@ loop or a thread that others depend on, often half-way through a step. So what i
 
 import logging
 import sys
+import threading
 import traceback
 from typing import Any
 
@@ -53,9 +54,9 @@ class Log:
     def _log(self, level: int, text: str, args: tuple[object, ...], exc_info: Any = None) -> None:
         try:
             self._logger.log(level, text, *args, exc_info=exc_info, stacklevel=3)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # SystemExit, too: the thread belongs to the library, not to the handler
+        except BaseException as error:  # SystemExit, too: the thread belongs to the library, not to the handler
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
             _tell_of_failure()
 
 

@@ -214,8 +214,8 @@ class Peer(threading.Thread):
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
 
         check = self._check_process
-        self.on_recv = Callback("on_recv", self._not_handled, self._release, check)
-        self.on_message = Callback("on_message", self._not_handled, self._release, check)
+        self.on_recv = Callback("on_recv", self._not_handled, self._release, check, self._look_at_functions)
+        self.on_message = Callback("on_message", self._not_handled, self._release, check, self._look_at_functions)
         self.on_connect = Callback("on_connect", self._report, check=check)
         self.on_disconnect = Callback("on_disconnect", self._report, check=check)
         self.on_drop = Callback("on_drop", self._report, check=check)
@@ -237,6 +237,8 @@ class Peer(threading.Thread):
         except BaseException:
             process.leave(self)
             self._link.shut()
+            if self._storage is not None:
+                self._storage.close()
             raise
 
     def _open(self, storage: str | QueueStorage | None) -> None:
@@ -284,12 +286,8 @@ class Peer(threading.Thread):
         self._phase = _Phase.NEW
 
     def _restore(self, storage: QueueStorage) -> None:
-        try:
-            for request in self._node.restore(storage.streams(), storage.positions(), *clocks.read()):
-                request.carry_out(storage)
-        except BaseException:
-            storage.close()
-            raise
+        for request in self._node.restore(storage.streams(), storage.positions(), *clocks.read()):
+            request.carry_out(storage)
         self._keeper = Keeper(f"{self.name}-keeper", storage, self._on_storage_answer, self._report_later)
 
     # -- Life -------------------------------------------------------------------------------------------------
@@ -386,6 +384,7 @@ class Peer(threading.Thread):
                 except BaseException:  # the caller was interrupted, perhaps in `_stop_threads`
                     self._stop_threads()
                     raise
+        until = min(until, monotonic() + threading.TIMEOUT_MAX / 2)
         if self.ident is not None:
             self.join(max(2 * _CLOSING_S, until - monotonic()))
         self._dispatcher.join(max(0.0, until - monotonic()))
@@ -709,8 +708,8 @@ class Peer(threading.Thread):
             if self._encoding is None:
                 raise ConfigurationError("data is a str, and the peer has no encoding to make bytes of it")
             try:
-                return data.encode(self._encoding)
-            except UnicodeEncodeError as error:
+                return bytes(data.encode(self._encoding))
+            except Exception as error:  # a codec may raise anything
                 raise ConfigurationError(f"data can't be encoded: {error}") from None
         if isinstance(data, bytes | bytearray | memoryview):
             return bytes(data)
@@ -765,7 +764,8 @@ class Peer(threading.Thread):
         try:
             if process.keeps_the_process():
                 until = self._wait_for_exit(true, until)
-            return self._changed.wait_for(true, None if until is None else max(0.0, until - monotonic()))
+            left = None if until is None else min(max(0.0, until - monotonic()), threading.TIMEOUT_MAX)
+            return self._changed.wait_for(true, left)
         finally:
             self._waiters -= 1
 
@@ -821,7 +821,10 @@ class Peer(threading.Thread):
         except BaseException as error:
             self._fail(error)
         finally:
-            self._end()
+            try:
+                self._end()
+            except BaseException as error:
+                self._fail(error)
 
     def _lead(self) -> bool:
         """On the dispatcher's thread, when nothing waits for callbacks: be the loop for a pass.
@@ -842,11 +845,12 @@ class Peer(threading.Thread):
 
     def _fail(self, error: BaseException) -> None:
         """End the peer: something has gone wrong that belongs to no connection. To be called without the mutex."""
-        self._failure = self._failure or error
-        self._muted = self._attention = True
+        with self._mutex:
+            self._failure = self._failure or error
+            self._muted = self._attention = True
+        self._leadership.stop()
         log.critical("peer %r has failed", self._local_ident, exc_info=error)
         self._report_later(NetcommError(f"peer {self._local_ident!r} has failed: {error!r}"))
-        self._leadership.stop()
 
     def _pass(self) -> None:
         self._link.will_wait()
@@ -877,15 +881,25 @@ class Peer(threading.Thread):
     def _settle(self) -> None:
         """With the mutex held: write what can be written, and hand on what is for other threads."""
         if self._messaging.has_pending_work:
-            work = self._node.process_pending(clocks.now())
-            for event in work.dispatch:
-                self._dispatcher.put(event)
-            for request in work.storage:
-                assert self._keeper is not None
-                self._keeper.put(request)
-            if work.awaited and self._waiters:
-                self._changed.notify_all()
+            try:
+                self._process_pending()
+            except Exception as error:
+                # Messages may have been lost on their way to callbacks: none behind them may be acknowledged.
+                self._failure = self._failure or error
+                self._muted = self._attention = True
+                self._leadership.stop()
+                raise
         self._call_loop()
+
+    def _process_pending(self) -> None:
+        work = self._node.process_pending(clocks.now())
+        for event in work.dispatch:
+            self._dispatcher.put(event)
+        for request in work.storage:
+            assert self._keeper is not None
+            self._keeper.put(request)
+        if work.awaited and self._waiters:
+            self._changed.notify_all()
 
     def _call_loop(self) -> None:
         """With the mutex held: end the loop's wait, if there is more to be done, or sooner, than it knows of."""
@@ -925,27 +939,28 @@ class Peer(threading.Thread):
 
     def _end_under_mutex(self) -> None:
         self._phase = _Phase.TERMINATED
-        self._leadership.stop()
-        self._messaging.discard_all()
-        self._settle()
-        self._link.shut()
-        self._changed.notify_all()
-        self._dispatcher.stop()
-        if self._keeper is not None:
-            self._keeper.stop()
-        process.leave(self)
+        try:
+            self._leadership.stop()
+            self._messaging.discard_all()
+            self._settle()
+        finally:  # whatever has failed: no socket, thread or storage is left behind
+            self._link.shut()
+            self._changed.notify_all()
+            self._dispatcher.stop()
+            if self._keeper is not None:
+                self._keeper.stop()
 
     def _abandon(self) -> None:
         """In a forked child: the peer is the parent's."""
         # No lock: a thread that does not exist here may hold it for ever.
-        if self._phase is not _Phase.TERMINATED:
-            self._phase = _Phase.FORKED
-            self._gathering.clear()
-            self._mutex = threading.Lock()
-            self._changed = threading.Condition(self._mutex)
-            self._link.abandon()
-            if self._storage is not None:
-                self._storage.abandon()
+        self._phase = _Phase.FORKED
+        self._muted = self._attention = True  # a callback may have forked, and the dispatcher goes on in the child
+        self._gathering.clear()
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
+        self._link.abandon()
+        if self._storage is not None:
+            self._storage.abandon()
 
     # -- The dispatcher ---------------------------------------------------------------------------------------
 
@@ -967,6 +982,8 @@ class Peer(threading.Thread):
                     self.on_drop(delivery.ident, delivery)
             case Failed(error):
                 self.on_error(error)
+        if self._phase is _Phase.FORKED:  # by a callback, which has returned
+            process.end_child(None)
         if self._messaging.prompt:  # what a callback has sent
             with self._mutex:
                 self._settle()
@@ -983,10 +1000,17 @@ class Peer(threading.Thread):
             with self._mutex:
                 self._held.append(event)
                 self._changed.notify_all()  # `terminate` does not wait for what is held back
-            log.warning("%r holds messages back: on_recv and on_message are empty", self._local_ident)
+            self._tell_of_held()
 
     def _release(self) -> None:
         self._dispatcher.put(_Release())
+
+    def _look_at_functions(self) -> None:
+        """A function was removed: there may be none for the next message."""
+        self._attention = True
+
+    def _tell_of_held(self) -> None:
+        log.warning("%r holds messages back: on_recv and on_message are empty", self._local_ident)
 
     def _hand_over_held(self) -> None:
         while self._held and (self.on_recv or self.on_message):
@@ -996,7 +1020,8 @@ class Peer(threading.Thread):
         """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end."""
         self._conversing = self._has_spoken and len(received.payloads) < CONVERSATION
         self._has_spoken = False
-        left = iter(received.payloads)
+        handled = received.handled  # before it was held back
+        left = iter(received.payloads[handled:] if handled else received.payloads)
         with self._mutex:
             self._batch, self._left = received, left
             self._tell_at = clocks.now() + _ACK_DELAY_S
@@ -1041,8 +1066,15 @@ class Peer(threading.Thread):
                 return False
             self._tell()
             self._tell_at = clocks.now() + _ACK_DELAY_S
+            has_functions = bool(self.on_recv.functions or self.on_message.functions)
+            if not has_functions and self._batch is not None:
+                self._held.appendleft(self._batch)
+                self._batch = self._tell_at = None
+                self._changed.notify_all()
             self._settle()
-        return True
+        if not has_functions:
+            self._tell_of_held()
+        return has_functions
 
     def _tell(self, running: int = 1) -> bool:
         """With the mutex held: tell messaging of the callbacks that have returned; returns whether any had.
@@ -1063,9 +1095,11 @@ class Peer(threading.Thread):
             return None
 
     def _report(self, error: BaseException) -> None:
+        if self._phase is _Phase.FORKED:  # by the callback that has raised: it means the child
+            process.end_child(error)
         self.on_error(error)
 
-    def _report_later(self, error: Exception) -> None:
+    def _report_later(self, error: BaseException) -> None:
         """From any thread: let the dispatcher call `on_error`."""
         self._dispatcher.put(Failed(error))
 
@@ -1075,7 +1109,7 @@ class Peer(threading.Thread):
         The message counts as delivered all the same, as it would raise again. But where the program is ending, it may
         have raised for that: the message, and those behind it, are left to the next process.
         """
-        if process.is_ending():
+        if process.is_ending() and self._phase is not _Phase.FORKED:
             with self._mutex:
                 first = not self._muted
                 self._mute()
@@ -1107,8 +1141,8 @@ def _check_ttl(ttl: float | None) -> float | None:
 def _check_encoding(encoding: str) -> None:
     try:
         "".encode(encoding)
-    except (LookupError, TypeError) as error:
-        raise ConfigurationError(f"unknown encoding {encoding!r}: {error}") from None
+    except Exception as error:  # a codec may raise anything
+        raise ConfigurationError(f"an encoding that can't be used: {encoding!r}: {error}") from None
 
 
 def _file_name(ident: str) -> str:

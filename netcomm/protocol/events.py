@@ -69,7 +69,7 @@ class Settled:
 class Failed:
     """Something the user should hear of."""
 
-    error: Exception
+    error: BaseException
 
 
 @dataclass(slots=True)

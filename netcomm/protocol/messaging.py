@@ -134,6 +134,7 @@ PROMPT_BYTES = 128 * 1024
 
 # So many messages that have expired are asked for at once.
 _FIND_COUNT = 1000
+_LOOK_AGAIN_S = 1.0
 
 # What waits for callbacks, and is left unread where too much does.
 _MESSAGES = frozenset({wire.Data, wire.Messages})
@@ -281,13 +282,17 @@ class Messaging:
             log.warning("%s", text, exc_info=error)
             self.report(NetcommError(text))
             return
+        self._note_fault(connection, error)
+        self._forget(connection, "failed", now)
+
+    def _note_fault(self, connection: _Connection, error: Exception) -> None:
+        """Whatever was being done for a connection has raised, and it is about to be closed."""
         text = f"{connection.name}: failed: {error!r}"
         self._complain(connection, text, NetcommError(text), cause=error)
         peer = connection.peer
         if peer is not None and peer.connection is connection:
             peer.outbox.take_back()
             self._events.append(_SETTLED)  # some may have ended before it failed
-        self._forget(connection, "failed", now)
 
     def close_all(self, reason: str, now: float) -> None:
         """Close every connection."""
@@ -365,6 +370,9 @@ class Messaging:
             text = f"protocol error of {connection.name}: {error}"
             self._complain(connection, text, RemoteProtocolError(text))
             self._close(connection, "protocol error", now)
+        except Exception as error:
+            self._note_fault(connection, error)
+            self._close(connection, "failed", now)
         else:
             if self._has_to_say(connection):
                 self._writable[connection.number] = None
@@ -723,7 +731,8 @@ class Messaging:
     def number(self, ident: str, deliveries: list[Delivery]) -> int:
         """Give persistent messages their places, before they are stored; returns the epoch of their stream.
 
-        When the storage has them, `send` is called, in the order of these calls; never, where they could not be stored.
+        When the storage has them, `send_stored` is called, in the order of these calls; never, where they could not be
+        stored.
         """
         peer = self._peers.get(ident) or self._peer(ident)
         if peer.outbox.durable is None:
@@ -808,9 +817,11 @@ class Messaging:
                 expired.append(delivery)
             else:  # the clock was set forward since it was stored
                 looks.append(delivery.expires_at)
-        if may_be_more:
-            # But those that are found too early would be found again.
-            looks.append(now if len(expired) == len(still_there) else min(looks))
+        if may_be_more and expired:
+            looks.append(now)
+        elif may_be_more and not still_there:
+            # All have ended, and the storage could not delete them yet: they would be found again at once.
+            looks = [now + _LOOK_AGAIN_S]
         if looks:
             when = min(looks)
             durable.expires_at = when if durable.expires_at is None else min(when, durable.expires_at)
@@ -885,6 +896,10 @@ class Messaging:
         """What happened since the last call, in order."""
         events, self._events = self._events, []
         return events
+
+    def put_back(self, events: list[Event]) -> None:
+        """Let `next_events` return events once more: they could not be acted on."""
+        self._events[:0] = events
 
     @property
     def has_pending_work(self) -> bool:
@@ -968,7 +983,11 @@ class Messaging:
         """Do what the time asks for."""
         for kind, key in self._deadlines.pop_due(now):
             if kind == _SESSION:
-                self._check_session(int(key), now)
+                try:
+                    self._check_session(int(key), now)
+                except Exception as error:
+                    self._events.append(Close(int(key), []))
+                    self.connection_failed(int(key), error, now)
                 continue
             peer = self._peers.get(str(key))
             if peer is None:

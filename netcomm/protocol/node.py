@@ -184,6 +184,13 @@ class Node:
         events = messaging.next_events()
         if not events:
             return _NO_WORK
+        try:
+            return self._act_on(events)
+        except BaseException:
+            messaging.put_back(events)  # to act on them twice does no harm
+            raise
+
+    def _act_on(self, events: list[Event]) -> Work:
         work = Work()
         for event in events:
             match event:

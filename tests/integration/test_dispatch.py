@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import math
 import signal
 import socket
 import threading
@@ -567,6 +568,46 @@ def test_a_callback_may_send_on_connect_and_the_other_side_gets_it_first() -> No
         bob.on_connect.add(lambda ident: bob.send(ident, b"hello"))
         with bob:
             assert received.wait(1) == [("bob", b"hello")]
+
+
+def test_messages_behind_one_whose_callback_removes_itself_are_held_back(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    for function in list(pair.niess.on_recv):
+        pair.niess.on_recv.remove(function)
+    received = Recorder()
+
+    def once(ident: str, data: bytes) -> None:
+        pair.niess.on_recv.remove(once)
+        received(data)
+
+    for round_ in range(3):
+        pair.niess.on_recv.add(once)
+        if round_ == 0:
+            deliveries = pair.bob.send_many("niess", [b"%d" % number for number in range(5)])
+        assert deliveries[round_].wait(DEADLINE_S)
+        assert received.calls == [b"%d" % number for number in range(round_ + 1)]
+        assert not deliveries[round_ + 1].done
+    pair.niess.on_recv.add(lambda ident, data: received(data))
+    assert deliveries[4].wait(DEADLINE_S)
+    assert received.calls == [b"0", b"1", b"2", b"3", b"4"]
+    assert "holds messages back" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["undefined", "a\0b", "no such", "\ud800"])
+def test_an_encoding_that_can_not_be_used_is_refused(encoding: str) -> None:
+    with pytest.raises(ConfigurationError):
+        SnakemqListener("niess", "127.0.0.1", 0, encoding=encoding)
+
+
+def test_text_that_a_codec_refuses_in_its_own_way_is_refused() -> None:
+    with Pair(encoding="idna") as pair, pytest.raises(ConfigurationError):
+        pair.bob.send("niess", "a" * 64 + ".x")
+
+
+def test_a_wait_may_be_infinite(pair: Pair) -> None:
+    assert pair.bob.send("niess", b"x").wait(math.inf)
+    assert pair.bob.flush(1e12)
 
 
 def test_callbacks_may_be_added_and_removed_while_messages_come(pair: Pair) -> None:

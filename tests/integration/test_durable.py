@@ -32,6 +32,7 @@ from netcomm import (
     StorageUnavailable,
     clocks,
     keeper,
+    peer,
 )
 from netcomm.protocol import messaging, outbox
 from netcomm.protocol.events import Load, Mark, Received, Renew, StorePosition
@@ -51,6 +52,7 @@ from tests.integration.helpers import (
     Program,
     Recorder,
     in_thread,
+    leaves_nothing,
     record,
     refusing_place,
     wait_until,
@@ -1081,6 +1083,27 @@ def test_a_peer_that_cannot_start_gives_its_storage_up(url: str, monkeypatch: py
             peer.start()
     peer.terminate()
     open_storage(url).close()
+
+
+def test_a_constructor_that_fails_behind_the_opening_gives_its_storage_up(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as planted:
+        planted.setattr(peer, "Node", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError) as caught:
+            Peer("sender", storage=url)
+    Peer("sender", storage=url).terminate()
+    assert caught.value.__traceback__ is not None  # it keeps the peer that was not made, and so what that holds
+
+
+def test_a_peer_whose_end_fails_leaves_nothing_behind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with leaves_nothing(), monkeypatch.context() as planted:
+        planted.setattr(Messaging, "discard_all", lambda messaging: 1 / 0)
+        failing = Peer("sender", storage=url)
+        failing.start()
+        failing.terminate(1)
+        assert not failing.is_alive()
+    Peer("sender", storage=url).terminate()
 
 
 def test_a_constructor_that_fails_gives_its_storage_up(url: str) -> None:

@@ -1,6 +1,7 @@
 """Programs that end by reaching the end of their main thread: with pools of threads, and with threads that live on."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +130,64 @@ def test_a_callback_that_raises_after_the_main_threads_end_leaves_its_message_to
                     (b"2", True),
                     (b"3", True),
                 ]
+
+
+WORKER = """
+import multiprocessing, sys
+from netcomm import SnakemqConnector
+
+def work(port):
+    bob = SnakemqConnector("bob", "127.0.0.1", port)
+    bob.start()
+    bob.wait_connected("niess", 20)
+    bob.send_many("niess", [b"%d" % number for number in range(100)])
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context(sys.argv[2]).Process(target=work, args=(int(sys.argv[1]),))
+    worker.start()
+    worker.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_what_a_worker_of_multiprocessing_has_sent_is_delivered_before_it_ends(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "worker.py"  # a file: forkserver and spawn import it
+    path.write_text(WORKER)
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        received = record(niess.on_recv)
+        run = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        with Program(run, path, niess.address[1], method) as program:
+            assert program.wait() == 0
+        assert [data for _, data in received.wait(100)] == [b"%d" % number for number in range(100)]
+
+
+FORKED_AT_THE_END = """
+import os, sys, threading
+from netcomm import SnakemqListener
+
+def live_on():
+    threading.main_thread().join()
+    if (child := os.fork()) == 0:
+        niess = SnakemqListener("niess", "127.0.0.1", 0)
+        niess.on_recv.add(lambda ident, data: 1 / 0)
+        niess.start()
+        print(niess.address[1], flush=True)
+        sys.stdin.readline()
+        niess.terminate(1)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+threading.Thread(target=live_on).start()
+"""
+
+
+def test_a_child_that_is_forked_while_its_parent_ends_is_not_ending() -> None:
+    with Program(FORKED_AT_THE_END) as program:
+        with SnakemqConnector("bob", "127.0.0.1", int(program.line())) as bob:
+            deliveries = bob.send_many("niess", [b"1", b"2", b"3"])
+            assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
+        program.tell("end")
+        assert program.wait() == 0
 
 
 WAITS = """

@@ -383,7 +383,8 @@ def test_terminate_from_any_callback_returns_in_time(name: str) -> None:
                 ended("in time")
 
         bob.start()
-        assert bob.wait_connected("niess", DEADLINE_S) or name == "on_connect"
+        if name != "on_connect":
+            assert bob.wait_connected("niess", DEADLINE_S)
         if name == "on_disconnect":
             niess.terminate(1)
         elif name == "on_drop":
@@ -653,6 +654,85 @@ def test_a_child_forked_while_other_threads_send_is_not_blocked(persistent: bool
         assert program.line() == "{0}"
         assert program.line() == "parent True 0"
         assert program.wait() == 0
+
+
+FORK_IN_A_CALLBACK = """
+import os, sys
+from netcomm import SnakemqConnector
+peer = SnakemqConnector("bob", "127.0.0.1", int(sys.argv[1]))
+
+@peer.on_recv.add
+def fork(ident, data):
+    if data == b"1" and os.fork() == 0:
+        print("child", flush=True)
+        if sys.argv[2] == "exits":
+            sys.exit(3)
+        if sys.argv[2] == "raises":
+            raise ValueError("in the child")
+    elif data == b"1":
+        _, status = os.wait()
+        print("status", os.waitstatus_to_exitcode(status), flush=True)
+
+@peer.on_recv.add
+def note(ident, data):
+    print(os.getpid() == parent, data.decode(), flush=True)
+
+parent = os.getpid()
+peer.on_error.add(lambda error: print("on_error", os.getpid() == parent, flush=True))
+peer.start()
+sys.stdin.readline()
+peer.terminate(1)
+"""
+
+
+@pytest.mark.parametrize(("end", "status"), [("exits", 3), ("raises", 1), ("returns", 0)])
+def test_a_child_that_a_callback_forks_ends_as_the_callback_does_and_handles_no_further_message(
+    end: str, status: int
+) -> None:
+    with (
+        SnakemqListener("niess", "127.0.0.1", 0) as niess,
+        Program(FORK_IN_A_CALLBACK, niess.address[1], end) as program,
+    ):
+        assert niess.wait_connected("bob", DEADLINE_S)
+        deliveries = niess.send_many("bob", [b"1", b"2", b"3"])
+        assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
+        program.tell("end")
+        assert program.wait() == 0
+        lines = [line for line in program.rest() if line]
+        in_child = ["False 1"] if end == "returns" else []  # the functions behind it are called for the same message
+        assert [line for line in lines if line not in in_child] == [
+            "child",
+            f"status {status}",
+            "True 1",
+            "True 2",
+            "True 3",
+        ]
+        assert ("in the child" in program.errors) == (end == "raises")
+
+
+FORK_OF_AN_ENDED_PEER = """
+import os, threading
+from netcomm import LifecycleError, Peer
+from netcomm.peer import Peer
+peer = Peer("bob")
+peer.start()
+peer.terminate(1)
+peer._mutex.acquire()  # as a thread of the parent has it, at that moment
+child = os.fork()
+if child == 0:
+    peer.terminate()
+    try:
+        peer.stats()
+    except LifecycleError:
+        os._exit(7)
+    os._exit(1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_may_use_a_peer_that_has_ended_before() -> None:
+    with Program(FORK_OF_AN_ENDED_PEER) as program:
+        assert program.line() == "7"
 
 
 FORK_WHILE_MADE = """

@@ -191,7 +191,7 @@ def test_peer_uses_socket_for_the_hosts_name_only() -> None:
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_some_rooms_know_threads(name: str) -> None:
-    if name not in ("peer", "link", "callbacks", "dispatcher", "leadership", "process", "storage", "keeper"):
+    if name not in ("peer", "link", "callbacks", "dispatcher", "leadership", "logs", "process", "storage", "keeper"):
         assert external(name) & THREADS == set()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.protocol import events
+from netcomm.protocol import events, messaging
 from netcomm.protocol import outbox as outbox_module
 from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorePosition
 from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
@@ -383,6 +383,22 @@ def test_the_delivery_of_a_message_that_was_in_the_storage_alone_is_the_users() 
 
 
 # -- Time to live -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small")
+def test_expired_messages_that_the_storage_can_not_delete_are_not_looked_for_without_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(messaging, "_FIND_COUNT", 3)
+    net = Net()
+    one = net.host("a", storage=MemoryQueueStorage())
+    monkeypatch.setattr(one.storage, "delete", lambda ident, seqs: None)  # as if it failed, and were tried again later
+    for _ in range(20):
+        one.send_persistent("b", b"x", ttl=10)
+    net.advance(10.5)
+    assert len(one.happened(FindExpired)) <= 10
+    net.advance(5)
+    assert len(one.happened(FindExpired)) <= 20
 
 
 @pytest.mark.usefixtures("small")

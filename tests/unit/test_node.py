@@ -4,8 +4,10 @@ import pytest
 
 from netcomm.connections import Unreachable
 from netcomm.errors import NetcommError
+from netcomm.message import Limits
 from netcomm.protocol import events
 from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.wire import Messages
 from netcomm.storage import MemoryQueueStorage
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net
@@ -91,6 +93,36 @@ def test_a_connector_that_can_not_connect_is_reported() -> None:
     host.tell(Unreachable(error))
     (event,) = host.node.process_pending(net.now).dispatch
     assert event == events.Failed(error)
+
+
+def test_events_that_could_not_be_acted_on_are_acted_on_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    host = net.host("a")
+    end = net.raw(host)
+    end.feed(helpers.netcomm_handshake("b") + helpers.begin() + helpers.data(0, b"x"))
+    with monkeypatch.context() as planted:
+        planted.setattr(host, "established", lambda number: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            host.node.process_pending(net.now)
+    work = host.node.process_pending(net.now)
+    assert [type(event) for event in work.dispatch] == [events.Connected, events.Received]
+
+
+def test_a_fault_with_frames_that_had_to_wait_for_callbacks_is_their_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net()
+    host = net.host("a", Limits(window_bytes=100))
+    host.has_faults = host.holding = True
+    end = net.raw(host)
+    net.exchange(end, helpers.legacy_handshake("b"), helpers.message(bytes(200)), helpers.message(b"y"))
+    handlers = {**host.messaging._handlers, Messages: lambda *arguments: 1 / 0}
+    with monkeypatch.context() as planted:
+        planted.setattr(host.messaging, "_handlers", handlers)
+        host.hand_over(1)
+    net.settle()
+    assert end.gone
+    assert [type(event.error) for event in host.events if isinstance(event, events.Failed)] == [NetcommError]
 
 
 @pytest.mark.parametrize("method", ["data_received", "buffer_filled", "output", "connection_opened", "connection_lost"])
