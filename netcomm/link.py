@@ -425,7 +425,7 @@ class Link:
         self._deadlines = Deadlines()
 
     def shut(self) -> None:
-        """Close everything, at once. Nothing may be called after it but `ring`, `quiet` and `abandon`."""
+        """Close everything, at once. `poll` must not be called after it; the rest does nothing then."""
         self.stop_accepting()
         for connection in (*self._connections.values(), *self._lingering):
             connection.sock.close()

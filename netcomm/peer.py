@@ -844,7 +844,10 @@ class Peer(threading.Thread):
         return True
 
     def _fail(self, error: BaseException) -> None:
-        """End the peer: something has gone wrong that belongs to no connection. To be called without the mutex."""
+        """End the peer: something has gone wrong that belongs to no connection.
+
+        To be called without the mutex: it logs.
+        """
         with self._mutex:
             self._failure = self._failure or error
             self._muted = self._attention = True

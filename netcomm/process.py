@@ -20,7 +20,7 @@ from netcomm.logs import Log
 log = Log("netcomm.process")
 
 EXIT_S = 1.0
-"""So many seconds a process that ends is kept: by its peers, and by calls that wait in the threads of pools."""
+"""So many seconds a process that ends is kept: by the end of its peers, and by calls that wait in pools, each."""
 
 
 class Member(Protocol):

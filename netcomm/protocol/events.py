@@ -35,7 +35,7 @@ class Received:
     redelivered_below: messages with a lower seq may have been handed over by an earlier process.
     runs, payloads: the messages, as in `wire.Data`; their seqs follow each other.
     size: the bytes that they count as.
-    handled: how many of them, from the first on, the callbacks have returned for.
+    handled: how many of them, from the first on, the node has been told of.
     """
 
     ident: str

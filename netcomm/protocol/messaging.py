@@ -1,7 +1,7 @@
 """`Messaging`: all sessions and queues of one peer: bytes in, bytes and events out.
 
 It has no socket, no thread, no clock and no random source: the caller hands in what the connections said, and the
-time, in seconds of a monotonic clock. What is to be done comes back as events, for the caller to act on:
+time, in seconds of a clock that is never set. What is to be done comes back as events, which `Node` acts on:
 
 - `next_events()`: what happened, in order.
 - `take_writable()` and `output()`: which connections have something to send, and what.
@@ -272,10 +272,7 @@ class Messaging:
         self._events.append(Failed(error))
 
     def connection_failed(self, number: int, error: Exception, now: float) -> None:
-        """Something was being done for a connection, and has raised; the connection is lost for it.
-
-        Where, is not known, and so not what was written: the next connection begins with what the receiver says.
-        """
+        """Something was being done for a connection, and has raised; the connection is lost for it: see `Node`."""
         connection = self._connections.get(number)
         if connection is None:
             text = f"a connection that is not open failed: {error!r}"

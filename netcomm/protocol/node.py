@@ -14,8 +14,8 @@ A fault ends with the connection that was being served: no memory for a large me
 it happened is not known, and so not what was written: on the next connection the receiver says what it has.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from netcomm.connections import (
@@ -53,12 +53,12 @@ class Work:
     awaited: whether something has happened that a thread may wait for.
     """
 
-    dispatch: list[Event] = field(default_factory=list)
-    storage: list[StorageRequest] = field(default_factory=list)
+    dispatch: Sequence[Event] = ()
+    storage: Sequence[StorageRequest] = ()
     awaited: bool = False
 
 
-_NO_WORK = Work((), ())  # type: ignore[arg-type]
+_NO_WORK = Work()
 
 
 class Node:
@@ -128,7 +128,7 @@ class Node:
         self.messaging.answered(request, result, now, wall_now)
 
     def on_handled(self, received: Received, count: int, now: float) -> bool:
-        """The callbacks of the first `count` of these messages have returned; returns whether that is news."""
+        """The callbacks of the first `count` of these messages, in all, have returned; returns whether that is news."""
         handled = received.handled
         if count <= handled:
             return False
@@ -149,10 +149,7 @@ class Node:
             self._write(number, now)
 
     def abort(self, ident: str) -> None:
-        """The thread that queued or wrote messages for a receiver was interrupted: the connection ends.
-
-        Where, is not known, and so not what was written: the next connection begins with what the receiver says.
-        """
+        """The thread that queued or wrote messages for a receiver was interrupted: the connection ends."""
         number = self.messaging.interrupted(ident)
         if number is not None:
             self._link.give_up(number, "sending was interrupted")
@@ -191,22 +188,24 @@ class Node:
             raise
 
     def _act_on(self, events: list[Event]) -> Work:
-        work = Work()
+        dispatch: list[Event] = []
+        storage: list[StorageRequest] = []
+        awaited = False
         for event in events:
             match event:
                 case Received():
-                    work.dispatch.append(event)
+                    dispatch.append(event)
                 case Settled():
-                    work.awaited = True
+                    awaited = True
                 case Close(connection, farewell):
                     self._link.close(connection, farewell)
                 case PauseReading(connection, paused):
                     self._link.pause(connection, paused)
                 case _ if isinstance(event, StorageRequest):
-                    work.storage.append(event)
+                    storage.append(event)
                 case _:
                     if isinstance(event, Connected):
                         self._link.established(event.connection)
-                    work.dispatch.append(event)
-                    work.awaited = True
-        return work
+                    dispatch.append(event)
+                    awaited = True
+        return Work(dispatch, storage, awaited)

@@ -25,7 +25,7 @@ class WallClock:
     def __init__(self) -> None:
         self._ahead = 0.0  # of the clock that is never set
         self._times: list[float] = []  # what it showed just before each jump
-        self._jumped = [0.0]  # how far in all, before each jump, and at last
+        self._jumped = [0.0]  # how far it has jumped in all: before each jump, and behind the last one
 
     def start(self, now: float, system: float, newest: float) -> None:
         """Start it at the system's time, but not before `newest`, the newest time that is in the storage."""

@@ -302,17 +302,15 @@ def _catalogue() -> Iterator[Mutation]:
         "messaging.buffer_filled(connection, count, now)",
         "messaging.buffer_filled(connection, count - 1, now)",
     )
-    yield Mutation("requests to the storage lost", f"{node}.process_pending", "work.storage.append(event)", "pass")
+    yield Mutation("requests to the storage lost", f"{node}._act_on", "storage.append(event)", "pass")
     yield Mutation(
         "what was received lost",
-        f"{node}.process_pending",
-        "case Received():\n                work.dispatch.append(event)",
+        f"{node}._act_on",
+        "case Received():\n                dispatch.append(event)",
         "case Received():\n                pass",
     )
-    yield Mutation(
-        "connections not closed", f"{node}.process_pending", "self._link.close(connection, farewell)", "pass"
-    )
-    yield Mutation("reading goes on", f"{node}.process_pending", "self._link.pause(connection, paused)", "pass")
+    yield Mutation("connections not closed", f"{node}._act_on", "self._link.close(connection, farewell)", "pass")
+    yield Mutation("reading goes on", f"{node}._act_on", "self._link.pause(connection, paused)", "pass")
     yield Mutation(
         "only one connection written",
         f"{node}.process_pending",
@@ -321,8 +319,8 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "nobody told that messages have ended",
-        f"{node}.process_pending",
-        "work.awaited = True\n            case Close",
+        f"{node}._act_on",
+        "awaited = True\n            case Close",
         "pass\n            case Close",
     )
     yield Mutation(
