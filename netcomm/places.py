@@ -21,6 +21,7 @@ import struct
 import sys
 from typing import Any, NamedTuple
 
+from netcomm import process
 from netcomm.errors import ConfigurationError
 
 _UNIX_PREFIX = "unix:"
@@ -110,8 +111,8 @@ def origin(sock: socket.socket, address: Any) -> str:
         host, port = address[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if hasattr(socket, "SO_PEERCRED"):
-        process, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        return f"process {process} of this machine"
+        number, _, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        return f"process {number} of this machine"
     return f"{_UNIX_PREFIX}{sock.getsockname()}"
 
 
@@ -142,7 +143,7 @@ def listen(host: str, port: int) -> Listening:
             sockets += _local_sockets(bound)
     except BaseException:
         for sock in sockets:
-            sock.close()
+            process.close(sock)
         raise
     return Listening(sockets, None, bound[0])
 
@@ -181,7 +182,8 @@ def _lookup(host: str, port: int, flags: int = 0) -> list[tuple[int, Any]]:
 
 
 def _bind(family: int, address: Any) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    with process.no_fork:
+        sock = process.note(socket.socket(family, socket.SOCK_STREAM))
     try:
         if os.name == "posix":  # elsewhere the option would let two programs share the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -191,7 +193,7 @@ def _bind(family: int, address: Any) -> socket.socket:
         sock.bind(address)
         sock.listen(1024)
     except BaseException:
-        sock.close()
+        process.close(sock)
         raise
     return sock
 

@@ -13,7 +13,7 @@ import threading
 import weakref
 from contextlib import suppress
 from time import monotonic
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeVar
 
 from netcomm.logs import Log
 
@@ -21,6 +21,16 @@ log = Log("netcomm.process")
 
 EXIT_S = 1.0
 """So many seconds a process that ends is kept: by the end of its peers, and by calls that wait in pools, each."""
+
+
+class Closable(Protocol):
+    """What has a descriptor."""
+
+    def close(self) -> None:
+        """Close it. Closing again does nothing."""
+
+
+C = TypeVar("C", bound=Closable)
 
 
 class Member(Protocol):
@@ -36,8 +46,13 @@ class Member(Protocol):
 _mark_is_inherited = False  # this process was forked when its parent was ending
 _is_finalized = False  # it is known whether `multiprocessing` has made this process
 
-# Whatever holds descriptors. A program that forgets to terminate it still ends, and a forked child lets go of it.
+# A program that forgets to terminate a member still ends, and a forked child lets go of it.
 _members: "weakref.WeakSet[Member]" = weakref.WeakSet()
+
+no_fork = threading.RLock()
+"""Held while a descriptor is made and noted, so that no fork comes in between; and for nothing that can wait."""
+# What a forked child has to close: whose it is, may not be noted yet.
+_noted: "weakref.WeakSet[Closable]" = weakref.WeakSet()
 
 
 def enter(member: Member) -> None:
@@ -55,6 +70,18 @@ def _end_with_worker() -> None:
 
     if parent_process() is not None:
         util.Finalize(None, _terminate_all, exitpriority=0)
+
+
+def note(made: C) -> C:
+    """With `no_fork` held: let forked children close what was just made; returns it."""
+    _noted.add(made)
+    return made
+
+
+def close(noted: Closable) -> None:
+    """Close what was noted. A child that is forked half-way could not."""
+    with no_fork:
+        noted.close()
 
 
 def leave(member: Member) -> None:
@@ -111,8 +138,12 @@ def _abandon_all() -> None:
         except Exception:
             log.exception("a forked child could not let go of %r", member)
     _members.clear()
+    for made in list(_noted):
+        made.close()
+    _noted.clear()
+    no_fork.release()
 
 
 atexit.register(_terminate_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_all)
+    os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_abandon_all)

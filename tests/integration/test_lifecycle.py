@@ -781,6 +781,49 @@ def test_a_child_forked_while_a_peer_is_being_made_holds_nothing_of_it() -> None
         assert program.errors == ""
 
 
+FORK_WHILE_SOCKETS_ARE_MADE = """
+import os, sys, threading
+from netcomm import Limits, SnakemqConnector, SnakemqListener
+stop = threading.Event()
+limits = Limits(reconnect_min_s=0.001, reconnect_max_s=0.002)
+
+def come_and_go():
+    while not stop.is_set():
+        with SnakemqListener("niess", "127.0.0.1", 0, limits=limits) as niess:
+            niess.on_recv.add(lambda ident, data: None)
+            with SnakemqConnector("bob", *niess.address, limits=limits) as bob:
+                bob.send("niess", b"x").wait(20)
+                bob.terminate(0)
+            niess.terminate(0)
+
+threads = [threading.Thread(target=come_and_go) for _ in range(2)]
+for thread in threads:
+    thread.start()
+kept = 0
+for _ in range(200):
+    child = os.fork()
+    if child == 0:
+        left = []
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                left.append(os.readlink("/proc/self/fd/" + name))
+            except OSError:
+                pass
+        os._exit(any("socket" in name or "eventpoll" in name for name in left))
+    kept += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+stop.set()
+for thread in threads:
+    thread.join()
+print("kept", kept)
+"""
+
+
+def test_a_child_forked_while_peers_come_and_go_holds_no_socket_of_theirs() -> None:
+    with Program(FORK_WHILE_SOCKETS_ARE_MADE) as program:
+        assert program.line() == "kept 0"
+        assert program.wait() == 0
+
+
 FORK_OUTLIVES = """
 import os, sys
 from netcomm import SnakemqConnector
