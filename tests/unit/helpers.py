@@ -272,6 +272,8 @@ class Host:
 
     def act(self) -> bool:
         """Let the node do what there is to do, and do the rest; returns whether there was anything."""
+        if not (self.messaging.has_pending_work or self.given_up or self.requests or self.queue):
+            return False
         self.moved = False
         while self.given_up:
             number, reason = self.given_up.popleft()
