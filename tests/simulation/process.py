@@ -39,6 +39,7 @@ TRAPS = (
     "received",
 )
 
+_LIMITS = Limits()  # of those that only look
 # Steps for which there may be no memory.
 STARVING = ("write", "receive_into")
 # Behind what the storage has done, by the kind of request.
@@ -203,7 +204,7 @@ class Process:
         if self.node.starves("write"):
             # How much was written before, the node can't know.
             end.outgoing.write(packets[: self.rng.randint(0, len(packets))])
-            self._note_written(packets)
+            self._note_written(_frames(packets))
             self._starve(end)
         self._write(number, end, packets)
 
@@ -248,8 +249,8 @@ class Process:
         if number in self.ends:
             self.ends[number].established = True
 
-    def _note_written(self, packets: bytes) -> None:
-        for frame in Reader(Limits()).feed(packets)[0]:
+    def _note_written(self, frames: list[Frame]) -> None:
+        for frame in frames:
             if isinstance(frame, Data | Messages):
                 self.oracle.written([item[-4] for item in frame.items])
 
@@ -259,9 +260,10 @@ class Process:
             packets = packets[:behind_skip]  # it dies before the rest is written
         ahead = end.outgoing.written
         end.outgoing.write(packets)
-        self._note_written(packets)
         anew = False
-        for frame in Reader(Limits()).feed(packets)[0]:
+        frames = _frames(packets)
+        self._note_written(frames)
+        for frame in frames:
             if isinstance(frame, Ping) and end.ping_behind is None:
                 end.ping_behind = ahead
             anew = anew or (bool(self._renewed) and isinstance(frame, Data | Messages))
@@ -588,6 +590,10 @@ class Process:
         if self.storage is not None and not self.keeper_idle:
             return False
         return self.messaging.idle and self.messaging.all_handed_over
+
+
+def _frames(packets: bytes) -> list[Frame]:
+    return Reader(_LIMITS).feed(packets)[0]
 
 
 def _behind_last_skip(packets: bytes) -> int:
