@@ -1,5 +1,6 @@
 """Programs that end by reaching the end of their main thread: with pools of threads, and with threads that live on."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -167,7 +168,12 @@ from netcomm import SnakemqListener
 
 def live_on():
     threading.main_thread().join()
-    if (child := os.fork()) == 0:
+    try:
+        child = os.fork()
+    except RuntimeError as error:
+        print(error, flush=True)
+        return
+    if child == 0:
         niess = SnakemqListener("niess", "127.0.0.1", 0)
         niess.on_recv.add(lambda ident, data: 1 / 0)
         niess.start()
@@ -183,7 +189,11 @@ threading.Thread(target=live_on).start()
 
 def test_a_child_that_is_forked_while_its_parent_ends_is_not_ending() -> None:
     with Program(FORKED_AT_THE_END) as program:
-        with SnakemqConnector("bob", "127.0.0.1", int(program.line())) as bob:
+        line = program.line()
+        if sys.version_info >= (3, 12):
+            assert line == "can't fork at interpreter shutdown"  # nor has anybody such a child
+            return
+        with SnakemqConnector("bob", "127.0.0.1", int(line)) as bob:
             deliveries = bob.send_many("niess", [b"1", b"2", b"3"])
             assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
         program.tell("end")
