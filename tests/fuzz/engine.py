@@ -15,8 +15,8 @@ _PLAIN = [f"netcomm.protocol.{name}" for name in ("batch", "events", "storage_qu
 with atheris.instrument_imports(include=["netcomm.protocol"], exclude=_PLAIN):
     import netcomm.protocol.node  # noqa: F401
 
-from tests.fuzz.planted import DEFECTS
-from tests.fuzz.targets import run_input  # netcomm must be imported under instrumentation first
+from tests.fuzz.planted import DEFECTS  # noqa: E402
+from tests.fuzz.targets import run_input  # noqa: E402 # netcomm must be imported under instrumentation first
 
 if __name__ == "__main__":
     logging.getLogger("netcomm").setLevel(logging.CRITICAL + 1)  # it would be half of the time

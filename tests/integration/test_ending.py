@@ -190,8 +190,8 @@ threading.Thread(target=live_on).start()
 def test_a_child_that_is_forked_while_its_parent_ends_is_not_ending() -> None:
     with Program(FORKED_AT_THE_END) as program:
         line = program.line()
-        if sys.version_info >= (3, 12):
-            assert line == "can't fork at interpreter shutdown"  # nor has anybody such a child
+        if line == "can't fork at interpreter shutdown":
+            assert sys.version_info[:2] == (3, 12)  # there is no such child there
             return
         with SnakemqConnector("bob", "127.0.0.1", int(line)) as bob:
             deliveries = bob.send_many("niess", [b"1", b"2", b"3"])
