@@ -235,21 +235,6 @@ class Link:
         self._thunks.append(thunk)
         self.ring()
 
-    def abandon(self) -> None:
-        """In a forked child: close this process's copies of the descriptors, and leave the parent's alone."""
-        # The selector is closed without unregistering: its epoll instance is shared with the parent.
-        self._selector.close()
-        for listener in self._listeners:
-            listener.sock.close()
-        for connection in (*self._connections.values(), *self._lingering):
-            connection.sock.close()
-        for connector in self._connectors:
-            if connector.sock is not None:
-                connector.sock.close()
-        # Not through the waker's lock, which another thread of the parent may have held.
-        self._waker.receiver.close()
-        self._waker._sender.close()
-
     # -- Any thread that holds the owner's lock ---------------------------------------------------------------
 
     def has_room(self, number: int) -> bool:

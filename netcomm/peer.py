@@ -849,11 +849,15 @@ class Peer(threading.Thread):
         To be called without the mutex: it logs.
         """
         with self._mutex:
-            self._failure = self._failure or error
-            self._muted = self._attention = True
-        self._leadership.stop()
+            self._note_failure(error)
         log.critical("peer %r has failed", self._local_ident, exc_info=error)
         self._report_later(NetcommError(f"peer {self._local_ident!r} has failed: {error!r}"))
+
+    def _note_failure(self, error: BaseException) -> None:
+        """With the mutex held: hand nothing more to callbacks, count none that returns, and let the loop end."""
+        self._failure = self._failure or error
+        self._muted = self._attention = True
+        self._leadership.stop()
 
     def _pass(self) -> None:
         self._link.will_wait()
@@ -888,9 +892,7 @@ class Peer(threading.Thread):
                 self._process_pending()
             except Exception as error:
                 # Messages may have been lost on their way to callbacks: none behind them may be acknowledged.
-                self._failure = self._failure or error
-                self._muted = self._attention = True
-                self._leadership.stop()
+                self._note_failure(error)
                 raise
         self._call_loop()
 
@@ -954,14 +956,13 @@ class Peer(threading.Thread):
                 self._keeper.stop()
 
     def _abandon(self) -> None:
-        """In a forked child: the peer is the parent's."""
+        """In a forked child: the peer is the parent's. Its sockets are closed by `process`."""
         # No lock: a thread that does not exist here may hold it for ever.
         self._phase = _Phase.FORKED
         self._muted = self._attention = True  # a callback may have forked, and the dispatcher goes on in the child
         self._gathering.clear()
         self._mutex = threading.Lock()
         self._changed = threading.Condition(self._mutex)
-        self._link.abandon()
         if self._storage is not None:
             self._storage.abandon()
 

@@ -138,6 +138,7 @@ def _abandon_all() -> None:
         except Exception:
             log.exception("a forked child could not let go of %r", member)
     _members.clear()
+    # Closed, and nothing else: the parent shares what an epoll instance watches, and may have held any lock.
     for made in list(_noted):
         made.close()
     _noted.clear()
