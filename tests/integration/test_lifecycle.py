@@ -530,6 +530,20 @@ def test_an_interrupt_ends_the_with_block_and_the_peer(where: str) -> None:
 # Fork
 
 
+SOCKETS = """
+import os
+
+def sockets():
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink("/proc/self/fd/" + name))
+        except OSError:  # the one that listdir itself used
+            pass
+    return [name for name in found if "socket" in name or "eventpoll" in name]
+"""
+
+
 FORK_USES = """
 import os, signal, sys
 from netcomm import LifecycleError, SnakemqConnector
@@ -542,13 +556,7 @@ for _ in range(10):
 child = os.fork()
 if child == 0:
     signal.alarm(10)
-    sockets = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            sockets.append(os.readlink("/proc/self/fd/" + name))
-        except OSError:
-            pass
-    assert not [name for name in sockets if "socket" in name or "eventpoll" in name], sockets
+    assert not sockets(), sockets()
     uses = {
         "send": lambda: peer.send("niess", b"x"),
         "send that joins": lambda: peer.send("nobody", b"x"),
@@ -587,7 +595,7 @@ def test_a_forked_child_can_not_use_the_peer_and_the_parent_goes_on() -> None:
     with SnakemqListener("niess", "127.0.0.1", 0) as niess:
         received = record(niess.on_recv)
         gone = record(niess.on_disconnect)
-        with Program(FORK_USES, niess.address[1]) as program:
+        with Program(SOCKETS + FORK_USES, niess.address[1]) as program:
             assert program.line() == "child 7", program.errors
             assert gone.calls == []
             assert program.line() == "parent True 0"
@@ -757,13 +765,7 @@ thread.start()
 reached.wait(20)
 child = os.fork()
 if child == 0:
-    left = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            left.append(os.readlink("/proc/self/fd/" + name))
-        except OSError:
-            pass
-    os._exit(7 if not [name for name in left if "socket" in name or "eventpoll" in name] else 1)
+    os._exit(1 if sockets() else 7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 go_on.set()
 thread.join()
@@ -774,7 +776,7 @@ print("made")
 
 
 def test_a_child_forked_while_a_peer_is_being_made_holds_nothing_of_it() -> None:
-    with Program(FORK_WHILE_MADE) as program:
+    with Program(SOCKETS + FORK_WHILE_MADE) as program:
         assert program.line() == "7"
         assert program.line() == "made"
         assert program.wait() == 0
@@ -803,13 +805,7 @@ kept = 0
 for _ in range(200):
     child = os.fork()
     if child == 0:
-        left = []
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                left.append(os.readlink("/proc/self/fd/" + name))
-            except OSError:
-                pass
-        os._exit(any("socket" in name or "eventpoll" in name for name in left))
+        os._exit(bool(sockets()))
     kept += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 stop.set()
 for thread in threads:
@@ -819,7 +815,7 @@ print("kept", kept)
 
 
 def test_a_child_forked_while_peers_come_and_go_holds_no_socket_of_theirs() -> None:
-    with Program(FORK_WHILE_SOCKETS_ARE_MADE) as program:
+    with Program(SOCKETS + FORK_WHILE_SOCKETS_ARE_MADE) as program:
         assert program.line() == "kept 0"
         assert program.wait() == 0
 
