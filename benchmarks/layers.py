@@ -12,9 +12,9 @@ from netcomm.connections import Chunk, Filled, Opened
 from netcomm.message import Delivery, DeliveryState, Limits
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received
+from netcomm.protocol.frames import OVERHEAD_BYTES
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
-from netcomm.protocol.wire import OVERHEAD_BYTES
 
 COUNT = 20_000
 BATCH = 1000

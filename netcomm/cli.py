@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import netcomm
 from netcomm import demo
-from netcomm.protocol.wire import printable
+from netcomm.protocol.decode import printable
 
 if TYPE_CHECKING:
     import click

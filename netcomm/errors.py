@@ -51,7 +51,7 @@ class RemoteProtocolError(ProtocolError):
 class ConnectionRefusedByPeer(NetcommError):
     """The other side refused the connection and said why.
 
-    `code` is one of the codes of `netcomm.protocol.wire.RefuseCode`.
+    `code` is one of the codes of `netcomm.protocol.frames.RefuseCode`.
     """
 
     def __init__(self, text: str, code: int) -> None:

@@ -49,7 +49,7 @@ from netcomm.keeper import Keeper
 from netcomm.leadership import Leadership
 from netcomm.logs import Log
 from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
-from netcomm.protocol import wire
+from netcomm.protocol import frames
 from netcomm.protocol.batch import MAX_BATCH_BYTES, MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, Deliveries, Run
 from netcomm.protocol.events import Connected, Disconnected, Dropped, Event, Failed, Received, StorageRequest
 from netcomm.protocol.messaging import CONVERSATION, Messaging, PeerStats
@@ -207,7 +207,7 @@ class Peer(threading.Thread):
         self._encoding = encoding
         self._ttl = _check_ttl(ttl)
         self._limits = limits if limits is not None else Limits()
-        self._max_data_bytes = wire.max_data_size(self._limits.max_frame_bytes)
+        self._max_data_bytes = frames.max_data_size(self._limits.max_frame_bytes)
         self._persistent = bool(persistent)
         self._terms = self._ttl, self._persistent and self._ttl != 0  # of messages for which `send` says nothing else
         self._uuid_prefix = os.urandom(8)
@@ -558,13 +558,13 @@ class Peer(threading.Thread):
     def _make_delivery(self, ident: str, data: bytes, ttl: float | None, persistent: bool) -> Delivery:
         expires_at = None if ttl is None else clocks.now() + ttl
         uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
-        size = len(data) + wire.OVERHEAD_BYTES
+        size = len(data) + frames.OVERHEAD_BYTES
         return Delivery(ident, uuid, data, size, expires_at, persistent, self._wait_delivery)
 
     def _make_batch(self, ident: str, payloads: list[bytes], ttl: float | None) -> Batch:
         expires_at = None if ttl is None else clocks.now() + ttl
         number = next(self._uuid_counter) << _NUMBER_BITS
-        return Batch(ident, self._uuid_prefix, number, payloads, wire.OVERHEAD_BYTES, expires_at, self._wait_delivery)
+        return Batch(ident, self._uuid_prefix, number, payloads, frames.OVERHEAD_BYTES, expires_at, self._wait_delivery)
 
     def _take_payloads(self, payloads: list[bytes], items: Iterable[Data]) -> None:
         """Append the payloads of items, up to the one that reaches MAX_BATCH_BYTES."""
@@ -1033,7 +1033,7 @@ class Peer(threading.Thread):
                 self._settle()  # the deputy has to know when it is to look
         ident, encoding = received.ident, self._encoding
         on_recv, on_message = self.on_recv, self.on_message
-        items: list[wire.Item] = []
+        items: list[frames.Item] = []
         for payload in left:
             if self._attention and not self._attend():
                 return
@@ -1127,17 +1127,17 @@ class Peer(threading.Thread):
         self._report(error)
 
 
-def _message(item: wire.Item, redelivered_below: int) -> Message:
+def _message(item: frames.Item, redelivered_below: int) -> Message:
     seq, uuid, ttl, flags, data = item
     return Message(
-        data, uuid, None if ttl == wire.INFINITE_TTL else ttl, flags & FLAG_PERSISTENT, seq < redelivered_below
+        data, uuid, None if ttl == frames.INFINITE_TTL else ttl, flags & FLAG_PERSISTENT, seq < redelivered_below
     )
 
 
 def _check_ttl(ttl: float | None) -> float | None:
     if ttl is None:
         return None
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 <= ttl < wire.INFINITE_TTL:
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 <= ttl < frames.INFINITE_TTL:
         raise ConfigurationError(f"a ttl must be None or a number of seconds from 0 on, not {ttl!r}")
     return ttl
 

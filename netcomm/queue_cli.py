@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from netcomm.errors import ConfigurationError, StorageCorrupt, StorageError, StorageLocked
-from netcomm.protocol.wire import printable
+from netcomm.protocol.decode import printable
 from netcomm.storage import Position, QueueStorage, StoredMessage, StoredStream, open_storage
 
 # A backlog is read in chunks of so much, so that its size does not matter.

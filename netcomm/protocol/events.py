@@ -6,7 +6,7 @@ A storage request is declared once, here, with what it asks of a `QueueStorage`.
 from dataclasses import dataclass, field
 
 from netcomm.message import Delivery, Stream
-from netcomm.protocol import wire
+from netcomm.protocol import frames
 from netcomm.storage import Position, QueueStorage, StoredMessage
 
 # -- What has happened -----------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ class Received:
 
     stream, epoch: what they belong to; a legacy peer has no streams: None, and 0.
     redelivered_below: messages with a lower seq may have been handed over by an earlier process.
-    runs, payloads: the messages, as in `wire.Data`; their seqs follow each other.
+    runs, payloads: the messages, as in `frames.Data`; their seqs follow each other.
     size: the bytes that they count as.
     handled: how many of them, from the first on, the node has been told of.
     """
@@ -42,15 +42,15 @@ class Received:
     stream: Stream | None
     epoch: int
     redelivered_below: int
-    runs: list[wire.MessageRun]
+    runs: list[frames.MessageRun]
     payloads: list[bytes]
     size: int
     handled: int = field(default=0, compare=False)
 
     @property
-    def items(self) -> list[wire.Item]:
+    def items(self) -> list[frames.Item]:
         """Each message by itself."""
-        return wire.items(self.runs, self.payloads)
+        return frames.items(self.runs, self.payloads)
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import DURABLE, Stream
-from netcomm.protocol.wire import Ack, Begin, Data, uuid_behind
+from netcomm.protocol.frames import Ack, Begin, Data, uuid_behind
 from netcomm.storage import Position
 
 _MAX_SEQ = 2**64 - 1

@@ -21,7 +21,7 @@ from netcomm.deadlines import Deadlines
 from netcomm.errors import ConnectionRefusedByPeer, NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.logs import Log
 from netcomm.message import DURABLE, Delivery, DeliveryState, Limits
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Run
 from netcomm.protocol.events import (
     Close,
@@ -137,7 +137,7 @@ _FIND_COUNT = 1000
 _LOOK_AGAIN_S = 1.0
 
 # What waits for callbacks, and is left unread where too much does.
-_MESSAGES = frozenset({wire.Data, wire.Messages})
+_MESSAGES = frozenset({frames.Data, frames.Messages})
 
 # A deadline belongs to a connection (its session's), or to a peer.
 _SESSION, _EXPIRY, _CHALLENGE, _DIAGNOSIS = range(4)
@@ -202,11 +202,11 @@ class Messaging:
         self._undiagnosed: set[str] = set()  # idents that messages wait for, while no other is connected
         self._handlers: Mapping[type, Callable[[_Connection, Any, float], None]] = {
             Identified: self._identify,
-            wire.Begin: self._begin,
-            wire.Data: self._receive,
-            wire.Messages: self._receive_legacy,
-            wire.Ack: self._acknowledge,
-            wire.Skip: self._skip,
+            frames.Begin: self._begin,
+            frames.Data: self._receive,
+            frames.Messages: self._receive_legacy,
+            frames.Ack: self._acknowledge,
+            frames.Skip: self._skip,
         }
         self._receiving = True
 
@@ -235,8 +235,8 @@ class Messaging:
         where: its other end, for the log.
         connector: which connector made it, from 1; 0 where it was accepted.
         """
-        hello = wire.Hello(
-            wire.EXTENSION_VERSION,
+        hello = frames.Hello(
+            frames.EXTENSION_VERSION,
             self._peer_id,
             self._boot_id,
             connector,
@@ -261,7 +261,7 @@ class Messaging:
                 f"{connection.name} closed the connection right after the identification; a snakeMQ peer does so while"
                 f" another connection with the ident {self._ident!r} is open there"
             )
-            self._complain(connection, text, ConnectionRefusedByPeer(text, wire.RefuseCode.DUPLICATE_IDENT))
+            self._complain(connection, text, ConnectionRefusedByPeer(text, frames.RefuseCode.DUPLICATE_IDENT))
         elif connection.connector and connection.session.remote_ident is None:
             text = f"{connection.name} closed the connection before it had identified itself"
             self._complain(connection, text, RemoteProtocolError(text))
@@ -363,7 +363,7 @@ class Messaging:
             self._complain(connection, text, ConnectionRefusedByPeer(text, error.code))
             self._close(connection, "refused by the other side", now)
         except RemoteProtocolError as error:
-            session.refuse(wire.RefuseCode.PROTOCOL_ERROR, str(error))
+            session.refuse(frames.RefuseCode.PROTOCOL_ERROR, str(error))
             text = f"protocol error of {connection.name}: {error}"
             self._complain(connection, text, RemoteProtocolError(text))
             self._close(connection, "protocol error", now)
@@ -472,7 +472,7 @@ class Messaging:
             connection.where,
             text,
         )
-        connection.session.refuse(wire.RefuseCode.DUPLICATE_IDENT, text)
+        connection.session.refuse(frames.RefuseCode.DUPLICATE_IDENT, text)
         self._close(connection, "duplicate ident", now)
 
     def _admit(self, peer: _Peer, connection: _Connection, now: float) -> None:
@@ -486,7 +486,7 @@ class Messaging:
             session.wait_for_refusal(now)
             self._deadlines.set((_SESSION, connection.number), session.deadline())
         else:
-            max_packet_bytes = wire.max_packet_size(min(session.remote.max_frame_bytes, self._limits.max_frame_bytes))
+            max_packet_bytes = frames.max_packet_size(min(session.remote.max_frame_bytes, self._limits.max_frame_bytes))
             for frame in peer.outbox.connect(session.remote.window_bytes, max_packet_bytes, session.remote.boot_id):
                 session.begin(frame)
         self._writable[connection.number] = None
@@ -495,7 +495,7 @@ class Messaging:
         session = connection.session
         session.established = True
         if session.legacy:
-            peer.outbox.connect_legacy(wire.max_packet_size(self._limits.max_frame_bytes))
+            peer.outbox.connect_legacy(frames.max_packet_size(self._limits.max_frame_bytes))
             if peer.challenger is not None:
                 session.probe(now, partial(self._progress, connection.number))
         self._deadlines.set((_SESSION, connection.number), session.deadline())
@@ -536,16 +536,16 @@ class Messaging:
 
     # -- Messages in ------------------------------------------------------------------------------------------
 
-    def _begin(self, connection: _Connection, frame: wire.Begin, now: float) -> None:
+    def _begin(self, connection: _Connection, frame: frames.Begin, now: float) -> None:
         peer = self._peer_of(connection)
         peer.inbox.begin(frame)
         if not connection.session.established:
             self._establish(peer, connection, now)
 
-    def _skip(self, connection: _Connection, frame: wire.Skip, now: float) -> None:
+    def _skip(self, connection: _Connection, frame: frames.Skip, now: float) -> None:
         self._peer_of(connection).inbox.skip(frame.stream, frame.next_seq)
 
-    def _receive(self, connection: _Connection, data: wire.Data, now: float) -> None:
+    def _receive(self, connection: _Connection, data: frames.Data, now: float) -> None:
         peer = self._peer_of(connection)
         state, fresh = peer.inbox.accept(data)
         runs, payloads = fresh.runs, fresh.payloads
@@ -560,7 +560,7 @@ class Messaging:
             state.next_seq -= len(payloads)
             raise
 
-    def _receive_legacy(self, connection: _Connection, frame: wire.Messages, now: float) -> None:
+    def _receive_legacy(self, connection: _Connection, frame: frames.Messages, now: float) -> None:
         peer = self._peer_of(connection)
         items = frame.items
         runs = [(0, 1, uuid, ttl, flags) for uuid, ttl, flags, _ in items]
@@ -684,7 +684,7 @@ class Messaging:
         if not peer.watched and (connection is None or not connection.session.established):
             self._diagnose_later(peer, now)
 
-    def _acknowledge(self, connection: _Connection, ack: wire.Ack, now: float) -> None:
+    def _acknowledge(self, connection: _Connection, ack: frames.Ack, now: float) -> None:
         peer = self._peer_of(connection)
         delivered = peer.outbox.acknowledge(ack)
         if peer.outbox.may_expire:
@@ -853,7 +853,7 @@ class Messaging:
             delivery = known.get(seq)
             if delivery is None:
                 expires_at = None if ttl is None else now + ttl - self._wall_clock.age(queued_at, now)
-                size = len(data) + wire.OVERHEAD_BYTES
+                size = len(data) + frames.OVERHEAD_BYTES
                 delivery = Delivery(peer.ident, uuid, data, size, expires_at, True, self._wait)
                 delivery.seq = seq
             delivery.data = data
@@ -950,7 +950,7 @@ class Messaging:
         if not more:
             self._ask_storage(peer)  # what is first now may have to be marked
         if buffers:
-            buffers = wire.joined(buffers)
+            buffers = encode.joined(buffers)
             peer.bytes_sent += sum(map(len, buffers))
         return buffers, more
 
@@ -964,12 +964,12 @@ class Messaging:
             if rejected:
                 self._reject(peer, session, rejected)
             if batch and session.legacy:
-                buffers += wire.messages(batch, now)
+                buffers += encode.messages(batch, now)
                 sent_below = batch[-1].seq + batch[-1].count
-                buffers.append(session.barrier(wire.Ack(stream, epoch, sent_below, sent_below)))
+                buffers.append(session.barrier(frames.Ack(stream, epoch, sent_below, sent_below)))
             elif batch:
                 assert session.remote is not None
-                buffers += wire.data(batch, next_seq, now, session.remote.max_frame_bytes)
+                buffers += encode.data(batch, next_seq, now, session.remote.max_frame_bytes)
             if batch:
                 return peer.outbox.has_waiting
         return False
@@ -1123,7 +1123,7 @@ class Messaging:
 
 
 def _size(payloads: list[bytes]) -> int:
-    return sum(map(len, payloads)) + wire.OVERHEAD_BYTES * len(payloads)
+    return sum(map(len, payloads)) + frames.OVERHEAD_BYTES * len(payloads)
 
 
 def _same_connector(one: Session, other: Session) -> bool:

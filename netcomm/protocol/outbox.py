@@ -19,7 +19,7 @@ from netcomm.errors import RemoteProtocolError
 from netcomm.message import DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Limits, Stream
 from netcomm.protocol.batch import MAX_JOINING_BYTES, Run
 from netcomm.protocol.events import Load, Mark, Renew, StorageRequest
-from netcomm.protocol.wire import OVERHEAD_BYTES, Ack, Begin, max_data_size, packet_size
+from netcomm.protocol.frames import OVERHEAD_BYTES, Ack, Begin, max_data_size, packet_size
 from netcomm.storage import StoredStream
 
 Entry = Delivery | Run

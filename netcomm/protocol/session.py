@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemoteProtocolError
 from netcomm.message import Limits
-from netcomm.protocol import wire
+from netcomm.protocol import decode, encode, frames
 
 
 @dataclass(slots=True)
@@ -37,9 +37,9 @@ LEGACY_GRACE_S = 0.1
 # How many bytes were written to a connection, and how many of them the other side's system has taken.
 Progress = Callable[[], tuple[int, int]]
 
-SessionEvent = Identified | wire.Begin | wire.Data | wire.Messages | wire.Ack | wire.Skip
+SessionEvent = Identified | frames.Begin | frames.Data | frames.Messages | frames.Ack | frames.Skip
 # The frames that come out as they are.
-_PASSED_ON = frozenset({wire.Begin, wire.Data, wire.Messages, wire.Ack, wire.Skip})
+_PASSED_ON = frozenset({frames.Begin, frames.Data, frames.Messages, frames.Ack, frames.Skip})
 
 
 class State(enum.Enum):
@@ -56,11 +56,13 @@ _IDENTIFIED = State.IDENTIFIED
 
 # What the other side may send, by state. Whatever else comes closes the connection.
 _ALLOWED: dict[State, frozenset[type]] = {
-    State.AWAIT_VERSION: frozenset({wire.Version, wire.Incompatible, wire.Refuse}),
-    State.AWAIT_IDENT: frozenset({wire.Hello, wire.Ident, wire.Incompatible, wire.Refuse}),
+    State.AWAIT_VERSION: frozenset({frames.Version, frames.Incompatible, frames.Refuse}),
+    State.AWAIT_IDENT: frozenset({frames.Hello, frames.Ident, frames.Incompatible, frames.Refuse}),
     State.IDENTIFIED: frozenset(),
-    State.LEGACY: frozenset({wire.Messages, wire.Ping, wire.Pong, wire.Incompatible}),
-    State.EXTENDED: frozenset({wire.Begin, wire.Data, wire.Ack, wire.Skip, wire.Ping, wire.Pong, wire.Refuse}),
+    State.LEGACY: frozenset({frames.Messages, frames.Ping, frames.Pong, frames.Incompatible}),
+    State.EXTENDED: frozenset(
+        {frames.Begin, frames.Data, frames.Ack, frames.Skip, frames.Ping, frames.Pong, frames.Refuse}
+    ),
 }
 
 
@@ -120,10 +122,10 @@ class Session:
         "remote_ident",
     )
 
-    def __init__(self, ident: str, hello: wire.Hello, limits: Limits, now: float) -> None:
+    def __init__(self, ident: str, hello: frames.Hello, limits: Limits, now: float) -> None:
         self._limits = limits
-        self._reader = wire.Reader(limits)
-        self._frames: deque[wire.Frame] = deque()
+        self._reader = decode.Reader(limits)
+        self._frames: deque[frames.Frame] = deque()
         self._error: RemoteProtocolError | None = None
         self._enter(State.AWAIT_VERSION)
         self._started_at = now
@@ -132,10 +134,10 @@ class Session:
         self._waits_since: float | None = None
         self._ahead: Ahead | None = None  # of the latest such ping
         self._refusable_until: float | None = None
-        self._pings: deque[wire.Ack | None] = deque()  # what each outstanding ping is the barrier of
-        self._output = [wire.version(), wire.hello(hello), wire.ident(ident)]
+        self._pings: deque[frames.Ack | None] = deque()  # what each outstanding ping is the barrier of
+        self._output = [encode.version(), encode.hello(hello), encode.ident(ident)]
         self.remote_ident: str | None = None
-        self.remote: wire.Hello | None = None
+        self.remote: frames.Hello | None = None
         self.legacy = False
         self.established = False
 
@@ -148,19 +150,19 @@ class Session:
         """Take the next bytes of the connection."""
         self._heard(now)
         if self._error is None:
-            frames, self._error = self._reader.feed(chunk)
-            self._frames += frames
+            parsed, self._error = self._reader.feed(chunk)
+            self._frames += parsed
 
     def buffer(self) -> memoryview | None:
-        """See `wire.Reader.buffer`."""
+        """See `decode.Reader.buffer`."""
         return self._reader.buffer() if self._error is None else None
 
     def buffer_filled(self, count: int, now: float) -> None:
         """So many bytes of the connection have been received into `buffer`."""
         self._heard(now)
         if self._error is None:
-            frames, self._error = self._reader.filled(count)
-            self._frames += frames
+            parsed, self._error = self._reader.filled(count)
+            self._frames += parsed
 
     def _heard(self, now: float) -> None:
         self._last_received = now
@@ -182,27 +184,27 @@ class Session:
             if kind in _PASSED_ON:
                 return frame  # type: ignore[return-value]
             match frame:
-                case wire.Ping():
-                    self._output.append(wire.PONG)
-                case wire.Pong():
+                case frames.Ping():
+                    self._output.append(encode.PONG)
+                case frames.Pong():
                     if self._pings and (barrier := self._pings.popleft()) is not None:
                         return barrier
-                case wire.Version(number):
+                case frames.Version(number):
                     self._receive_version(number)
-                case wire.Hello():
+                case frames.Hello():
                     if self.remote is not None:
                         raise RemoteProtocolError("second HELLO")
                     self.remote = frame
-                case wire.Ident(ident):
+                case frames.Ident(ident):
                     self.remote_ident = ident
                     self._enter(State.IDENTIFIED)
                     return Identified(ident)
-                case wire.Incompatible():
+                case frames.Incompatible():
                     raise ConnectionRefusedByPeer(
-                        f"protocol version {wire.PROTOCOL_VERSION} is not spoken there",
-                        wire.RefuseCode.INCOMPATIBLE,
+                        f"protocol version {frames.PROTOCOL_VERSION} is not spoken there",
+                        frames.RefuseCode.INCOMPATIBLE,
                     )
-                case wire.Refuse(code, text):
+                case frames.Refuse(code, text):
                     raise ConnectionRefusedByPeer(text, code)
         if self._error is not None and self._state is not _IDENTIFIED:
             raise self._error
@@ -218,9 +220,9 @@ class Session:
         self._allowed = _ALLOWED[state]
 
     def _receive_version(self, number: int) -> None:
-        if number != wire.PROTOCOL_VERSION:
-            self._output.append(wire.INCOMPATIBLE)
-            raise RemoteProtocolError(f"protocol version {number}, only {wire.PROTOCOL_VERSION} is spoken here")
+        if number != frames.PROTOCOL_VERSION:
+            self._output.append(encode.INCOMPATIBLE)
+            raise RemoteProtocolError(f"protocol version {number}, only {frames.PROTOCOL_VERSION} is spoken here")
         self._enter(State.AWAIT_IDENT)
 
     def admit(self) -> None:
@@ -230,28 +232,28 @@ class Session:
         self.legacy = self.remote is None
         self._enter(State.LEGACY if self.legacy else State.EXTENDED)
 
-    def begin(self, frame: wire.Begin) -> None:
+    def begin(self, frame: frames.Begin) -> None:
         """Tell the other side where a stream begins."""
-        self._output.append(wire.begin(frame))
+        self._output.append(encode.begin(frame))
 
-    def acknowledge(self, frame: wire.Ack) -> None:
+    def acknowledge(self, frame: frames.Ack) -> None:
         """Tell the other side how far a stream has come."""
-        self._output.append(wire.ack(frame))
+        self._output.append(encode.ack(frame))
 
-    def refuse(self, code: wire.RefuseCode, text: str) -> None:
+    def refuse(self, code: frames.RefuseCode, text: str) -> None:
         """Tell the other side why the connection is about to be closed, if it can understand that."""
         if self.remote is not None:
-            self._output.append(wire.refuse(code, text, self.remote.max_frame_bytes))
+            self._output.append(encode.refuse(code, text, self.remote.max_frame_bytes))
 
-    def barrier(self, frame: wire.Ack) -> bytes:
+    def barrier(self, frame: frames.Ack) -> bytes:
         """A packet to go behind what `frame` acknowledges; a legacy peer's answer to it comes out as that frame."""
         self._pings.append(frame)
-        return wire.PING
+        return encode.PING
 
     def probe(self, now: float, progress: Progress) -> None:
         """Ask for a sign of life. `progress` is also called later, by `check`."""
         self._pings.append(None)
-        self._output.append(wire.PING)
+        self._output.append(encode.PING)
         if self._waits_since is None:
             self._waits_since = now
             self._ahead = Ahead(progress)

@@ -21,8 +21,8 @@ import time
 from typing import Any
 
 from netcomm import Message, SnakemqListener
+from netcomm.protocol.frames import Data
 from netcomm.protocol.inbox import Inbox, InStream
-from netcomm.protocol.wire import Data
 from tests.faults import crash
 from tests.faults.helpers import Line
 from tests.faults.sender import LIMITS, number_of, payload

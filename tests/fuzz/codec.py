@@ -1,4 +1,4 @@
-"""What must hold of `protocol.wire.Reader` for any bytes, however they are cut: it is held beside the reference."""
+"""What must hold of `protocol.decode.Reader` for any bytes, however they are cut: it is held beside the reference."""
 
 import struct
 import sys
@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Delivery, Limits
-from netcomm.protocol import wire
+from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.session import Identified
 from tests.fuzz import reference
 from tests.fuzz.reference import Packet
@@ -36,36 +36,36 @@ def cut(stream: bytes, sizes: Sequence[int]) -> list[bytes]:
 # -- Frames as packets --------------------------------------------------------------------------------------------
 
 
-def packets_of(frames: Sequence[object]) -> list[Packet]:
+def packets_of(parsed: Sequence[object]) -> list[Packet]:
     """What was read, field by field as it must have been on the wire; REFUSE and HELLO as far as they are read."""
     found: list[Packet] = []
-    for frame in frames:
+    for frame in parsed:
         match frame:
-            case wire.Data(stream):
+            case frames.Data(stream):
                 for item in frame.items:
                     assert stream == item[3] & 1, "a message in the wrong stream"
                     found.append((reference.DATA, struct.pack(">Q16sII", *item[:4]) + item[4]))
-            case wire.Messages(items):
+            case frames.Messages(items):
                 found += [(reference.MESSAGE, struct.pack(">16sII", *item[:3]) + item[3]) for item in items]
-            case wire.Version(number):
+            case frames.Version(number):
                 found.append((reference.VERSION, struct.pack(">I", number)))
-            case wire.Incompatible():
+            case frames.Incompatible():
                 found.append((reference.INCOMPATIBLE, b""))
-            case wire.Ident(name) | Identified(name):
+            case frames.Ident(name) | Identified(name):
                 found.append((reference.IDENT, name.encode()))
-            case wire.Ping():
+            case frames.Ping():
                 found.append((reference.PING, b""))
-            case wire.Pong():
+            case frames.Pong():
                 found.append((reference.PONG, b""))
-            case wire.Hello(version, peer_id, boot_id, connector, max_frame, window):
+            case frames.Hello(version, peer_id, boot_id, connector, max_frame, window):
                 fields = struct.pack(">H16s16sIII", version, peer_id, boot_id, connector, max_frame, window)
                 found.append((reference.HELLO, fields))
-            case wire.Begin(stream, epoch, first, last) | wire.Ack(stream, epoch, first, last):
-                kind = reference.BEGIN if isinstance(frame, wire.Begin) else reference.ACK
+            case frames.Begin(stream, epoch, first, last) | frames.Ack(stream, epoch, first, last):
+                kind = reference.BEGIN if isinstance(frame, frames.Begin) else reference.ACK
                 found.append((kind, struct.pack(">BQQQ", stream, epoch, first, last)))
-            case wire.Skip(stream, next_seq):
+            case frames.Skip(stream, next_seq):
                 found.append((reference.SKIP, struct.pack(">BQ", stream, next_seq)))
-            case wire.Refuse(code, text):
+            case frames.Refuse(code, text):
                 assert text.isprintable()
                 found.append((reference.REFUSE, struct.pack(">H", code)))
             case _:
@@ -90,13 +90,13 @@ def as_read(packets: Sequence[Packet]) -> list[Packet]:
 
 def read(
     chunks: Sequence[bytes], limits: Limits = LIMITS, into_buffers: bool = False
-) -> tuple[list[wire.Frame], str | None]:
+) -> tuple[list[frames.Frame], str | None]:
     """The frames, and the error, that come out of a new reader; it never holds more than one packet.
 
     into_buffers: whether the bytes go into the reader's own buffers, where it has some.
     """
-    reader = wire.Reader(limits)
-    frames: list[wire.Frame] = []
+    reader = decode.Reader(limits)
+    parsed: list[frames.Frame] = []
     most = 4 + max(limits.max_frame_bytes, limits.max_handshake_frame_bytes)
     for chunk in chunks:
         error = None
@@ -110,20 +110,20 @@ def read(
                 buffer[:count] = chunk[:count]
                 more, error = reader.filled(count)
                 chunk = chunk[count:]
-            frames += more
+            parsed += more
         if error is not None:
             assert type(error) is RemoteProtocolError
-            return frames, str(error)
+            return parsed, str(error)
         held = sys.getsizeof(reader._buffer)
         assert held <= _EMPTY_BYTES + _GROWTH * most, f"a reader holds {held} bytes"
-    return frames, None
+    return parsed, None
 
 
 def check_reader(chunks: Sequence[bytes], limits: Limits = LIMITS) -> None:
     """A reader reads what the reference reads, in these chunks as well as in one; and its frames can be written."""
     stream = b"".join(chunks)
-    frames, error = read([stream], limits)
-    packets = packets_of(frames)
+    parsed, error = read([stream], limits)
+    packets = packets_of(parsed)
     expected = reference.read(stream, limits.max_handshake_frame_bytes, limits.max_frame_bytes)
     assert packets == as_read(expected.packets)
     assert (error is not None) == expected.broken, error
@@ -131,66 +131,66 @@ def check_reader(chunks: Sequence[bytes], limits: Limits = LIMITS) -> None:
     split_frames, split_error = read(chunks, limits)
     assert packets_of(split_frames) == packets, "another split, other frames"
     assert split_error == error, "another split, another error"
-    with patch.multiple(wire, _LARGE_BYTES=48, _LARGE_STEP_BYTES=4):  # so that few bytes are a large message
+    with patch.multiple(decode, _LARGE_BYTES=48, _LARGE_STEP_BYTES=4):  # so that few bytes are a large message
         large_frames, large_error = read(chunks, limits, into_buffers=True)
     assert packets_of(large_frames) == packets, "large messages are read otherwise"
     assert large_error == error, "with large messages, another error"
-    for frame in frames:
+    for frame in parsed:
         _check_writing(frame)
 
 
-def _check_writing(frame: wire.Frame) -> None:
+def _check_writing(frame: frames.Frame) -> None:
     written = write(frame)
-    back, error = wire.Reader(Limits(max_handshake_frame_bytes=1 << 20)).feed(written)
+    back, error = decode.Reader(Limits(max_handshake_frame_bytes=1 << 20)).feed(written)
     assert error is None, error
     match frame:
-        case wire.Refuse(code, text):
+        case frames.Refuse(code, text):
             (again,) = back
-            assert isinstance(again, wire.Refuse)
+            assert isinstance(again, frames.Refuse)
             assert again.code == code
             assert text.startswith(again.text)  # a replacement may be longer than what it replaces
-        case wire.Data():
+        case frames.Data():
             (again,) = back
-            assert isinstance(again, wire.Data)
+            assert isinstance(again, frames.Data)
             assert again.items == [(*item[:3], item[3] & 1, item[4]) for item in frame.items]
-        case wire.Messages(items):
-            assert back == [wire.Messages([(*item[:2], item[2] & 1, item[3]) for item in items])]
+        case frames.Messages(items):
+            assert back == [frames.Messages([(*item[:2], item[2] & 1, item[3]) for item in items])]
         case _:
             assert back == [frame]
 
 
-def write(frame: wire.Frame) -> bytes:
+def write(frame: frames.Frame) -> bytes:
     """The frame as netcomm writes it."""
     match frame:
-        case wire.Version(number):
-            return wire.version(number)
-        case wire.Incompatible():
-            return wire.INCOMPATIBLE
-        case wire.Ident(name):
-            return wire.ident(name)
-        case wire.Messages(items):
-            return b"".join(wire.messages([_delivery(0, *item) for item in items], 0.0))
-        case wire.Ping():
-            return wire.PING
-        case wire.Pong():
-            return wire.PONG
-        case wire.Hello():
-            return wire.hello(frame)
-        case wire.Begin():
-            return wire.begin(frame)
-        case wire.Data():
+        case frames.Version(number):
+            return encode.version(number)
+        case frames.Incompatible():
+            return encode.INCOMPATIBLE
+        case frames.Ident(name):
+            return encode.ident(name)
+        case frames.Messages(items):
+            return b"".join(encode.messages([_delivery(0, *item) for item in items], 0.0))
+        case frames.Ping():
+            return encode.PING
+        case frames.Pong():
+            return encode.PONG
+        case frames.Hello():
+            return encode.hello(frame)
+        case frames.Begin():
+            return encode.begin(frame)
+        case frames.Data():
             # One by one: a SKIP would come between those that do not follow each other.
-            return b"".join(b"".join(wire.data([_delivery(*item)], item[0], 0.0)) for item in frame.items)
-        case wire.Ack():
-            return wire.ack(frame)
-        case wire.Skip(stream, next_seq):
-            return wire.skip(stream, next_seq)
-        case wire.Refuse(code, text):
-            return wire.refuse(code, text)  # type: ignore[arg-type] # unknown codes are read, so they can be written
+            return b"".join(b"".join(encode.data([_delivery(*item)], item[0], 0.0)) for item in frame.items)
+        case frames.Ack():
+            return encode.ack(frame)
+        case frames.Skip(stream, next_seq):
+            return encode.skip(stream, next_seq)
+        case frames.Refuse(code, text):
+            return encode.refuse(code, text)  # type: ignore[arg-type] # unknown codes are read, so they can be written
 
 
 def _delivery(seq: int, uuid: bytes, ttl: int, flags: int, data: bytes) -> Delivery:
-    expires_at = None if ttl == wire.INFINITE_TTL else float(ttl)
-    delivery = Delivery("x", uuid, data, wire.packet_size(len(data)), expires_at, bool(flags & 1), not_waited_for)
+    expires_at = None if ttl == frames.INFINITE_TTL else float(ttl)
+    delivery = Delivery("x", uuid, data, frames.packet_size(len(data)), expires_at, bool(flags & 1), not_waited_for)
     delivery.seq = seq
     return delivery

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
 from netcomm.message import Limits, Stream
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from netcomm.protocol.session import Identified, Session
 from tests.fuzz import reference
 from tests.fuzz.codec import LIMITS, as_read, packets_of
 from tests.fuzz.reference import Packet
 
-OWN_HELLO = wire.Hello(1, b"P" * 16, b"O" * 16, 2, LIMITS.max_frame_bytes, LIMITS.window_bytes)
+OWN_HELLO = frames.Hello(1, b"P" * 16, b"O" * 16, 2, LIMITS.max_frame_bytes, LIMITS.window_bytes)
 
 _BROKEN = RemoteProtocolError.__name__
 _REFUSED = ConnectionRefusedByPeer.__name__
@@ -34,7 +34,7 @@ def converse(chunks: Sequence[bytes], barriers: int = 0, limits: Limits = LIMITS
                 if isinstance(event, Identified):
                     session.admit()
                     for number in range(barriers if session.legacy else 0):
-                        session.barrier(wire.Ack(Stream.VOLATILE, 1, number, number))
+                        session.barrier(frames.Ack(Stream.VOLATILE, 1, number, number))
         except (RemoteProtocolError, ConnectionRefusedByPeer) as error:
             ending = type(error).__name__
             break
@@ -56,14 +56,14 @@ def _expected(stream: bytes, barriers: int, limits: Limits) -> tuple[list[Packet
     heard = list(reference.spoken(as_read(reading.packets)))
     legacy = all(kind != reference.HELLO for kind, _ in heard)
     events: list[Packet] = []
-    said = wire.version() + wire.hello(OWN_HELLO) + wire.ident("a")
+    said = encode.version() + encode.hello(OWN_HELLO) + encode.ident("a")
     ending = _BROKEN if reading.broken else ""
     pongs = 0
     for kind, payload in heard:
         if kind in (reference.IDENT, reference.BEGIN, reference.DATA, reference.MESSAGE, reference.ACK, reference.SKIP):
             events.append((kind, payload))
         elif kind == reference.PING:
-            said += wire.PONG
+            said += encode.PONG
         elif kind == reference.PONG:
             if legacy and pongs < barriers:
                 events.append((reference.ACK, struct.pack(">BQQQ", Stream.VOLATILE, 1, pongs, pongs)))
@@ -74,5 +74,5 @@ def _expected(stream: bytes, barriers: int, limits: Limits) -> tuple[list[Packet
             ending = _BROKEN
     wrong_version = len(heard) > 1 and heard[-1][0] == reference.UNEXPECTED and heard[-2][0] == reference.VERSION
     if wrong_version and heard[-2][1] != b"\0\0\0\1":
-        said += wire.INCOMPATIBLE
+        said += encode.INCOMPATIBLE
     return events, said, ending

@@ -6,12 +6,12 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from netcomm.protocol import inbox, messaging, outbox, session, wire
+from netcomm.protocol import decode, encode, frames, inbox, messaging, outbox, session
 from tests.fuzz.measures import fails
 from tests.fuzz.planted import DEFECTS, HIDDEN
 from tests.fuzz.targets import run_input
 
-_FILES = frozenset(module.__file__ for module in (wire, session, inbox, outbox, messaging))
+_FILES = frozenset(module.__file__ for module in (frames, encode, decode, session, inbox, outbox, messaging))
 
 Arc = tuple[str, int, int]
 

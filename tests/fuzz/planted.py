@@ -8,21 +8,21 @@ HIDDEN = "raises-at-a-pong-with-payload"
 DEFECTS = {
     mutation.name: mutation
     for mutation in (
-        Mutation("size-over-limit", "protocol.wire:Reader._parse", "0 < size <= limit", "0 < size <= 2 * limit"),
+        Mutation("size-over-limit", "protocol.decode:Reader._parse", "0 < size <= limit", "0 < size <= 2 * limit"),
         Mutation(
             "struct-error-leaks",
-            "protocol.wire:Reader._parse_other",
+            "protocol.decode:Reader._parse_other",
             "except struct.error:",
             "except ZeroDivisionError:",
         ),
-        Mutation("split-forgets-bytes", "protocol.wire:Reader.feed", "view[end:]", "view[end:-1]"),
+        Mutation("split-forgets-bytes", "protocol.decode:Reader.feed", "view[end:]", "view[end:-1]"),
         Mutation(
             "durable-is-volatile",
-            "protocol.wire:_last_data",
+            "protocol.decode:_last_data",
             "DURABLE if flags & FLAG_PERSISTENT else VOLATILE",
             "VOLATILE",
         ),
-        Mutation("sizes-believed", "protocol.wire:_parse_batch", "if start + sum(sizes) != end:", "if False:"),
+        Mutation("sizes-believed", "protocol.decode:_parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(
             "everybody-is-a-netcomm-peer",
             "protocol.session:Session.admit",
@@ -44,7 +44,7 @@ DEFECTS = {
         ),
         Mutation(
             HIDDEN,
-            "protocol.wire:Reader._parse_other",
+            "protocol.decode:Reader._parse_other",
             "frame = parser(bytes(chunk[start:end]))",
             "frame = parser(bytes(chunk[start:end])); assert frame_type != FrameType.PONG or end == start",
         ),

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from netcomm.message import Stream
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from tests.fuzz import reference
 from tests.fuzz.codec import LIMITS
 from tests.unit import helpers
@@ -17,7 +17,7 @@ FLAGS = st.integers(0, 3)
 IDENT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
 
 HELLO = st.builds(
-    wire.Hello,
+    frames.Hello,
     version=st.integers(1, 0xFFFF),
     peer_id=ID,
     boot_id=ID,
@@ -26,9 +26,9 @@ HELLO = st.builds(
     window_bytes=st.integers(1, 2**32 - 1),
 )
 ORDERED = st.tuples(U64, U64).map(sorted)
-BEGIN = st.builds(lambda stream, epoch, seqs: wire.Begin(stream, epoch, *seqs), STREAM, U64, ORDERED)
-ACK = st.builds(lambda stream, epoch, seqs: wire.Ack(stream, epoch, *seqs), STREAM, U64, ORDERED)
-SKIP = st.builds(wire.Skip, STREAM, U64)
+BEGIN = st.builds(lambda stream, epoch, seqs: frames.Begin(stream, epoch, *seqs), STREAM, U64, ORDERED)
+ACK = st.builds(lambda stream, epoch, seqs: frames.Ack(stream, epoch, *seqs), STREAM, U64, ORDERED)
+SKIP = st.builds(frames.Skip, STREAM, U64)
 
 # Of any type and with any payload; few of them are valid.
 ANY_PACKET = st.builds(
@@ -41,12 +41,12 @@ AT_LIMIT = st.sampled_from([LIMITS.max_handshake_frame_bytes, LIMITS.max_frame_b
 PACKET = st.one_of(
     AT_LIMIT,
     st.binary(min_size=1, max_size=6).map(lambda name: helpers.packet(helpers.IDENT, name)),
-    st.sampled_from([wire.PING, wire.PONG, wire.INCOMPATIBLE, helpers.version(), helpers.refuse(1, "no")]),
+    st.sampled_from([encode.PING, encode.PONG, encode.INCOMPATIBLE, helpers.version(), helpers.refuse(1, "no")]),
     IDENT.map(helpers.ident),
-    HELLO.map(wire.hello),
-    BEGIN.map(wire.begin),
-    ACK.map(wire.ack),
-    SKIP.map(lambda frame: wire.skip(frame.stream, frame.next_seq)),
+    HELLO.map(encode.hello),
+    BEGIN.map(encode.begin),
+    ACK.map(encode.ack),
+    SKIP.map(lambda frame: encode.skip(frame.stream, frame.next_seq)),
     st.builds(helpers.data, U64, PAYLOAD, FLAGS, U32),
     st.builds(
         lambda seq, payloads, flags, ttl: helpers.batch(seq, *payloads, flags=flags, ttl=ttl),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from netcomm.protocol import wire
+from netcomm.protocol import encode
 from tests.fuzz.codec import check_reader, cut
 from tests.fuzz.conversation import check_session
 from tests.fuzz.legacy import check_legacy
@@ -44,9 +44,9 @@ def run_legacy(data: bytes) -> None:
             case 0 | 1 | 2:
                 stream += helpers.message(body, flags=kind >> 3)
             case 3:
-                stream += wire.PING
+                stream += encode.PING
             case 4:
-                stream += wire.PONG
+                stream += encode.PONG
             case 5:
                 stream += helpers.packet(kind, body)
             case 6:

@@ -1,4 +1,4 @@
-"""`protocol.wire` and any bytes: what is read, what it costs, and that what is written can be read."""
+"""`protocol.decode` and any bytes: what is read, what it costs, and that what was encoded can be read."""
 
 import struct
 import tracemalloc
@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from netcomm.message import Limits
-from netcomm.protocol import wire
+from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.batch import Batch
 from tests.fuzz import strategies
 from tests.fuzz.codec import LIMITS, check_reader, packets_of, read, write
@@ -40,12 +40,12 @@ def test_byte_by_byte_is_a_way_to_cut(stream: bytes) -> None:
     | strategies.BEGIN
     | strategies.ACK
     | strategies.SKIP
-    | strategies.IDENT.map(wire.Ident)
-    | strategies.U32.map(wire.Version)
-    | st.sampled_from([wire.Ping(), wire.Pong(), wire.Incompatible()])
+    | strategies.IDENT.map(frames.Ident)
+    | strategies.U32.map(frames.Version)
+    | st.sampled_from([frames.Ping(), frames.Pong(), frames.Incompatible()])
 )
-def test_what_is_written_is_read(frame: wire.Frame) -> None:
-    assert wire.Reader(Limits()).feed(write(frame)) == ([frame], None)
+def test_what_is_written_is_read(frame: frames.Frame) -> None:
+    assert decode.Reader(Limits()).feed(write(frame)) == ([frame], None)
 
 
 @given(payloads=st.lists(strategies.PAYLOAD, min_size=1), gaps=st.data(), first=st.integers(0, 2**63))
@@ -62,7 +62,7 @@ def test_a_batch_is_read_as_its_messages_and_the_gaps_between_them(
         expected.append((helpers.DATA, seq))
         delivery.seq = seq
         seq += 1
-    frames, error = read([helpers.ident("b"), b"".join(wire.data(batch, first, 0.0))], Limits())
+    frames, error = read([helpers.ident("b"), b"".join(encode.data(batch, first, 0.0))], Limits())
     assert error is None
     found = packets_of(frames[1:])
     assert [
@@ -83,7 +83,7 @@ def test_a_run_is_read_as_its_messages(
 ) -> None:
     run = Batch("b", prefix, number, payloads, helpers.OVERHEAD, None, helpers.not_waited_for).run()
     run.seq = seq
-    stream = b"".join(wire.data([run], seq, 0.0, max_frame_bytes))
+    stream = b"".join(encode.data([run], seq, 0.0, max_frame_bytes))
     frames, error = read([helpers.ident("b"), stream], Limits(max_frame_bytes=max_frame_bytes))
     assert error is None
     assert packets_of(frames[1:]) == [
@@ -95,13 +95,13 @@ def test_a_run_is_read_as_its_messages(
     ]
 
 
-@given(text=st.text(st.characters(codec="utf-8"), max_size=1500), code=st.sampled_from(wire.RefuseCode))
-def test_a_refusal_of_any_text_is_read(text: str, code: wire.RefuseCode) -> None:
-    ((frame,), error) = wire.Reader(Limits()).feed(wire.refuse(code, text))
+@given(text=st.text(st.characters(codec="utf-8"), max_size=1500), code=st.sampled_from(frames.RefuseCode))
+def test_a_refusal_of_any_text_is_read(text: str, code: frames.RefuseCode) -> None:
+    ((frame,), error) = decode.Reader(Limits()).feed(encode.refuse(code, text))
     assert error is None
-    assert isinstance(frame, wire.Refuse)
+    assert isinstance(frame, frames.Refuse)
     assert frame.code == code
-    assert wire.printable(text).startswith(frame.text)
+    assert decode.printable(text).startswith(frame.text)
 
 
 # -- What it costs ------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_nothing_is_allocated_for_what_a_size_announces(size: int, kind: int) ->
     limits = Limits()
     tracemalloc.start()
     try:
-        reader = wire.Reader(limits)
+        reader = decode.Reader(limits)
         reader.feed(helpers.ident("b"))
         _, error = reader.feed(size.to_bytes(4) + bytes([kind]))
         peak = tracemalloc.get_traced_memory()[1]
@@ -122,12 +122,12 @@ def test_nothing_is_allocated_for_what_a_size_announces(size: int, kind: int) ->
     assert peak < 8 * 1024
 
 
-class CountingReader(wire.Reader):
+class CountingReader(decode.Reader):
     """Counts the bytes that it looks at, each as often as it does."""
 
     looked_at = 0
 
-    def _parse(self, chunk: bytes, start: int, frames: list[wire.Frame]) -> int:
+    def _parse(self, chunk: bytes, start: int, frames: list[frames.Frame]) -> int:
         self.looked_at += len(chunk) - start
         return super()._parse(chunk, start, frames)
 
@@ -147,10 +147,10 @@ def test_bytes_are_looked_at_a_bounded_number_of_times(sizes: list[int], piece: 
 @given(chunks=strategies.chunks(strategies.streams()))
 def test_eight_times_the_bytes_are_eight_times_the_work(chunks: list[bytes]) -> None:
     def work(chunks: list[bytes]) -> int:
-        reader = wire.Reader(Limits())
+        reader = decode.Reader(Limits())
         return calls(lambda: [reader.feed(chunk) for chunk in chunks])
 
-    reader = wire.Reader(Limits())
+    reader = decode.Reader(Limits())
     assume(all(reader.feed(chunk)[1] is None for chunk in chunks) and not reader._buffer)
     assert work(chunks * 8) <= 8 * work(chunks)
 

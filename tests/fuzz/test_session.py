@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from netcomm.errors import LocalProtocolError, RemoteProtocolError
 from netcomm.message import Limits
-from netcomm.protocol import wire
+from netcomm.protocol import encode
 from netcomm.protocol.session import Session
 from tests.fuzz import strategies
 from tests.fuzz.conversation import OWN_HELLO, check_session
@@ -52,7 +52,7 @@ def test_the_same_with_the_limits_that_users_have(chunks: list[bytes], barriers:
 
 @given(
     packets=st.lists(
-        st.sampled_from([wire.PING, wire.PONG, wire.PONG, helpers.packet(0x8F, b"later")])
+        st.sampled_from([encode.PING, encode.PONG, encode.PONG, helpers.packet(0x8F, b"later")])
         | st.builds(helpers.message, strategies.PAYLOAD, strategies.U32, strategies.FLAGS)
         | st.binary(max_size=6),
         max_size=20,
@@ -92,7 +92,7 @@ def test_what_waits_to_be_said_is_bounded_by_what_was_read(packets: int) -> None
     session.take_output()
     answered = 0
     for _ in range(packets):
-        session.receive_data(wire.PING, 0.0)  # and nobody reads the answers
+        session.receive_data(encode.PING, 0.0)  # and nobody reads the answers
         try:
             session.next_event()
         except RemoteProtocolError:

@@ -13,7 +13,7 @@ from enum import IntEnum, auto
 
 from netcomm.message import Delivery, DeliveryState
 from netcomm.protocol.events import Failed
-from netcomm.protocol.wire import packet_size
+from netcomm.protocol.frames import packet_size
 from netcomm.storage import MemoryQueueStorage
 from tests.fuzz.codec import LIMITS
 from tests.unit import helpers

@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 
 import netcomm
 from netcomm import Limits
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0
@@ -271,7 +271,7 @@ def hello(**changes: Any) -> bytes:
         "max_frame_bytes": 1 << 20,
         "window_bytes": 1 << 20,
     }
-    return wire.hello(wire.Hello(**{**fields, **changes}))
+    return encode.hello(frames.Hello(**{**fields, **changes}))
 
 
 def new_ident(prefix: str = "stranger") -> str:
@@ -280,12 +280,12 @@ def new_ident(prefix: str = "stranger") -> str:
 
 def legacy_handshake(ident: str | None = None) -> bytes:
     """What a snakeMQ peer says first."""
-    return wire.version() + wire.ident(ident or new_ident())
+    return encode.version() + encode.ident(ident or new_ident())
 
 
 def netcomm_handshake(ident: str | None = None) -> bytes:
     """What a netcomm peer says first."""
-    return wire.version() + hello() + wire.ident(ident or new_ident())
+    return encode.version() + hello() + encode.ident(ident or new_ident())
 
 
 def dial(address: tuple[str, int]) -> socket.socket:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from netcomm import ConfigurationError, Limits, MessageTooLarge, QueueFull, SnakemqConnector
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from tests.integration.helpers import (
     DEADLINE_S,
     PeakMemory,
@@ -97,7 +97,7 @@ def scene() -> Iterator[Scene]:
 
 
 def test_no_more_than_the_window_is_in_flight(scene: Scene) -> None:
-    most = WINDOW_BYTES // wire.packet_size(SIZE)
+    most = WINDOW_BYTES // frames.packet_size(SIZE)
     scene.fill()
     wait_until(lambda: scene.niess.stats().peers["bob"].received >= most, "a full window")
     scene.wait_for_pings(5)
@@ -229,7 +229,7 @@ def test_a_snakemq_peer_that_is_not_read_from_is_not_taken_for_dead(caplog: pyte
     with SnakemqListener("niess", "127.0.0.1", 0, limits=limits) as niess:
         niess.on_recv.add(blocked)
         with dial(niess.address) as sock:
-            sock.sendall(wire.version() + wire.ident("legacy"))
+            sock.sendall(encode.version() + encode.ident("legacy"))
             assert niess.wait_connected("legacy", DEADLINE_S)
             messages = [b"%d".ljust(SIZE, b"-") % number for number in range(1000)]
             sending = in_thread(lambda: _send_as_snakemq(sock, messages))
@@ -279,7 +279,7 @@ with SnakemqListener("niess", "127.0.0.1", 0) as niess:
 
 def test_the_memory_of_a_receiver_that_blocks_grows_by_its_window_only() -> None:
     window = Limits().window_bytes
-    size = 64 * 1024 - wire.packet_size(0)
+    size = 64 * 1024 - frames.packet_size(0)
     with Program(BLOCKED_RECEIVER) as program, SnakemqConnector("bob", "127.0.0.1", int(program.line())) as bob:
         assert bob.wait_connected("niess", DEADLINE_S)
         memory = PeakMemory(program.pid)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from netcomm import Limits, SnakemqConnector
-from netcomm.protocol import wire
+from netcomm.protocol import decode, encode, frames
 from tests.integration.helpers import (
     DEADLINE_S,
     PeakMemory,
@@ -167,25 +167,25 @@ TLS_CLIENT_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(189))
         (b"\x00\x00\x00\x00", "empty packet"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "bytes announced"),
         (TLS_CLIENT_HELLO, "bytes announced"),
-        (wire.version() + packet(2, b"x" * 10_000_000), "packet of 10000001 bytes announced"),
-        (wire.version() + packet(2, b"x" * 256), "ident of 256 bytes"),
-        (wire.version() + packet(2), "ident of 0 bytes"),
-        (wire.version() + packet(2, b"\xff\xfe"), "ident is not UTF-8"),
-        (wire.version() + packet(2, b"\xed\xa0\x80"), "ident is not UTF-8"),  # a surrogate
+        (encode.version() + packet(2, b"x" * 10_000_000), "packet of 10000001 bytes announced"),
+        (encode.version() + packet(2, b"x" * 256), "ident of 256 bytes"),
+        (encode.version() + packet(2), "ident of 0 bytes"),
+        (encode.version() + packet(2, b"\xff\xfe"), "ident is not UTF-8"),
+        (encode.version() + packet(2, b"\xed\xa0\x80"), "ident is not UTF-8"),  # a surrogate
         (packet(3, bytes(24) + b"data"), "unexpected MESSAGES"),
-        (wire.version() + packet(3, bytes(24) + b"data"), "unexpected MESSAGES"),
-        (wire.version() + packet(0x82, bytes(32)), "unexpected DATA"),
+        (encode.version() + packet(3, bytes(24) + b"data"), "unexpected MESSAGES"),
+        (encode.version() + packet(0x82, bytes(32)), "unexpected DATA"),
         (packet(2, b"early"), "unexpected IDENT"),
-        (wire.version() + packet(4), "unexpected PING"),
-        (wire.version(2), "protocol version 2"),
-        (wire.version(0xFFFFFFFF), "protocol version 4294967295"),
-        (wire.version() + wire.version(), "unexpected VERSION"),
+        (encode.version() + packet(4), "unexpected PING"),
+        (encode.version(2), "protocol version 2"),
+        (encode.version(0xFFFFFFFF), "protocol version 4294967295"),
+        (encode.version() + encode.version(), "unexpected VERSION"),
         (packet(1), "protocol version 1 is not spoken there"),
-        (wire.version() + hello() + hello(), "second HELLO"),
-        (wire.version() + hello(version=0), "extension version 0"),
-        (wire.version() + hello(window_bytes=0), "no room"),
-        (wire.version() + hello(max_frame_bytes=0), "no room"),
-        (wire.refuse(wire.RefuseCode.DUPLICATE_IDENT, "\x1b[2Jgo away\n"), "?[2Jgo away?"),
+        (encode.version() + hello() + hello(), "second HELLO"),
+        (encode.version() + hello(version=0), "extension version 0"),
+        (encode.version() + hello(window_bytes=0), "no room"),
+        (encode.version() + hello(max_frame_bytes=0), "no room"),
+        (encode.refuse(frames.RefuseCode.DUPLICATE_IDENT, "\x1b[2Jgo away\n"), "?[2Jgo away?"),
     ],
 )
 def test_a_connection_that_breaks_the_handshake_is_closed_with_a_logged_reason(
@@ -227,8 +227,8 @@ def _position(frame_type: int, next_seq: int, stream: int = 0) -> bytes:
         (_ack(0, 0, stream=255), "unknown stream 255"),
         (_position(0x84, 5), "used before its BEGIN"),
         (packet(0), "VERSION of 0 bytes"),
-        (wire.version(), "unexpected VERSION"),
-        (wire.ident("another"), "unexpected IDENT"),
+        (encode.version(), "unexpected VERSION"),
+        (encode.ident("another"), "unexpected IDENT"),
         (hello(), "unexpected HELLO"),
         (packet(3, bytes(24)), "unexpected MESSAGES"),
         (packet(1), "unexpected INCOMPATIBLE"),
@@ -276,8 +276,8 @@ FIXED_SIZES = {0: 4, 2: 1, 3: 24, 0x80: 46, 0x81: 25, 0x82: 32, 0x83: 25, 0x84: 
 EVERY_TYPE = [*range(6), *range(0x80, 0x87), 6, 0x7F, 0x87, 0xFF]
 STAGES: dict[str, Callable[[], bytes]] = {
     "at once": lambda: b"",
-    "after VERSION": wire.version,
-    "after HELLO": lambda: wire.version() + hello(),
+    "after VERSION": encode.version,
+    "after HELLO": lambda: encode.version() + hello(),
     "identified as snakeMQ": legacy_handshake,
     "identified as netcomm": netcomm_handshake,
     "with streams begun": lambda: netcomm_handshake() + _begin() + _begin(stream=1),
@@ -310,14 +310,14 @@ def test_an_unknown_frame_is_passed_over(echo: Site, frame_type: int) -> None:
     ident = new_ident()
     unknown = b"".join(packet(frame_type, bytes(length)) for length in range(64))
     with dial(echo.address) as sock:
-        sock.sendall(unknown + wire.version() + unknown + wire.ident(ident) + unknown + wire.PING)
+        sock.sendall(unknown + encode.version() + unknown + encode.ident(ident) + unknown + encode.PING)
         reader = wire_reader(sock)
-        assert isinstance(next(frame for frame in reader if isinstance(frame, wire.Pong)), wire.Pong)
+        assert isinstance(next(frame for frame in reader if isinstance(frame, frames.Pong)), frames.Pong)
 
 
-def wire_reader(sock: socket.socket) -> Iterator[wire.Frame]:
+def wire_reader(sock: socket.socket) -> Iterator[frames.Frame]:
     """The frames that come from a connection."""
-    reader = wire.Reader(Limits())
+    reader = decode.Reader(Limits())
     while chunk := sock.recv(65536):
         frames, error = reader.feed(chunk)
         assert error is None
@@ -358,7 +358,7 @@ def _random_payload(chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize(
     "said",
-    [b"", b"\x00\x00", wire.version() + hello()],
+    [b"", b"\x00\x00", encode.version() + hello()],
     ids=["nothing", "half a size", "no ident"],
 )
 def test_who_connects_and_says_too_little_is_closed_in_time(echo: Site, said: bytes) -> None:
@@ -382,7 +382,7 @@ def test_a_stranger_with_the_ident_of_the_well_behaved_peer_is_refused(echo: Sit
 
 
 def test_many_pings_and_an_ear_that_is_shut_cost_no_memory() -> None:
-    pings = wire.PING * 50_000
+    pings = encode.PING * 50_000
     with site() as there, undisturbed(there), dial(there.address) as sock:
         sock.settimeout(1)
         sock.sendall(legacy_handshake())
@@ -395,7 +395,7 @@ def test_many_pings_and_an_ear_that_is_shut_cost_no_memory() -> None:
 
 def test_a_thousand_connections_that_drip_are_closed_in_time() -> None:
     allow_descriptors(4096)
-    drips = wire.version() + hello() + wire.ident("drip")
+    drips = encode.version() + hello() + encode.ident("drip")
     with site(handshake_s=2.0) as there, undisturbed(there), contextlib.ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         started = time.monotonic()

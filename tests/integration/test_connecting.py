@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from netcomm import BindError, ConfigurationError, Limits
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -549,7 +549,7 @@ def test_connectors_do_not_all_come_back_at_the_same_moment() -> None:
 @pytest.mark.requirement("P-58", "positive")
 def test_a_good_connection_sets_the_delay_back() -> None:
     limits = Limits(reconnect_min_s=0.05, reconnect_max_s=10)
-    greeting = wire.version() + hello() + wire.ident("niess") + wire.begin(wire.Begin(0, 1, 0, 0))
+    greeting = encode.version() + hello() + encode.ident("niess") + encode.begin(frames.Begin(0, 1, 0, 0))
     with raw_listener() as server:
         bob = SnakemqConnector("bob", *server.getsockname(), limits=limits)
         connected = record(bob.on_connect)
@@ -569,7 +569,7 @@ def test_a_good_connection_sets_the_delay_back() -> None:
 def test_a_connection_that_never_identifies_does_not_set_the_delay_back() -> None:
     limits = Limits(reconnect_min_s=0.05, reconnect_max_s=10)
     with raw_listener() as server, SnakemqConnector("bob", *server.getsockname(), limits=limits):
-        times = _attempt_times(server, 5, wire.version())
+        times = _attempt_times(server, 5, encode.version())
     assert times[4] - times[3] >= 0.2 - 0.01
 
 
@@ -588,7 +588,9 @@ def test_while_nobody_listens_there_the_delay_stays_short(caplog: pytest.LogCapt
 @pytest.mark.requirement("P-58", "positive")
 @pytest.mark.requirement("P-58", "negative")
 @pytest.mark.parametrize(
-    "refusal", [wire.INCOMPATIBLE, wire.refuse(wire.RefuseCode.DUPLICATE_IDENT, "no")], ids=["INCOMPATIBLE", "REFUSE"]
+    "refusal",
+    [encode.INCOMPATIBLE, encode.refuse(frames.RefuseCode.DUPLICATE_IDENT, "no")],
+    ids=["INCOMPATIBLE", "REFUSE"],
 )
 def test_a_refused_connector_closes_and_waits_before_it_tries_again(refusal: bytes) -> None:
     limits = Limits(reconnect_min_s=0.5, reconnect_max_s=0.5, handshake_s=10 * DEADLINE_S)  # not what ends it
@@ -602,7 +604,7 @@ def test_a_refused_connector_closes_and_waits_before_it_tries_again(refusal: byt
                     assert time.monotonic() - refused_at >= 0.25
                 sock.settimeout(DEADLINE_S)
                 refused_at = time.monotonic()
-                sock.sendall(wire.version() + refusal)
+                sock.sendall(encode.version() + refusal)
                 read_to_end(sock)
 
 

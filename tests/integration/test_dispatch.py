@@ -16,7 +16,7 @@ from netcomm import ConfigurationError, DeliveryState, LifecycleError, Limits, M
 from netcomm.connections import ConnectionEvent
 from netcomm.link import Link
 from netcomm.message import Stream
-from netcomm.protocol import wire
+from netcomm.protocol import decode, encode, frames
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -180,14 +180,14 @@ def test_who_has_answered_a_ping_in_time_stays_connected_though_nobody_could_rea
             dial(niess.address) as quiet,
             SnakemqConnector("bob", *niess.address) as bob,
         ):
-            quiet.sendall(netcomm_handshake("quiet") + wire.begin(wire.Begin(Stream.VOLATILE, 7, 0, 0)))
-            read_until(quiet, wire.PING)
+            quiet.sendall(netcomm_handshake("quiet") + encode.begin(frames.Begin(Stream.VOLATILE, 7, 0, 0)))
+            read_until(quiet, encode.PING)
             bob.send("niess", b"")
             assert begun.wait(DEADLINE_S)
-            quiet.sendall(wire.PONG)
+            quiet.sendall(encode.PONG)
             time.sleep(2 * limits.keepalive_wait_s)  # so that the answer would be late, if it had not come before
             go_on.set()
-            read_until(quiet, wire.PING)  # the next one
+            read_until(quiet, encode.PING)  # the next one
             assert ("quiet",) not in disconnects.calls
 
 
@@ -277,13 +277,13 @@ def test_an_answer_and_the_acknowledgement_go_out_together(pair: Pair, monkeypat
         pair.bob.send("niess", b"%d" % number)
         answers.wait(number + 1)
     assert pair.bob.flush(DEADLINE_S)
-    both = [frames for frames in map(kinds, packets) if frames == [wire.Ack, wire.Data]]
+    both = [frames for frames in map(kinds, packets) if frames == [frames.Ack, frames.Data]]
     # Where the callback has taken long, for this machine, the deputy has sent the answer before.
     assert len(both) > count * 0.8
 
 
 def kinds(packets: bytes) -> list[type]:
-    reader = wire.Reader(Limits(max_handshake_frame_bytes=2**20))
+    reader = decode.Reader(Limits(max_handshake_frame_bytes=2**20))
     frames, error = reader.feed(packets)
     assert error is None
     return [type(frame) for frame in frames]

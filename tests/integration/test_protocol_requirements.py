@@ -8,7 +8,7 @@ import pytest
 
 from netcomm import DeliveryState
 from netcomm.message import Stream
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from tests.integration.helpers import (
     DEADLINE_S,
     SnakemqListener,
@@ -20,13 +20,13 @@ from tests.integration.helpers import (
     wait_until,
 )
 
-BEGIN = wire.begin(wire.Begin(Stream.VOLATILE, 7, 0, 0))
+BEGIN = encode.begin(frames.Begin(Stream.VOLATILE, 7, 0, 0))
 # Several times what is read at once, and far more than the buffers of a connection hold that nobody reads from.
-FLOOD = wire.PING * 400_000
+FLOOD = encode.PING * 400_000
 BREACHES = {
-    "another version": (wire.version(2), wire.FrameType.INCOMPATIBLE),
-    "the own ident": (wire.version() + hello() + wire.ident("niess"), wire.FrameType.REFUSE),
-    "an empty packet": (netcomm_handshake() + BEGIN + bytes(4), wire.FrameType.REFUSE),
+    "another version": (encode.version(2), frames.FrameType.INCOMPATIBLE),
+    "the own ident": (encode.version() + hello() + encode.ident("niess"), frames.FrameType.REFUSE),
+    "an empty packet": (netcomm_handshake() + BEGIN + bytes(4), frames.FrameType.REFUSE),
 }
 
 
@@ -61,7 +61,7 @@ def test_a_refusal_can_be_read_by_who_goes_on_talking_and_what_that_says_is_not_
             frames = read_frames(sock)
             sock.sendall(FLOOD)  # a connection that is closed already would be reset
         assert frames[-1][0] == last
-        assert wire.FrameType.PONG not in [kind for kind, _ in frames]
+        assert frames.FrameType.PONG not in [kind for kind, _ in frames]
         assert received.calls == []
 
 
@@ -69,10 +69,12 @@ def test_a_refusal_can_be_read_by_who_goes_on_talking_and_what_that_says_is_not_
 def test_a_refusal_comes_behind_what_was_still_to_be_sent() -> None:
     large = bytes(8 * 1024 * 1024)  # more than the kernel's buffers hold
     with SnakemqListener("niess", "127.0.0.1", 0) as niess, dial(niess.address) as sock:
-        sock.sendall(wire.version() + hello(max_frame_bytes=1 << 26, window_bytes=1 << 26) + wire.ident("bob") + BEGIN)
+        sock.sendall(
+            encode.version() + hello(max_frame_bytes=1 << 26, window_bytes=1 << 26) + encode.ident("bob") + BEGIN
+        )
         delivery = niess.send("bob", large)
         greeting = b""
-        while not (begin := [payload for kind, payload in frames_of(greeting) if kind == wire.FrameType.BEGIN]):
+        while not (begin := [payload for kind, payload in frames_of(greeting) if kind == frames.FrameType.BEGIN]):
             chunk = sock.recv(65536)
             assert chunk
             greeting += chunk
@@ -81,8 +83,8 @@ def test_a_refusal_comes_behind_what_was_still_to_be_sent() -> None:
         sock.sendall(bytes(4))
         *_, data, refusal = read_frames(sock)
         niess.terminate(0)
-    assert data == (wire.FrameType.DATA, bytes(8) + delivery.uuid + b"\xff" * 4 + bytes(4) + large)
-    assert refusal[0] == wire.FrameType.REFUSE
+    assert data == (frames.FrameType.DATA, bytes(8) + delivery.uuid + b"\xff" * 4 + bytes(4) + large)
+    assert refusal[0] == frames.FrameType.REFUSE
 
 
 @pytest.mark.requirement("P-57", "negative")
@@ -110,7 +112,7 @@ def greeting(storage: str | None = None) -> tuple[bytes, bytes, bytes]:
         sock.sendall(netcomm_handshake("bob") + BEGIN)
         sock.shutdown(socket.SHUT_WR)
         frames = dict(read_frames(sock))
-    their_hello, begin = frames[wire.FrameType.HELLO], frames[wire.FrameType.BEGIN]
+    their_hello, begin = frames[frames.FrameType.HELLO], frames[frames.FrameType.BEGIN]
     return their_hello[2:18], their_hello[18:34], begin[1:9]
 
 

@@ -11,7 +11,7 @@ import pytest
 from netcomm import Limits
 from netcomm.link import Link, Opened
 from netcomm.message import Stream
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from netcomm.testing import FaultProxy
 from tests.integration.helpers import (
     DEADLINE_S,
@@ -111,8 +111,8 @@ def test_a_peer_that_reads_a_little_now_and_then_and_says_nothing_is_not_taken_f
         gone = record(niess.on_disconnect)
         sock.settimeout(DEADLINE_S)
         sock.connect(str(tmp_path / "niess"))
-        sock.sendall(wire.version() + hello(max_frame_bytes=1 << 26, window_bytes=1 << 26) + wire.ident("bob"))
-        sock.sendall(wire.begin(wire.Begin(Stream.VOLATILE, 7, 0, 0)))
+        sock.sendall(encode.version() + hello(max_frame_bytes=1 << 26, window_bytes=1 << 26) + encode.ident("bob"))
+        sock.sendall(encode.begin(frames.Begin(Stream.VOLATILE, 7, 0, 0)))
         begin = _read_begin(sock)
         sock.sendall(packet(0x83, begin[:9] + bytes(16)))
         delivery = niess.send("bob", bytes(8_000_000))
@@ -135,7 +135,7 @@ def _read_begin(sock: socket.socket) -> bytes:
         while True:
             head = stream.read(5)
             payload = stream.read(int.from_bytes(head[:4]) - 1)
-            if head[4] == wire.FrameType.BEGIN:
+            if head[4] == frames.FrameType.BEGIN:
                 return payload
 
 

@@ -20,7 +20,7 @@ from itertools import pairwise
 import pytest
 
 from netcomm.message import Delivery
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from tests.interop.helpers import packet as pack
 from tests.interop.in_process import (
     NAME,
@@ -288,7 +288,7 @@ class Sent:
     def written_by_netcomm(self) -> bytes:
         expires_at = None if self.ttl is None else float(self.ttl)
         delivery = Delivery("bob", self.uuid, self.data, 0, expires_at, self.persistent, not_waited_for)
-        return b"".join(wire.messages([delivery], 0.0))
+        return b"".join(encode.messages([delivery], 0.0))
 
 
 def _some_sent(chance: Chance) -> list[Sent]:
@@ -304,14 +304,14 @@ def _some_sent(chance: Chance) -> list[Sent]:
 
 
 def test_snakemq_reads_what_netcomm_writes() -> None:
-    hello = wire.hello(wire.Hello(1, bytes(16), bytes(range(16)), 1, LIMIT, 2**23))
+    hello = encode.hello(frames.Hello(1, bytes(16), bytes(range(16)), 1, LIMIT, 2**23))
     for seed in range(CONVERSATIONS):
         chance = random.Random(seed)
         ident, sent, pings = "ž" * chance.randint(1, 127), _some_sent(chance), chance.randrange(4)
-        things = [*sent, *[wire.PING] * pings, wire.PONG]
+        things = [*sent, *[encode.PING] * pings, encode.PONG]
         chance.shuffle(things)
         written = [thing.written_by_netcomm() if isinstance(thing, Sent) else thing for thing in things]
-        data = wire.version() + hello + wire.ident(ident) + b"".join(written)
+        data = encode.version() + hello + encode.ident(ident) + b"".join(written)
         size = chance.randint(1 + len(data) // 50, 200_000)
         with _named(seed, f"portions of {size}"):
             outcome = snakemq([data[start : start + size] for start in range(0, len(data), size)])
@@ -321,7 +321,7 @@ def test_snakemq_reads_what_netcomm_writes() -> None:
                 for thing in things
                 if isinstance(thing, Sent)
             ]
-            assert outcome.answers == wire.version() + wire.ident(NAME) + wire.PONG * pings
+            assert outcome.answers == encode.version() + encode.ident(NAME) + encode.PONG * pings
 
 
 def test_snakemq_writes_what_netcomm_would_write() -> None:
@@ -329,16 +329,18 @@ def test_snakemq_writes_what_netcomm_would_write() -> None:
         chance = random.Random(seed)
         ident, sent = "ž" * chance.randint(1, 50), _some_sent(chance)
         with _named(seed, ident), SnakemqReceiver(ident) as snake:
-            snake.feed(wire.version() + wire.ident("bob"))  # without an ident there, its loop dies of a sent message
-            expected = wire.version() + wire.ident(ident)
+            snake.feed(
+                encode.version() + encode.ident("bob")
+            )  # without an ident there, its loop dies of a sent message
+            expected = encode.version() + encode.ident(ident)
             for message in sent:
                 snake.messaging.send_message_frame(
                     snake.conn_id, Message(message.data, message.ttl, int(message.persistent), message.uuid)
                 )
                 snake.messaging.send_ping(snake.conn_id)
                 snake.messaging.send_pong(snake.conn_id)
-                expected += message.written_by_netcomm() + wire.PING + wire.PONG
+                expected += message.written_by_netcomm() + encode.PING + encode.PONG
             snake.messaging.send_incompatible_protocol(snake.conn_id)
             snake.run()
-            assert snake.outcome().answers == expected + wire.INCOMPATIBLE
+            assert snake.outcome().answers == expected + encode.INCOMPATIBLE
             assert not snake.outcome().died

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from netcomm import Peer, SnakemqConnector, SnakemqListener
 from netcomm.message import Stream
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from tests.interop.helpers import (
     CONNECTS,
     LISTENS,
@@ -29,12 +29,12 @@ UNKNOWN_TO_SNAKEMQ = range(6, 0x100)
 PAYLOAD_SIZES = (0, 1, 8, 300)
 
 EXTENSION_PACKETS = [
-    wire.hello(wire.Hello(1, bytes(16), bytes(range(16)), 1, 2**26, 2**23)),
-    wire.begin(wire.Begin(Stream.VOLATILE, 2**63, 5, 7)),
+    encode.hello(frames.Hello(1, bytes(16), bytes(range(16)), 1, 2**26, 2**23)),
+    encode.begin(frames.Begin(Stream.VOLATILE, 2**63, 5, 7)),
     packet(0x82, bytes(8) + message_packet(bytes(16), b"not for snakeMQ")[5:]),
-    wire.ack(wire.Ack(Stream.DURABLE, 7, 3, 3)),
-    wire.skip(Stream.VOLATILE, 9),
-    wire.refuse(wire.RefuseCode.DUPLICATE_IDENT, "somebody else has it"),
+    encode.ack(frames.Ack(Stream.DURABLE, 7, 3, 3)),
+    encode.skip(Stream.VOLATILE, 9),
+    encode.refuse(frames.RefuseCode.DUPLICATE_IDENT, "somebody else has it"),
     helpers.batch(0, b"nor this", b"for snakeMQ"),
 ]
 

@@ -203,14 +203,16 @@ def _catalogue() -> Iterator[Mutation]:
         "self.waiting[0].seq if self.waiting else self.added_below",
         "self.added_below",
     )
-    yield Mutation("the second frame of a run not numbered on", "protocol.wire:_add_run", "run.seq + start", "run.seq")
+    yield Mutation(
+        "the second frame of a run not numbered on", "protocol.encode:_add_run", "run.seq + start", "run.seq"
+    )
     yield Mutation(
         "what has joined not numbered",
         "protocol.outbox:VolatileOutStream.close_run",
         "self.next_seq = self.added_below = next_seq",
         "pass",
     )
-    yield Mutation("SKIP not sent", "protocol.wire:data", "if seq > next_seq", "if False")
+    yield Mutation("SKIP not sent", "protocol.encode:data", "if seq > next_seq", "if False")
     # The sender's storage
     yield Mutation("not renewed after a restored backup", f"{outbox}.acknowledge", "state.renewing = True", "pass")
     yield Mutation("not marked after a renewal", f"{durable}.renew", "self.sent_below = self.next_seq", "pass")

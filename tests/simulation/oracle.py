@@ -6,7 +6,7 @@ from typing import Any
 
 from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.protocol import outbox
-from netcomm.protocol.wire import INFINITE_TTL, packet_size
+from netcomm.protocol.frames import INFINITE_TTL, packet_size
 from tests.simulation.world import End, Violation, World
 
 # So long may it take until messages that are over are found in a storage, some at a time.

@@ -16,10 +16,11 @@ from netcomm.errors import NetcommError, RemoteProtocolError, StorageCorrupt, St
 from netcomm.message import Delivery, Limits
 from netcomm.protocol import events
 from netcomm.protocol.batch import Batch, Run
+from netcomm.protocol.decode import Reader
+from netcomm.protocol.frames import Data, Frame, FrameType, Messages, Ping, packet_size
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.storage_queue import Job, StorageQueue
-from netcomm.protocol.wire import Data, Frame, FrameType, Messages, Ping, Reader, packet_size
 from netcomm.storage import Append, StoredMessage
 from tests.simulation.oracle import Sent
 from tests.simulation.world import KERNEL_BYTES, READ_BYTES, Died, End, Violation

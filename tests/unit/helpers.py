@@ -13,12 +13,12 @@ from netcomm.connections import Chunk, Closed, ConnectionEvent, Filled, Opened, 
 from netcomm.errors import NetcommError
 from netcomm.message import Delivery, Limits, Stream
 from netcomm.protocol import events
+from netcomm.protocol.frames import Data, Item
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
-from netcomm.protocol.wire import Data, Item
 from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
 
-# The frame types, written out here so that a changed number in netcomm.protocol.wire is noticed.
+# The frame types, written out here so that a changed number in netcomm.protocol.frames is noticed.
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
 HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
-from netcomm.protocol import wire
+from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.batch import MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, BatchDelivery, Deliveries, Run
+from netcomm.protocol.frames import Ack
 from netcomm.protocol.outbox import Entry, Outbox
-from netcomm.protocol.wire import Ack
 from tests.simulation.mutations import Mutation
 from tests.unit import helpers
 from tests.unit.helpers import OVERHEAD, not_waited_for
@@ -148,8 +148,8 @@ def test_what_was_delivered_keeps_no_payload() -> None:
     assert [delivery.data for delivery in deliveries] == [None, None, b"c"]
 
 
-def open_reader() -> wire.Reader:
-    reader = wire.Reader(Limits())
+def open_reader() -> decode.Reader:
+    reader = decode.Reader(Limits())
     reader.feed(helpers.ident("a"))
     return reader
 
@@ -160,7 +160,7 @@ def sent_as(outbox: Outbox) -> list[tuple[int, int]]:
     assert taken is not None
     _, _, next_seq, batch, _ = taken
     return [
-        (kind, int.from_bytes(body[:8])) for kind, body in helpers.packets(b"".join(wire.data(batch, next_seq, 0.0)))
+        (kind, int.from_bytes(body[:8])) for kind, body in helpers.packets(b"".join(encode.data(batch, next_seq, 0.0)))
     ]
 
 
@@ -483,16 +483,16 @@ class Twin:
         assert self._sent(self.single, budget) == self._sent(self.batched, budget)
 
     @staticmethod
-    def _sent(outbox: Outbox, budget: int) -> tuple[list[wire.Item], list[bytes]]:
-        sent: list[wire.Item] = []
+    def _sent(outbox: Outbox, budget: int) -> tuple[list[frames.Item], list[bytes]]:
+        sent: list[frames.Item] = []
         rejected: list[bytes] = []
         while (taken := outbox.take(budget)) is not None:
             _, _, next_seq, batch, refused = taken
             rejected += uuids(refused)
             if batch:
-                frames, _ = open_reader().feed(b"".join(wire.data(batch, next_seq, 0.0)))
-                sent += [item for frame in frames if isinstance(frame, wire.Data) for item in frame.items]
-                assert b"".join(wire.messages(batch, 0.0)).count(PREFIX) == sum(entry.count for entry in batch)
+                parsed, _ = open_reader().feed(b"".join(encode.data(batch, next_seq, 0.0)))
+                sent += [item for frame in parsed if isinstance(frame, frames.Data) for item in frame.items]
+                assert b"".join(encode.messages(batch, 0.0)).count(PREFIX) == sum(entry.count for entry in batch)
         return sent, rejected
 
     def check(self) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Stream
+from netcomm.protocol.frames import Ack, Begin, Data
 from netcomm.protocol.inbox import Inbox
-from netcomm.protocol.wire import Ack, Begin, Data
 from netcomm.storage import Position
 from tests.unit.helpers import INFINITE, UUID, data_frame
 

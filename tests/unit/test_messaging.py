@@ -9,7 +9,7 @@ import pytest
 from netcomm.connections import Writable
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.protocol import events, wire
+from netcomm.protocol import events, frames
 from netcomm.protocol.messaging import PeerStats
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net, Wire, packets
@@ -199,7 +199,7 @@ def test_a_message_too_large_for_the_receiver_is_rejected_and_the_others_arrive(
 ) -> None:
     net = Net()
     one, other, _ = pair(net, Limits(max_frame_bytes=10_000), Limits(max_frame_bytes=200))
-    fitting = wire.max_data_size(200)
+    fitting = frames.max_data_size(200)
     deliveries = [one.send("b", bytes(size)) for size in (1, fitting + 1, fitting)]
     net.settle()
     assert [delivery.state for delivery in deliveries] == [DELIVERED, DeliveryState.REJECTED, DELIVERED]
@@ -868,7 +868,7 @@ def test_a_second_peer_of_one_ident_is_refused_when_the_first_answers(caplog: py
     assert one.happened(events.Disconnected) == []
     (failed,) = other.happened(events.Failed)
     assert isinstance(failed.error, ConnectionRefusedByPeer)
-    assert failed.error.code == wire.RefuseCode.DUPLICATE_IDENT
+    assert failed.error.code == frames.RefuseCode.DUPLICATE_IDENT
     assert "'b'" in str(failed.error)
     # Both sides log it.
     assert len(warnings(caplog, "refusing the connection")) == 1
@@ -1324,7 +1324,7 @@ def test_a_protocol_error_is_told_to_both_sides_and_reported(caplog: pytest.LogC
 @pytest.mark.requirement("P-38", "negative")
 @pytest.mark.requirement("P-54", "negative")
 @pytest.mark.parametrize(
-    "frames",
+    "packets",
     [
         helpers.data(0),
         helpers.skip(1),
@@ -1354,12 +1354,12 @@ def test_a_protocol_error_is_told_to_both_sides_and_reported(caplog: pytest.LogC
         "short",
     ],
 )
-def test_what_a_netcomm_peer_may_not_say_closes_its_connection_and_no_other(frames: bytes) -> None:
+def test_what_a_netcomm_peer_may_not_say_closes_its_connection_and_no_other(packets: bytes) -> None:
     net = Net()
     host = net.host("a")
     witness = established_raw(net, host, "witness")
     end = net.raw(host)
-    net.exchange(end, helpers.netcomm_handshake("b"), frames)
+    net.exchange(end, helpers.netcomm_handshake("b"), packets)
     assert end.gone
     assert host.messaging.connected_idents() == ["witness"]
     assert not witness.gone
@@ -1900,7 +1900,7 @@ def test_a_legacy_peer_that_closes_at_once_has_refused_the_ident(
         assert len(failed) == loud
     assert isinstance(failed[0], events.Failed)
     assert isinstance(failed[0].error, ConnectionRefusedByPeer)
-    assert failed[0].error.code == wire.RefuseCode.DUPLICATE_IDENT
+    assert failed[0].error.code == frames.RefuseCode.DUPLICATE_IDENT
     assert host.happened(events.Connected) == host.happened(events.Disconnected) == []
 
 
@@ -2044,11 +2044,11 @@ def test_a_legacy_peer_becomes_a_netcomm_peer_and_back() -> None:
 @pytest.mark.requirement("P-20", "negative")
 @pytest.mark.requirement("P-21", "negative")
 def test_a_legacy_peer_may_say_nothing_of_netcomm() -> None:
-    for frames in (helpers.begin(), helpers.data(0), helpers.ack(0), helpers.refuse(1, "x"), helpers.hello()):
+    for packet in (helpers.begin(), helpers.data(0), helpers.ack(0), helpers.refuse(1, "x"), helpers.hello()):
         net = Net()
         host = net.host("a")
         end = legacy_peer(net, host)
-        end.feed(frames)
+        end.feed(packet)
         net.settle()
         assert end.gone
         # Nor is it told why: it would not understand.

@@ -6,8 +6,8 @@ from netcomm.connections import Unreachable
 from netcomm.errors import NetcommError
 from netcomm.message import Limits
 from netcomm.protocol import events
+from netcomm.protocol.frames import Messages
 from netcomm.protocol.messaging import Messaging
-from netcomm.protocol.wire import Messages
 from netcomm.storage import MemoryQueueStorage
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net

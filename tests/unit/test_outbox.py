@@ -8,8 +8,8 @@ import pytest
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
 from netcomm.protocol.batch import Batch, Run
+from netcomm.protocol.frames import Ack, Begin
 from netcomm.protocol.outbox import Outbox
-from netcomm.protocol.wire import Ack, Begin
 from tests.unit.helpers import OVERHEAD, make_delivery, not_waited_for
 
 VOLATILE = Stream.VOLATILE

@@ -10,8 +10,8 @@ from netcomm.errors import RemoteProtocolError
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
 from netcomm.protocol import outbox as outbox_module
 from netcomm.protocol.events import Load, Mark, Renew, StorageRequest
+from netcomm.protocol.frames import Ack, Begin
 from netcomm.protocol.outbox import DurableOutStream, Outbox
-from netcomm.protocol.wire import Ack, Begin
 from netcomm.storage import StoredStream
 from tests.unit.helpers import OVERHEAD, make_delivery
 

@@ -4,9 +4,9 @@ import pytest
 
 from netcomm.errors import ConnectionRefusedByPeer
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.protocol import events, wire
+from netcomm.protocol import decode, encode, events, frames
+from netcomm.protocol.frames import Begin
 from netcomm.protocol.outbox import Outbox
-from netcomm.protocol.wire import Begin
 from netcomm.storage import MemoryQueueStorage
 from tests.unit import helpers
 from tests.unit.helpers import End, Host, Net, packets
@@ -44,10 +44,10 @@ def legacy(net: Net, host: Host, name: str = "b") -> End:
 @pytest.mark.requirement("P-01", "negative")
 def test_a_size_that_counts_itself_or_no_type_is_not_understood() -> None:
     version = helpers.version()
-    for change, frames in ((4, []), (0, [wire.Version(1)])):
+    for change, parsed in ((4, []), (0, [frames.Version(1)])):
         size = len(version) - 4 + change
-        assert wire.Reader(Limits()).feed(size.to_bytes(4) + version[4:]) == (frames, None)
-    assert wire.Reader(Limits()).feed((len(version) - 5).to_bytes(4) + version[4:])[1] is not None
+        assert decode.Reader(Limits()).feed(size.to_bytes(4) + version[4:]) == (parsed, None)
+    assert decode.Reader(Limits()).feed((len(version) - 5).to_bytes(4) + version[4:])[1] is not None
 
 
 @pytest.mark.requirement("P-04", "positive")
@@ -187,11 +187,11 @@ def test_who_has_said_hello_is_told_of_a_protocol_error_and_nobody_else(before: 
 @pytest.mark.requirement("P-16", "negative")
 @pytest.mark.parametrize("size", [0, 1023, 1024, 1025, 5000])
 def test_no_text_of_a_refusal_is_longer_than_1024_bytes(size: int) -> None:
-    ((_, payload),) = packets(wire.refuse(wire.RefuseCode.PROTOCOL_ERROR, "x" * size))
+    ((_, payload),) = packets(encode.refuse(frames.RefuseCode.PROTOCOL_ERROR, "x" * size))
     assert payload[2:] == b"x" * min(size, 1024)
-    reader = wire.Reader(Limits())
+    reader = decode.Reader(Limits())
     reader.feed(helpers.ident("b"))
-    assert reader.feed(helpers.refuse(3, "x" * size)) == ([wire.Refuse(3, "x" * min(size, 1024))], None)
+    assert reader.feed(helpers.refuse(3, "x" * size)) == ([frames.Refuse(3, "x" * min(size, 1024))], None)
 
 
 @pytest.mark.requirement("P-17", "positive")

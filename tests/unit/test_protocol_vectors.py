@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from netcomm.message import Delivery, Limits, Stream
-from netcomm.protocol import wire
+from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received
 from netcomm.protocol.messaging import Messaging
 from tests.unit import helpers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
-IDENT = wire.ident("x")
+IDENT = encode.ident("x")
 
 
 def block(name: str) -> str:
@@ -46,12 +46,12 @@ def fields(head: str) -> tuple[str, dict[str, Any]]:
     return name, found
 
 
-def frame_of(head: str) -> wire.Frame | None:
+def frame_of(head: str) -> frames.Frame | None:
     if head.startswith("("):
         return None
     name, values = fields(head)
     if name == "MESSAGE":
-        return wire.Messages([(values["uuid"], values["ttl"], values["flags"], values["data"])])
+        return frames.Messages([(values["uuid"], values["ttl"], values["flags"], values["data"])])
     if name == "DATA":
         stream = Stream(values["flags"] & 1)
         item = values["seq"], values["uuid"], values["ttl"], values["flags"], values["data"]
@@ -59,48 +59,48 @@ def frame_of(head: str) -> wire.Frame | None:
     if name == "BATCH":
         payloads = values["data"]
         run = values["seq"], len(payloads), values["uuid"], values["ttl"], values["flags"]
-        return wire.Data(Stream(values["flags"] & 1), [run], payloads)
-    kind: type[wire.Frame] = getattr(wire, name.capitalize())
+        return frames.Data(Stream(values["flags"] & 1), [run], payloads)
+    kind: type[frames.Frame] = getattr(frames, name.capitalize())
     return kind(**values)
 
 
 def delivery_of(uuid: bytes, ttl: int, flags: int, data: bytes, seq: int = 0) -> Delivery:
-    expires_at = None if ttl == wire.INFINITE_TTL else float(ttl)
-    delivery = Delivery("x", uuid, data, wire.packet_size(len(data)), expires_at, bool(flags), lambda *_: False)
+    expires_at = None if ttl == frames.INFINITE_TTL else float(ttl)
+    delivery = Delivery("x", uuid, data, frames.packet_size(len(data)), expires_at, bool(flags), lambda *_: False)
     delivery.seq = seq
     return delivery
 
 
-def packet_of(frame: wire.Frame | None) -> bytes:
+def packet_of(frame: frames.Frame | None) -> bytes:
     match frame:
-        case wire.Version(number):
-            return wire.version(number)
-        case wire.Incompatible():
-            return wire.INCOMPATIBLE
-        case wire.Ident(ident):
-            return wire.ident(ident)
-        case wire.Messages([(uuid, ttl, flags, data)]):
-            return b"".join(wire.messages([delivery_of(uuid, ttl, flags, data)], 0.0))
-        case wire.Ping():
-            return wire.PING
-        case wire.Pong():
-            return wire.PONG
-        case wire.Hello():
-            return wire.hello(frame)
-        case wire.Begin():
-            return wire.begin(frame)
-        case wire.Data(_, [(seq, 1, uuid, ttl, flags)], [data]):
-            return b"".join(wire.data([delivery_of(uuid, ttl, flags, data, seq)], seq, 0.0))
-        case wire.Data(_, [(seq, _, uuid, ttl, 0)], payloads):
+        case frames.Version(number):
+            return encode.version(number)
+        case frames.Incompatible():
+            return encode.INCOMPATIBLE
+        case frames.Ident(ident):
+            return encode.ident(ident)
+        case frames.Messages([(uuid, ttl, flags, data)]):
+            return b"".join(encode.messages([delivery_of(uuid, ttl, flags, data)], 0.0))
+        case frames.Ping():
+            return encode.PING
+        case frames.Pong():
+            return encode.PONG
+        case frames.Hello():
+            return encode.hello(frame)
+        case frames.Begin():
+            return encode.begin(frame)
+        case frames.Data(_, [(seq, 1, uuid, ttl, flags)], [data]):
+            return b"".join(encode.data([delivery_of(uuid, ttl, flags, data, seq)], seq, 0.0))
+        case frames.Data(_, [(seq, _, uuid, ttl, 0)], payloads):
             run = Batch("x", uuid[:8], int.from_bytes(uuid[8:]), payloads, 0, float(ttl), helpers.not_waited_for).run()
             run.seq = seq
-            return b"".join(wire.data([run], seq, 0.0))
-        case wire.Ack():
-            return wire.ack(frame)
-        case wire.Skip(stream, next_seq):
-            return wire.skip(stream, next_seq)
-        case wire.Refuse(code, text):
-            return wire.refuse(wire.RefuseCode(code), text)
+            return b"".join(encode.data([run], seq, 0.0))
+        case frames.Ack():
+            return encode.ack(frame)
+        case frames.Skip(stream, next_seq):
+            return encode.skip(stream, next_seq)
+        case frames.Refuse(code, text):
+            return encode.refuse(frames.RefuseCode(code), text)
     raise AssertionError(frame)
 
 
@@ -108,8 +108,8 @@ def _never(delivery: Delivery, timeout: float | None) -> bool:
     raise AssertionError("nobody waits here")
 
 
-def read(packet: bytes, *, identified: bool) -> tuple[list[wire.Frame], Exception | None]:
-    reader = wire.Reader(Limits())
+def read(packet: bytes, *, identified: bool) -> tuple[list[frames.Frame], Exception | None]:
+    reader = decode.Reader(Limits())
     if identified:
         reader.feed(IDENT)
     return reader.feed(packet)
@@ -136,7 +136,7 @@ def test_a_read_only_vector_is_read_as_its_frame(head: str, packet: bytes) -> No
 
 
 def test_every_frame_type_has_a_vector() -> None:
-    assert {fields(head)[0] for head, _ in vectors("vectors")} == {frame_type.name for frame_type in wire.FrameType}
+    assert {fields(head)[0] for head, _ in vectors("vectors")} == {frame_type.name for frame_type in frames.FrameType}
 
 
 @pytest.mark.requirement("P-02", "negative")
@@ -177,7 +177,7 @@ def test_the_conversation_is_what_two_peers_say() -> None:
     }
     peers["bob"].connection_opened(1, "niess's place", 1, 0.0)
     peers["niess"].connection_opened(1, "bob's place", 0, 0.0)
-    message = delivery_of(bytes(range(16)), wire.INFINITE_TTL, 0, b"hello")
+    message = delivery_of(bytes(range(16)), frames.INFINITE_TTL, 0, b"hello")
     message.ident = "niess"
     peers["bob"].send("niess", message, 0.0)
 

@@ -6,18 +6,18 @@ import pytest
 
 from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemoteProtocolError
 from netcomm.message import Limits, Stream
-from netcomm.protocol import wire
+from netcomm.protocol import encode, frames
 from netcomm.protocol.session import Identified, Session
 from tests.unit import helpers
 from tests.unit.helpers import packets
 
 
 # The acknowledgement that `helpers.ack(seq)` is, and the one that a legacy peer gives by its pong.
-def ack(seq: int, epoch: int = helpers.FIRST_EPOCH) -> wire.Ack:
-    return wire.Ack(Stream.VOLATILE, epoch, seq, seq)
+def ack(seq: int, epoch: int = helpers.FIRST_EPOCH) -> frames.Ack:
+    return frames.Ack(Stream.VOLATILE, epoch, seq, seq)
 
 
-OWN_HELLO = wire.Hello(1, b"P" * 16, b"O" * 16, 2, 1 << 26, 1 << 23)
+OWN_HELLO = frames.Hello(1, b"P" * 16, b"O" * 16, 2, 1 << 26, 1 << 23)
 LIMITS = Limits()
 
 
@@ -113,7 +113,7 @@ ALLOWED = {
 @pytest.mark.requirement("P-18", "positive")
 def test_version_hello_and_ident_are_said_at_once_in_this_order() -> None:
     session = new_session()
-    assert b"".join(session.take_output()) == helpers.version() + wire.hello(OWN_HELLO) + helpers.ident("a")
+    assert b"".join(session.take_output()) == helpers.version() + encode.hello(OWN_HELLO) + helpers.ident("a")
     assert session.take_output() == []
 
 
@@ -157,7 +157,7 @@ def test_a_netcomm_peer_is_known_by_its_hello() -> None:
     session = new_session()
     hello = helpers.hello(b"X" * 16, connector=3, max_frame_bytes=1000, window_bytes=500)
     assert feed(session, helpers.version() + hello + helpers.ident("b")) == [Identified("b")]
-    assert session.remote == wire.Hello(1, b"P" * 16, b"X" * 16, 3, 1000, 500)
+    assert session.remote == frames.Hello(1, b"P" * 16, b"X" * 16, 3, 1000, 500)
     assert not session.extended
     session.admit()
     assert session.extended
@@ -181,7 +181,7 @@ def test_nothing_comes_out_between_identification_and_admission() -> None:
     assert said(session) == []
     session.admit()
     kinds = [type(event) for event in feed(session, b"")]
-    assert kinds == [wire.Begin, wire.Data, wire.Ack, wire.Data]
+    assert kinds == [frames.Begin, frames.Data, frames.Ack, frames.Data]
     assert said(session) == [(helpers.PONG, b"")]
 
 
@@ -197,7 +197,7 @@ def test_what_is_wrong_behind_the_identification_is_told_after_admission() -> No
 def test_frames_before_an_error_come_out_before_it() -> None:
     session = admitted()
     session.receive_data(helpers.data(0, b"d") + helpers.ack(3) + bytes(4), 0)
-    assert isinstance(session.next_event(), wire.Data)
+    assert isinstance(session.next_event(), frames.Data)
     assert session.next_event() == ack(3)
     for _ in range(2):
         with pytest.raises(RemoteProtocolError):
@@ -242,7 +242,7 @@ def test_a_message_before_the_identification_names_the_frame() -> None:
 def test_a_refusal_carries_its_code_and_text(state: str) -> None:
     with pytest.raises(ConnectionRefusedByPeer, match="go away") as caught:
         feed(in_state(state), FRAMES["REFUSE"])
-    assert caught.value.code == wire.RefuseCode.DUPLICATE_IDENT
+    assert caught.value.code == frames.RefuseCode.DUPLICATE_IDENT
 
 
 @pytest.mark.requirement("P-17", "positive")
@@ -256,7 +256,7 @@ def test_a_refusal_of_an_unknown_code_is_one() -> None:
 def test_incompatible_refuses(state: str) -> None:
     with pytest.raises(ConnectionRefusedByPeer) as caught:
         feed(in_state(state), FRAMES["INCOMPATIBLE"])
-    assert caught.value.code == wire.RefuseCode.INCOMPATIBLE
+    assert caught.value.code == frames.RefuseCode.INCOMPATIBLE
 
 
 @pytest.mark.requirement("P-15", "positive")
@@ -271,7 +271,7 @@ def test_only_a_netcomm_peer_is_told_why() -> None:
     ):
         session = in_state(state)
         session.take_output()
-        session.refuse(wire.RefuseCode.DUPLICATE_IDENT, "why")
+        session.refuse(frames.RefuseCode.DUPLICATE_IDENT, "why")
         assert said(session) == told, state
 
 
@@ -280,8 +280,8 @@ def test_only_a_netcomm_peer_is_told_why() -> None:
 
 def test_begin_and_ack_go_out_as_packets_in_order() -> None:
     session = admitted()
-    session.begin(wire.Begin(Stream.VOLATILE, 7, 1, 2))
-    session.acknowledge(wire.Ack(Stream.VOLATILE, 7, 9, 12))
+    session.begin(frames.Begin(Stream.VOLATILE, 7, 1, 2))
+    session.acknowledge(frames.Ack(Stream.VOLATILE, 7, 9, 12))
     assert b"".join(session.take_output()) == helpers.begin(7, 1, 2) + helpers.ack(9, epoch=7, received=12)
 
 
@@ -333,7 +333,7 @@ def test_the_pong_of_a_probe_acknowledges_nothing() -> None:
 def test_pongs_are_counted_right_in_any_order_of_probes_and_barriers() -> None:
     chance = random.Random(3)
     session = admitted(legacy=True)
-    outstanding: list[wire.Ack | None] = []
+    outstanding: list[frames.Ack | None] = []
     for seq in range(2000):
         match chance.randrange(4):
             case 0:
@@ -464,7 +464,7 @@ def test_nobody_asks_how_far_the_output_has_come_before_that_matters() -> None:
     session, line = admitted(), Line(1000)
     for now in range(1, 15):
         session.check(now, line.progress)
-        session.begin(wire.Begin(Stream.VOLATILE, 7, 1, 2))
+        session.begin(frames.Begin(Stream.VOLATILE, 7, 1, 2))
         session.take_output()
         session.deadline()
     assert line.asked == 0

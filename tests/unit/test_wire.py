@@ -1,4 +1,4 @@
-"""`protocol.wire`: every frame in bytes, and what a reader does with bytes that it can't trust."""
+"""Encoding and decoding: every frame in bytes, and what a reader does with bytes that it can't trust."""
 
 import random
 import tracemalloc
@@ -9,7 +9,7 @@ import pytest
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import FLAG_PERSISTENT, Limits, Stream
-from netcomm.protocol import wire
+from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.batch import Batch, Run
 from tests.unit import helpers
 from tests.unit.helpers import INFINITE, UUID, make_delivery, packet, packets
@@ -19,20 +19,20 @@ PEER = bytes.fromhex("a0" * 16)
 BOOT = bytes.fromhex("b1" * 16)
 
 # Written by hand from the table of the protocol: size, type, payload.
-VECTORS: list[tuple[str, wire.Frame]] = [
-    ("00000005 00 00000001", wire.Version(1)),
-    ("00000001 01", wire.Incompatible()),
-    ("00000005 02 c5be 696b", wire.Ident("žik")),
-    (f"0000001b 03 {UUID_HEX} 0000003c 00000001 6869", wire.Messages([(UUID, 60, 1, b"hi")])),
-    ("00000001 04", wire.Ping()),
-    ("00000001 05", wire.Pong()),
+VECTORS: list[tuple[str, frames.Frame]] = [
+    ("00000005 00 00000001", frames.Version(1)),
+    ("00000001 01", frames.Incompatible()),
+    ("00000005 02 c5be 696b", frames.Ident("žik")),
+    (f"0000001b 03 {UUID_HEX} 0000003c 00000001 6869", frames.Messages([(UUID, 60, 1, b"hi")])),
+    ("00000001 04", frames.Ping()),
+    ("00000001 05", frames.Pong()),
     (
         f"0000002f 80 0001 {'a0' * 16} {'b1' * 16} 00000003 04000000 00800000",
-        wire.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20),
+        frames.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20),
     ),
     (
         "0000001a 81 00 0102030405060708 0000000000000005 0000000000000009",
-        wire.Begin(Stream.VOLATILE, 0x0102030405060708, 5, 9),
+        frames.Begin(Stream.VOLATILE, 0x0102030405060708, 5, 9),
     ),
     (
         f"00000023 82 000000000000002a {UUID_HEX} ffffffff 00000000 6869",
@@ -40,13 +40,13 @@ VECTORS: list[tuple[str, wire.Frame]] = [
     ),
     (
         "0000001a 83 01 0102030405060708 0000000000000007 0000000000000009",
-        wire.Ack(Stream.DURABLE, 0x0102030405060708, 7, 9),
+        frames.Ack(Stream.DURABLE, 0x0102030405060708, 7, 9),
     ),
-    ("0000000a 84 00 ffffffffffffffff", wire.Skip(Stream.VOLATILE, 2**64 - 1)),
-    ("00000007 85 0001 6475706c", wire.Refuse(1, "dupl")),
+    ("0000000a 84 00 ffffffffffffffff", frames.Skip(Stream.VOLATILE, 2**64 - 1)),
+    ("00000007 85 0001 6475706c", frames.Refuse(1, "dupl")),
     (
         f"0000002e 86 000000000000002b {UUID_HEX} 0000003c 00000000 0002 00000001 00000002 61 6263",
-        wire.Data(Stream.VOLATILE, [(43, 2, UUID, 60, 0)], [b"a", b"bc"]),
+        frames.Data(Stream.VOLATILE, [(43, 2, UUID, 60, 0)], [b"a", b"bc"]),
     ),
 ]
 
@@ -55,19 +55,19 @@ def vector(kind: type) -> bytes:
     return next(bytes.fromhex(text) for text, frame in VECTORS if type(frame) is kind)
 
 
-def open_reader(limits: Limits | None = None) -> wire.Reader:
+def open_reader(limits: Limits | None = None) -> decode.Reader:
     """A reader that has read an IDENT, so that the large limit holds."""
-    reader = wire.Reader(limits if limits is not None else Limits())
+    reader = decode.Reader(limits if limits is not None else Limits())
     reader.feed(helpers.ident("b"))
     return reader
 
 
-def flat(frames: list[wire.Frame]) -> list[object]:
+def flat(parsed: list[frames.Frame]) -> list[object]:
     """Frames with each message by itself: how many of them share one depends on the chunks."""
     found: list[object] = []
-    for frame in frames:
-        if isinstance(frame, wire.Data | wire.Messages):
-            stream = frame.stream if isinstance(frame, wire.Data) else None
+    for frame in parsed:
+        if isinstance(frame, frames.Data | frames.Messages):
+            stream = frame.stream if isinstance(frame, frames.Data) else None
             found += [(type(frame), stream, item) for item in frame.items]
         else:
             found.append(frame)
@@ -75,56 +75,56 @@ def flat(frames: list[wire.Frame]) -> list[object]:
 
 
 def read(chunks: list[bytes]) -> tuple[list[object], str | None]:
-    reader = wire.Reader(Limits())
-    frames: list[wire.Frame] = []
+    reader = decode.Reader(Limits())
+    parsed: list[frames.Frame] = []
     for chunk in chunks:
         more, error = reader.feed(chunk)
-        frames += more
+        parsed += more
         if error is not None:
-            return flat(frames), str(error)
-    return flat(frames), None
+            return flat(parsed), str(error)
+    return flat(parsed), None
 
 
 # -- Encoding -----------------------------------------------------------------------------------------------------
 
 
 def test_every_frame_type_has_a_vector() -> None:
-    assert {bytes.fromhex(text)[4] for text, _ in VECTORS} == {int(number) for number in wire.FrameType}
-    assert sorted(wire.FrameType) == [0, 1, 2, 3, 4, 5, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86]
+    assert {bytes.fromhex(text)[4] for text, _ in VECTORS} == {int(number) for number in frames.FrameType}
+    assert sorted(frames.FrameType) == [0, 1, 2, 3, 4, 5, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86]
 
 
 @pytest.mark.requirement("P-01", "positive")
 def test_frames_encode_to_the_documented_bytes() -> None:
-    assert wire.version() == vector(wire.Version)
-    assert vector(wire.Incompatible) == wire.INCOMPATIBLE
-    assert wire.ident("žik") == vector(wire.Ident)
-    assert vector(wire.Ping) == wire.PING
-    assert vector(wire.Pong) == wire.PONG
-    assert wire.hello(wire.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20)) == vector(wire.Hello)
-    assert wire.begin(wire.Begin(Stream.VOLATILE, 0x0102030405060708, 5, 9)) == vector(wire.Begin)
-    assert wire.ack(wire.Ack(Stream.DURABLE, 0x0102030405060708, 7, 9)) == vector(wire.Ack)
-    assert wire.skip(Stream.VOLATILE, 2**64 - 1) == vector(wire.Skip)
-    assert wire.refuse(wire.RefuseCode.DUPLICATE_IDENT, "dupl") == vector(wire.Refuse)
+    assert encode.version() == vector(frames.Version)
+    assert vector(frames.Incompatible) == encode.INCOMPATIBLE
+    assert encode.ident("žik") == vector(frames.Ident)
+    assert vector(frames.Ping) == encode.PING
+    assert vector(frames.Pong) == encode.PONG
+    assert encode.hello(frames.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20)) == vector(frames.Hello)
+    assert encode.begin(frames.Begin(Stream.VOLATILE, 0x0102030405060708, 5, 9)) == vector(frames.Begin)
+    assert encode.ack(frames.Ack(Stream.DURABLE, 0x0102030405060708, 7, 9)) == vector(frames.Ack)
+    assert encode.skip(Stream.VOLATILE, 2**64 - 1) == vector(frames.Skip)
+    assert encode.refuse(frames.RefuseCode.DUPLICATE_IDENT, "dupl") == vector(frames.Refuse)
 
 
 @pytest.mark.requirement("P-07", "positive")
 def test_a_message_encodes_to_the_documented_bytes() -> None:
     delivery = make_delivery(payload=b"hi", ttl=60, now=500, persistent=True)
-    assert b"".join(wire.messages([delivery], 500)) == vector(wire.Messages)
+    assert b"".join(encode.messages([delivery], 500)) == vector(frames.Messages)
 
 
 def test_data_encodes_to_the_documented_bytes() -> None:
     delivery = make_delivery(payload=b"hi")
     delivery.seq = 42
-    assert b"".join(wire.data([delivery], 42, 0)) == vector(wire.Data)
-    assert wire.packet_size(2) == len(vector(wire.Data))
+    assert b"".join(encode.data([delivery], 42, 0)) == vector(frames.Data)
+    assert frames.packet_size(2) == len(vector(frames.Data))
 
 
 @pytest.mark.requirement("P-07", "positive")
 def test_persistent_data_has_the_flag_and_the_ttl_that_is_left() -> None:
     delivery = make_delivery(payload=b"hi", ttl=60, now=500, persistent=True)
     delivery.seq = 1
-    assert b"".join(wire.data([delivery], 1, 510)) == bytes.fromhex(
+    assert b"".join(encode.data([delivery], 1, 510)) == bytes.fromhex(
         f"00000023 82 0000000000000001 {UUID_HEX} 00000032 00000001 6869"
     )
 
@@ -134,7 +134,7 @@ def test_a_skip_goes_before_each_gap() -> None:
     batch = [make_delivery(payload=b"x") for _ in range(4)]
     for delivery, seq in zip(batch, (3, 4, 7, 8), strict=True):
         delivery.seq = seq
-    said = packets(b"".join(wire.data(batch, 0, 0)))
+    said = packets(b"".join(encode.data(batch, 0, 0)))
     assert [kind for kind, _ in said] == [0x84, 0x82, 0x82, 0x84, 0x82, 0x82]
     assert said[0][1] == bytes.fromhex("00 0000000000000003")
     assert said[3][1] == bytes.fromhex("00 0000000000000007")
@@ -145,14 +145,14 @@ def test_a_skip_goes_before_each_gap() -> None:
 def test_no_skip_goes_before_what_is_expected() -> None:
     delivery = make_delivery()
     delivery.seq = 5
-    assert [kind for kind, _ in packets(b"".join(wire.data([delivery], 5, 0)))] == [0x82]
+    assert [kind for kind, _ in packets(b"".join(encode.data([delivery], 5, 0)))] == [0x82]
 
 
 @pytest.mark.requirement("P-41", "positive")
 def test_the_durable_stream_is_skipped_by_its_own_number() -> None:
     delivery = make_delivery(persistent=True)
     delivery.seq = 5
-    assert packets(b"".join(wire.data([delivery], 0, 0)))[0] == (0x84, bytes.fromhex("01 0000000000000005"))
+    assert packets(b"".join(encode.data([delivery], 0, 0)))[0] == (0x84, bytes.fromhex("01 0000000000000005"))
 
 
 @pytest.mark.requirement("P-44", "positive")
@@ -173,8 +173,8 @@ def test_the_durable_stream_is_skipped_by_its_own_number() -> None:
 def test_the_ttl_that_is_left_goes_out(ttl: float | None, later: float, told: int) -> None:
     delivery = make_delivery(ttl=ttl, now=100)
     delivery.seq = 0
-    assert packets(b"".join(wire.data([delivery], 0, 100 + later)))[0][1][24:28] == told.to_bytes(4)
-    assert packets(b"".join(wire.messages([delivery], 100 + later)))[0][1][16:20] == told.to_bytes(4)
+    assert packets(b"".join(encode.data([delivery], 0, 100 + later)))[0][1][24:28] == told.to_bytes(4)
+    assert packets(b"".join(encode.messages([delivery], 100 + later)))[0][1][16:20] == told.to_bytes(4)
 
 
 def make_run(*payloads: bytes, seq: int = 0, number: int = 0) -> Run:
@@ -185,10 +185,10 @@ def make_run(*payloads: bytes, seq: int = 0, number: int = 0) -> Run:
 
 def frames_of(run: Run, max_frame_bytes: int) -> list[tuple[int, list[bytes]]]:
     """What a run is sent as: the type of each frame, and the payloads in it; read as it should be."""
-    stream = b"".join(wire.data([run], run.seq, 0.0, max_frame_bytes))
+    stream = b"".join(encode.data([run], run.seq, 0.0, max_frame_bytes))
     (data,), error = open_reader().feed(stream)
     assert error is None
-    assert isinstance(data, wire.Data)
+    assert isinstance(data, frames.Data)
     assert data.items == [
         (run.seq + index, UUID[:8] + (run.batch.number + run.start + index).to_bytes(8), INFINITE, 0, payload)
         for index, payload in enumerate(run.payloads())
@@ -217,15 +217,15 @@ def frames_of(run: Run, max_frame_bytes: int) -> list[tuple[int, list[bytes]]]:
 def test_the_messages_of_a_run_share_frames_as_far_as_they_fit(
     payloads: list[bytes], max_frame_bytes: int, counts: list[int]
 ) -> None:
-    frames = frames_of(make_run(*payloads, seq=7, number=3), max_frame_bytes)
-    assert [len(shared) for _, shared in frames] == counts
-    assert [kind for kind, _ in frames] == [helpers.BATCH if count > 1 else helpers.DATA for count in counts]
+    parsed = frames_of(make_run(*payloads, seq=7, number=3), max_frame_bytes)
+    assert [len(shared) for _, shared in parsed] == counts
+    assert [kind for kind, _ in parsed] == [helpers.BATCH if count > 1 else helpers.DATA for count in counts]
 
 
 def test_more_messages_than_a_frame_can_count_take_another() -> None:
-    with patch.object(wire, "_MAX_BATCH_FRAME_BYTES", 1 << 20):
-        frames = frames_of(make_run(*[b""] * 65_537), 1 << 20)
-    assert [len(shared) for _, shared in frames] == [65_535, 2]
+    with patch.object(encode, "_MAX_BATCH_FRAME_BYTES", 1 << 20):
+        parsed = frames_of(make_run(*[b""] * 65_537), 1 << 20)
+    assert [len(shared) for _, shared in parsed] == [65_535, 2]
 
 
 def test_a_part_of_a_run_has_its_own_seqs_and_uuids() -> None:
@@ -237,14 +237,14 @@ def test_a_part_of_a_run_has_its_own_seqs_and_uuids() -> None:
 def test_a_batch_takes_its_ttl_from_all_of_it() -> None:
     run = Batch("b", UUID[:8], 0, [b"x", b"y"], helpers.OVERHEAD, 60.0, helpers.not_waited_for).run()
     run.seq = 0
-    ((_, body),) = packets(b"".join(wire.data([run], 0, 50.0)))
+    ((_, body),) = packets(b"".join(encode.data([run], 0, 50.0)))
     assert body[24:28] == (10).to_bytes(4)
 
 
 @pytest.mark.requirement("P-59", "positive")
 def test_the_uuids_of_a_batch_begin_again_at_0() -> None:
     (frame,), _ = open_reader().feed(helpers.batch(5, b"a", b"b", b"c", uuid=b"prefix-8" + b"\xff" * 7 + b"\xfe"))
-    assert isinstance(frame, wire.Data)
+    assert isinstance(frame, frames.Data)
     assert [item[1] for item in frame.items] == [
         b"prefix-8" + number.to_bytes(8) for number in (2**64 - 2, 2**64 - 1, 0)
     ]
@@ -252,14 +252,14 @@ def test_the_uuids_of_a_batch_begin_again_at_0() -> None:
 
 @pytest.mark.requirement("P-59", "positive")
 def test_batches_and_single_messages_come_together_where_they_are_of_one_stream() -> None:
-    frames, error = open_reader().feed(
+    parsed, error = open_reader().feed(
         helpers.data(0, b"0")
         + helpers.batch(1, b"1", b"2")
         + helpers.data(3, b"3")
         + helpers.batch(0, b"a", b"b", flags=FLAG_PERSISTENT)
     )
     assert error is None
-    assert [(frame.stream, frame.payloads) for frame in frames if isinstance(frame, wire.Data)] == [
+    assert [(frame.stream, frame.payloads) for frame in parsed if isinstance(frame, frames.Data)] == [
         (Stream.VOLATILE, [b"0", b"1", b"2", b"3"]),
         (Stream.DURABLE, [b"a", b"b"]),
     ]
@@ -273,7 +273,7 @@ def test_a_batch_of_empty_messages_takes_memory_in_proportion_to_its_bytes() -> 
     (frame,), _ = reader.feed(packet_of_many)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert isinstance(frame, wire.Data)
+    assert isinstance(frame, frames.Data)
     assert len(frame.payloads) == 65_535
     assert peak < 8 * len(packet_of_many)
 
@@ -282,20 +282,20 @@ def test_payloads_are_handed_on_and_not_copied() -> None:
     payload = b"x" * 100
     delivery = make_delivery(payload=payload)
     delivery.seq = 0
-    assert any(buffer is payload for buffer in wire.data([delivery], 0, 0))
-    assert any(buffer is payload for buffer in wire.messages([delivery], 0))
+    assert any(buffer is payload for buffer in encode.data([delivery], 0, 0))
+    assert any(buffer is payload for buffer in encode.messages([delivery], 0))
 
 
 @pytest.mark.requirement("P-16", "negative")
 def test_a_refusal_is_cut_at_1_kib_and_between_characters() -> None:
-    ((_, payload),) = packets(wire.refuse(wire.RefuseCode.PROTOCOL_ERROR, "x" + "ž" * 1000))
+    ((_, payload),) = packets(encode.refuse(frames.RefuseCode.PROTOCOL_ERROR, "x" + "ž" * 1000))
     assert payload[:2] == b"\0\3"
     assert payload[2:].decode() == "x" + "ž" * 511
 
 
 def test_max_data_size_is_what_just_fits() -> None:
-    size = wire.max_data_size(1000)
-    assert wire.packet_size(size) == 4 + 1000
+    size = frames.max_data_size(1000)
+    assert frames.packet_size(size) == 4 + 1000
     reader = open_reader(Limits(max_frame_bytes=1000))
     assert flat(reader.feed(helpers.data(0, b"x" * size))[0])
     assert reader.feed(helpers.data(1, b"x" * (size + 1)))[1] is not None
@@ -308,8 +308,8 @@ def test_max_data_size_is_what_just_fits() -> None:
 @pytest.mark.requirement("P-02", "positive")
 @pytest.mark.requirement("P-09", "positive")
 @pytest.mark.parametrize(("text", "frame"), VECTORS, ids=[type(frame).__name__ for _, frame in VECTORS])
-def test_frames_decode_from_the_documented_bytes(text: str, frame: wire.Frame) -> None:
-    assert wire.Reader(Limits()).feed(bytes.fromhex(text)) == ([frame], None)
+def test_frames_decode_from_the_documented_bytes(text: str, frame: frames.Frame) -> None:
+    assert decode.Reader(Limits()).feed(bytes.fromhex(text)) == ([frame], None)
 
 
 CONVERSATION = (
@@ -317,7 +317,7 @@ CONVERSATION = (
     + helpers.hello()
     + helpers.ident("žik")
     + packet(0x7F, b"to be passed over")
-    + b"".join(bytes.fromhex(text) for text, frame in VECTORS if not isinstance(frame, wire.Ident))
+    + b"".join(bytes.fromhex(text) for text, frame in VECTORS if not isinstance(frame, frames.Ident))
     + helpers.data(43, b"")
     + helpers.data(0, b"durable", flags=FLAG_PERSISTENT)
     + helpers.data(44, b"volatile")
@@ -357,18 +357,20 @@ def test_random_chunks_change_nothing() -> None:
 
 
 def test_the_conversation_is_read_to_its_end() -> None:
-    frames, error = read([CONVERSATION])
+    parsed, error = read([CONVERSATION])
     assert error is None
-    assert frames[-1] == (wire.Messages, None, (UUID, 0xFFFFFFFF, 0, b"third"))
-    assert len(frames) == 3 + (len(VECTORS) - 1 + 1) + 3 + 3  # one of them has two messages
+    assert parsed[-1] == (frames.Messages, None, (UUID, 0xFFFFFFFF, 0, b"third"))
+    assert len(parsed) == 3 + (len(VECTORS) - 1 + 1) + 3 + 3  # one of them has two messages
 
 
 def test_consecutive_messages_of_one_stream_come_together_and_in_order() -> None:
     chunk = (
         helpers.data(1, b"a") + helpers.data(2, b"b") + helpers.data(0, b"c", FLAG_PERSISTENT) + helpers.data(3, b"d")
     )
-    frames, _ = open_reader().feed(chunk)
-    assert [(frame.stream, [item[0] for item in frame.items]) for frame in frames if isinstance(frame, wire.Data)] == [
+    parsed, _ = open_reader().feed(chunk)
+    assert [
+        (frame.stream, [item[0] for item in frame.items]) for frame in parsed if isinstance(frame, frames.Data)
+    ] == [
         (Stream.VOLATILE, [1, 2]),
         (Stream.DURABLE, [0]),
         (Stream.VOLATILE, [3]),
@@ -376,16 +378,16 @@ def test_consecutive_messages_of_one_stream_come_together_and_in_order() -> None
 
 
 def test_messages_keep_their_place_among_other_frames() -> None:
-    frames, _ = open_reader().feed(
-        helpers.data(0, b"a") + helpers.skip(5) + helpers.data(5, b"b") + wire.PING + helpers.message() + wire.PING
+    parsed, _ = open_reader().feed(
+        helpers.data(0, b"a") + helpers.skip(5) + helpers.data(5, b"b") + encode.PING + helpers.message() + encode.PING
     )
-    assert [type(frame) for frame in frames] == [
-        wire.Data,
-        wire.Skip,
-        wire.Data,
-        wire.Ping,
-        wire.Messages,
-        wire.Ping,
+    assert [type(frame) for frame in parsed] == [
+        frames.Data,
+        frames.Skip,
+        frames.Data,
+        frames.Ping,
+        frames.Messages,
+        frames.Ping,
     ]
 
 
@@ -417,18 +419,18 @@ def test_every_payload_length_is_taken_or_refused_as_specified(frame_type: int) 
     body = (body if frame_type != helpers.IDENT else b"") + b"x" * 300
     for length in range(len(body) + 1):
         chunk = packet(frame_type, body[:length])
-        frames, error = wire.Reader(Limits()).feed(chunk)
+        parsed, error = decode.Reader(Limits()).feed(chunk)
         if length < shortest or (longest is not None and length > longest):
             assert isinstance(error, RemoteProtocolError), length
-            assert frames == []
+            assert parsed == []
         else:
             assert error is None, length
-            assert len(frames) == 1
+            assert len(parsed) == 1
 
 
 def test_the_error_comes_after_the_frames_before_it() -> None:
-    frames, error = open_reader().feed(helpers.data(0, b"a") + wire.PING + packet(helpers.ACK, b"x") + wire.PING)
-    assert [type(frame) for frame in frames] == [wire.Data, wire.Ping]
+    parsed, error = open_reader().feed(helpers.data(0, b"a") + encode.PING + packet(helpers.ACK, b"x") + encode.PING)
+    assert [type(frame) for frame in parsed] == [frames.Data, frames.Ping]
     assert isinstance(error, RemoteProtocolError)
 
 
@@ -437,22 +439,22 @@ def test_the_error_comes_after_the_frames_before_it() -> None:
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
 def test_a_bad_size_is_an_error_as_soon_as_it_is_there(size: int, cut: int) -> None:
-    for reader in (wire.Reader(Limits()), open_reader()):
+    for reader in (decode.Reader(Limits()), open_reader()):
         assert reader.feed(size.to_bytes(4)[:cut]) == ([], None)
         assert isinstance(reader.feed(size.to_bytes(4)[cut:])[1], RemoteProtocolError)
 
 
 @pytest.mark.requirement("P-02", "negative")
 def test_an_empty_packet_is_an_error_behind_others() -> None:
-    frames, error = open_reader().feed(wire.PING + bytes(4) + wire.PING)
-    assert frames == [wire.Ping()]
+    parsed, error = open_reader().feed(encode.PING + bytes(4) + encode.PING)
+    assert parsed == [frames.Ping()]
     assert "empty" in str(error)
 
 
 @pytest.mark.requirement("P-03", "negative")
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x80000000, 64 * 1024 * 1024 + 1])
 def test_an_enormous_size_is_an_error_at_once_and_allocates_nothing(size: int) -> None:
-    for reader in (wire.Reader(Limits()), open_reader()):
+    for reader in (decode.Reader(Limits()), open_reader()):
         header = size.to_bytes(4)
         tracemalloc.start()
         _, error = reader.feed(header)
@@ -465,7 +467,7 @@ def test_an_enormous_size_is_an_error_at_once_and_allocates_nothing(size: int) -
 @pytest.mark.requirement("P-04", "positive")
 @pytest.mark.requirement("P-04", "negative")
 def test_4_kib_are_allowed_before_the_identification() -> None:
-    reader = wire.Reader(Limits())
+    reader = decode.Reader(Limits())
     assert len(packet(0x70, bytes(4095))) == 4 + 4096
     assert reader.feed(packet(0x70, bytes(4095))) == ([], None)
     assert isinstance(reader.feed((4097).to_bytes(4))[1], RemoteProtocolError)
@@ -483,23 +485,23 @@ def test_64_mib_are_allowed_after_the_identification() -> None:
 @pytest.mark.requirement("P-04", "negative")
 def test_the_large_limit_holds_from_the_byte_after_the_identification() -> None:
     large = helpers.data(0, bytes(10_000))
-    frames, error = wire.Reader(Limits()).feed(helpers.ident("b") + large)
+    parsed, error = decode.Reader(Limits()).feed(helpers.ident("b") + large)
     assert error is None
-    assert [type(frame) for frame in frames] == [wire.Ident, wire.Data]
-    _, error = wire.Reader(Limits()).feed(helpers.hello() + large)
+    assert [type(frame) for frame in parsed] == [frames.Ident, frames.Data]
+    _, error = decode.Reader(Limits()).feed(helpers.hello() + large)
     assert isinstance(error, RemoteProtocolError)
 
 
 @pytest.mark.requirement("P-08", "negative")
 def test_an_ident_that_is_wrong_does_not_open_the_large_limit() -> None:
-    _, error = wire.Reader(Limits()).feed(packet(helpers.IDENT, b"\xff") + helpers.data(0, bytes(10_000)))
+    _, error = decode.Reader(Limits()).feed(packet(helpers.IDENT, b"\xff") + helpers.data(0, bytes(10_000)))
     assert "UTF-8" in str(error)
 
 
 @pytest.mark.requirement("P-05", "negative")
 def test_limits_are_those_that_were_given() -> None:
     limits = Limits(max_frame_bytes=200, max_handshake_frame_bytes=100)
-    reader = wire.Reader(limits)
+    reader = decode.Reader(limits)
     assert reader.feed(packet(0x70, bytes(99)))[1] is None
     reader.feed(helpers.ident("b"))
     assert reader.feed(packet(0x70, bytes(199)))[1] is None
@@ -512,22 +514,22 @@ def test_unknown_types_are_passed_over() -> None:
     reader = open_reader()
     for frame_type in set(range(256)) - known:
         assert reader.feed(packet(frame_type) + packet(frame_type, b"whatever")) == ([], None)
-    assert reader.feed(wire.PING) == ([wire.Ping()], None)
+    assert reader.feed(encode.PING) == ([frames.Ping()], None)
 
 
 @pytest.mark.requirement("P-08", "negative")
 @pytest.mark.parametrize("name", [b"\xff", b"a\xc5", b"\xed\xa0\x80", b"a\x80b"])
 def test_an_ident_that_is_not_utf_8_is_an_error(name: bytes) -> None:
-    frames, error = wire.Reader(Limits()).feed(packet(helpers.IDENT, name))
-    assert frames == []
+    parsed, error = decode.Reader(Limits()).feed(packet(helpers.IDENT, name))
+    assert parsed == []
     assert isinstance(error, RemoteProtocolError)
 
 
 @pytest.mark.requirement("P-08", "positive")
 @pytest.mark.requirement("P-08", "negative")
 def test_an_ident_is_measured_in_bytes() -> None:
-    assert wire.Reader(Limits()).feed(helpers.ident("ž" * 127 + "x"))[1] is None
-    assert wire.Reader(Limits()).feed(helpers.ident("ž" * 128))[1] is not None
+    assert decode.Reader(Limits()).feed(helpers.ident("ž" * 127 + "x"))[1] is None
+    assert decode.Reader(Limits()).feed(helpers.ident("ž" * 128))[1] is not None
 
 
 @pytest.mark.requirement("P-09", "negative")
@@ -568,24 +570,24 @@ def test_impossible_values_are_errors(frame: bytes) -> None:
 @pytest.mark.requirement("P-12", "positive")
 def test_a_later_hello_is_read_as_far_as_it_is_known() -> None:
     later = packet(helpers.HELLO, (2).to_bytes(2) + helpers.hello()[7:] + b"more")
-    ((frame,), error) = wire.Reader(Limits()).feed(later)
+    ((frame,), error) = decode.Reader(Limits()).feed(later)
     assert error is None
-    assert isinstance(frame, wire.Hello)
+    assert isinstance(frame, frames.Hello)
     assert frame.version == 2
     assert frame.window_bytes == 1 << 23
 
 
 def test_a_refusal_can_not_steer_a_terminal_or_end_a_line() -> None:
     ((frame,), _) = open_reader().feed(helpers.refuse(9, "a\nb\r\x1b[31mc\u2028d\x00é"))
-    assert frame == wire.Refuse(9, "a?b??[31mc?d?é")
+    assert frame == frames.Refuse(9, "a?b??[31mc?d?é")
 
 
 @pytest.mark.requirement("P-16", "positive")
 def test_a_refusal_of_bad_utf_8_or_of_great_length_is_read() -> None:
     ((frame,), _) = open_reader().feed(packet(helpers.REFUSE, b"\0\1\xff\xfe"))
-    assert isinstance(frame, wire.Refuse)
+    assert isinstance(frame, frames.Refuse)
     ((frame,), _) = open_reader().feed(packet(helpers.REFUSE, b"\0\1" + b"x" * 5000))
-    assert isinstance(frame, wire.Refuse)
+    assert isinstance(frame, frames.Refuse)
     assert len(frame.text) == 1024
 
 
@@ -617,14 +619,14 @@ def test_what_was_read_is_not_held() -> None:
     assert held < 150_000
 
 
-class CountingReader(wire.Reader):
+class CountingReader(decode.Reader):
     """A reader that counts the bytes it has looked at."""
 
     looked_at = 0
 
-    def _parse(self, chunk: bytes, start: int, frames: list[wire.Frame]) -> int:
+    def _parse(self, chunk: bytes, start: int, parsed: list[frames.Frame]) -> int:
         self.looked_at += len(chunk) - start
-        return super()._parse(chunk, start, frames)
+        return super()._parse(chunk, start, parsed)
 
 
 @pytest.mark.parametrize("piece", [1, 100, 4096])
@@ -633,17 +635,17 @@ def test_dripped_bytes_are_looked_at_a_bounded_number_of_times(piece: int) -> No
     stream = helpers.ident("b")
     for size in (20_000, 0, 5, 70_000):
         stream += helpers.data(0, bytes(size))
-    frames: list[wire.Frame] = []
+    parsed: list[frames.Frame] = []
     for start in range(0, len(stream), piece):
-        frames += reader.feed(stream[start : start + piece])[0]
-    assert len(flat(frames)) == 5
+        parsed += reader.feed(stream[start : start + piece])[0]
+    assert len(flat(parsed)) == 5
     # Looking at the buffer again with each piece would make it hundreds of times the length.
     assert reader.looked_at < 2 * len(stream) + 10 * piece
 
 
-def receive(reader: wire.Reader, stream: bytes, chance: random.Random, into_buffers: float) -> list[wire.Frame]:
+def receive(reader: decode.Reader, stream: bytes, chance: random.Random, into_buffers: float) -> list[frames.Frame]:
     """Let the stream come in pieces of random size; `into_buffers`: how likely a buffer is used where there is one."""
-    frames: list[wire.Frame] = []
+    parsed: list[frames.Frame] = []
     start = 0
     while start < len(stream):
         size = chance.choice((1, 30, 5_000, 300_000))
@@ -656,9 +658,9 @@ def receive(reader: wire.Reader, stream: bytes, chance: random.Random, into_buff
             piece = stream[start : start + size]
             found, error = reader.feed(piece)
         assert error is None
-        frames += found
+        parsed += found
         start += len(piece)
-    return frames
+    return parsed
 
 
 @pytest.mark.parametrize("into_buffers", [0, 0.5, 1])
@@ -670,16 +672,16 @@ def test_large_messages_are_the_same_in_whatever_way_they_come(into_buffers: flo
         for seq in range(6):
             payload = chance.randbytes(chance.choice((0, 100, 130_000, 131_035, 131_036, 700_000)))
             flags = chance.choice((0, FLAG_PERSISTENT))
-            stream += helpers.data(seq, payload, flags=flags) + wire.PING
+            stream += helpers.data(seq, payload, flags=flags) + encode.PING
             sent += [
-                (wire.Data, Stream.DURABLE if flags else Stream.VOLATILE, (seq, UUID, 0xFFFFFFFF, flags, payload)),
-                wire.Ping(),
+                (frames.Data, Stream.DURABLE if flags else Stream.VOLATILE, (seq, UUID, 0xFFFFFFFF, flags, payload)),
+                frames.Ping(),
             ]
         assert flat(receive(open_reader(), stream, chance, into_buffers)) == sent
 
 
 def test_small_messages_and_other_frames_have_no_buffer() -> None:
-    for frame in (helpers.data(0, bytes(100_000)), packet(wire.FrameType.MESSAGE, bytes(200_000)), b"\0\2\0\0\x82"):
+    for frame in (helpers.data(0, bytes(100_000)), packet(frames.FrameType.MESSAGE, bytes(200_000)), b"\0\2\0\0\x82"):
         reader = open_reader()
         reader.feed(frame[:-1])
         assert reader.buffer() is None
@@ -698,16 +700,16 @@ def test_the_payload_of_a_large_message_is_bytes_and_its_own() -> None:
     reader = open_reader()
     stream = helpers.data(0, b"x" * 300_000)
     reader.feed(stream[:1000])
-    frames: list[wire.Frame] = []
+    parsed: list[frames.Frame] = []
     left = stream[1000:]
     while left:
         buffer = reader.buffer()
         assert buffer is not None
         buffer[:] = left[: len(buffer)]
         left = left[len(buffer) :]
-        frames += reader.filled(len(buffer))[0]
-    (frame,) = frames
-    assert isinstance(frame, wire.Data)
+        parsed += reader.filled(len(buffer))[0]
+    (frame,) = parsed
+    assert isinstance(frame, frames.Data)
     payload = frame.items[0][4]
     assert type(payload) is bytes
     assert payload == b"x" * 300_000
@@ -747,9 +749,9 @@ def test_behind_a_large_message_a_little_is_read_and_then_as_much_as_came_before
     assert rest is not None
     assert len(rest) == len(second) - len(start)
     rest[:] = second[len(start) :]
-    frames, error = reader.filled(len(rest))
+    parsed, error = reader.filled(len(rest))
     assert error is None
-    assert flat(frames) == [(wire.Data, Stream.VOLATILE, (1, UUID, 0xFFFFFFFF, 0, b"x" * size))]
+    assert flat(parsed) == [(frames.Data, Stream.VOLATILE, (1, UUID, 0xFFFFFFFF, 0, b"x" * size))]
 
 
 def test_behind_a_large_message_small_ones_are_read_as_ever() -> None:
@@ -759,8 +761,8 @@ def test_behind_a_large_message_small_ones_are_read_as_ever() -> None:
     reader.feed(large[200_000:])
     start = reader.buffer()
     assert start is not None
-    start[: len(wire.PING)] = wire.PING
-    assert reader.filled(len(wire.PING)) == ([wire.Ping()], None)
+    start[: len(encode.PING)] = encode.PING
+    assert reader.filled(len(encode.PING)) == ([frames.Ping()], None)
     assert reader.buffer() is None
 
 
@@ -772,6 +774,6 @@ def test_what_is_wrong_behind_a_large_message_is_told() -> None:
     start = reader.buffer()
     assert start is not None
     start[:4] = bytes(4)
-    frames, error = reader.filled(4)
-    assert frames == []
+    parsed, error = reader.filled(4)
+    assert parsed == []
     assert "empty packet" in str(error)

@@ -1,0 +1,397 @@
+"""Bytes to frames.
+
+`Reader` checks what can be checked without knowing the connection's state: sizes, lengths, encodings. Whether a
+frame may come now is for `netcomm.protocol.session` to say.
+"""
+
+import struct
+from collections.abc import Callable
+from io import BytesIO
+
+from netcomm.errors import RemoteProtocolError
+from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Limits, Stream
+from netcomm.protocol.frames import (
+    ACK,
+    BATCH_HEAD,
+    BATCH_TYPE,
+    BEGIN,
+    DATA_HEAD,
+    DATA_OVERHEAD,
+    DATA_TYPE,
+    HEAD,
+    HELLO,
+    IDENT_TYPE,
+    ITEM_SIZE_SIZE,
+    MAX_REFUSE_TEXT_BYTES,
+    MESSAGE,
+    MESSAGE_TYPE,
+    REFUSE,
+    SIZE_SIZE,
+    SKIP,
+    VERSION,
+    Ack,
+    Begin,
+    Data,
+    Frame,
+    FrameType,
+    Hello,
+    Ident,
+    Incompatible,
+    Item,
+    MessageRun,
+    Messages,
+    Ping,
+    Pong,
+    Refuse,
+    Skip,
+    Version,
+)
+
+# Larger messages are received into buffers of their own. Below, to copy once more is cheaper than to read once more.
+_LARGE_BYTES = 128 * 1024
+# So much memory is reserved for each byte of a large message that has arrived; and no less than so much in all.
+_LARGE_GROWTH = 8
+_LARGE_STEP_BYTES = 64 * 1024
+# Behind a large message, so much is read for a start: if it is another one, the rest of it goes to its final place.
+_START_BYTES = 2 * 1024
+
+
+class _LargeData:
+    """A DATA packet that arrives in many pieces: each goes to its final place."""
+
+    __slots__ = ("_arrived", "_head", "_least", "_payload", "_view", "size")
+
+    def __init__(self, start: memoryview, packet_size: int, least: int) -> None:
+        """Begin a packet.
+
+        start: what has arrived of it, the head at least.
+        least: how much memory may be reserved at once.
+        """
+        self._head = bytes(start[: DATA_HEAD.size])
+        self.size = packet_size - DATA_HEAD.size
+        self._least = least
+        self._arrived = 0
+        self._payload = BytesIO()  # its value is taken without being copied
+        self._view: memoryview | None = None
+        piece = start[DATA_HEAD.size :]
+        self._reserve(len(piece))
+        self.fill(piece)
+
+    def fill(self, piece: memoryview) -> int:
+        """Take the next bytes; returns how many of them belonged to the packet."""
+        self._release()
+        self._payload.seek(self._arrived)
+        count = self._payload.write(piece[: self.size - self._arrived])
+        self._arrived += count
+        return count
+
+    def buffer(self) -> memoryview:
+        self._release()
+        self._reserve(self._arrived)
+        self._view = self._payload.getbuffer()[self._arrived :]
+        return self._view
+
+    def _reserve(self, arrived: int) -> None:
+        # In proportion to what has arrived, and not to what was announced.
+        end = min(self.size, max(arrived * _LARGE_GROWTH, self._least))
+        if self._payload.getbuffer().nbytes < end:
+            self._payload.seek(end - 1)
+            self._payload.write(b"\0")
+
+    def filled(self, count: int) -> None:
+        """So many bytes have been received into `buffer`."""
+        self._arrived += count
+        self._release()
+
+    def item(self) -> Item | None:
+        """The message, once it is complete."""
+        if self._arrived < self.size:
+            return None
+        _, _, seq, uuid, ttl, flags = DATA_HEAD.unpack(self._head)
+        return seq, uuid, ttl, flags, self._payload.getvalue()
+
+    def _release(self) -> None:
+        if self._view is not None:
+            self._view.release()  # what is being looked at can't grow
+            self._view = None
+
+
+class Reader:
+    """Cuts the bytes of one connection into frames.
+
+    A size is believed only as far as the limit, and memory grows with what has arrived: what was announced
+    is reserved at once only as far as a payload of that size has arrived before. The small limit holds until
+    an IDENT has been read, the large one after it.
+    """
+
+    __slots__ = ("_buffer", "_large", "_largest", "_limit", "_max_frame_bytes", "_needed", "_start")
+
+    def __init__(self, limits: Limits) -> None:
+        self._buffer = bytearray()  # the beginning of a packet whose end has not arrived
+        self._needed = SIZE_SIZE  # bytes without which the buffer need not be looked at
+        self._large: _LargeData | None = None  # in place of the buffer
+        self._largest = 0  # the size of the largest payload that has arrived so
+        self._start: memoryview | None = None  # for what comes behind a large packet, until it is there
+        self._limit = limits.max_handshake_frame_bytes
+        self._max_frame_bytes = limits.max_frame_bytes
+
+    def feed(self, chunk: bytes | memoryview) -> tuple[list[Frame], RemoteProtocolError | None]:
+        """Read the next bytes, as they came from the socket; they are not needed any more when it returns.
+
+        Returns the frames that are complete, and what was wrong with the bytes behind them, if anything
+        was; after that, the reader is not to be used again.
+        """
+        frames: list[Frame] = []
+        view = memoryview(chunk)
+        self._start = None
+        try:
+            start = self._complete(view, frames) if self._buffer or self._large else 0
+            end = self._parse(view, start, frames) if start < len(view) else start
+        except RemoteProtocolError as error:
+            return frames, error
+        if end < len(view):
+            self._keep(view[end:])
+        return frames, None
+
+    def buffer(self) -> memoryview | None:
+        """Where the next bytes are best received; None for no matter where.
+
+        Where it is used, `filled` has to be called next, in place of `feed`.
+        """
+        return self._start if self._large is None else self._large.buffer()
+
+    def filled(self, count: int) -> tuple[list[Frame], RemoteProtocolError | None]:
+        """So many bytes have been received into `buffer`; returns what `feed` does."""
+        if self._large is None:
+            assert self._start is not None
+            return self.feed(self._start[:count])
+        self._large.filled(count)
+        frames: list[Frame] = []
+        self._finish_large(frames)
+        return frames, None
+
+    def _complete(self, chunk: memoryview, frames: list[Frame]) -> int:
+        """Bring the packet that has begun to its end; returns how much of the chunk that took."""
+        start = 0
+        if self._large is not None:
+            start = self._large.fill(chunk)
+            self._finish_large(frames)
+        buffer = self._buffer
+        while buffer:
+            stop = start + self._needed - len(buffer)
+            buffer += chunk[start:stop]
+            start = min(stop, len(chunk))
+            if len(buffer) < self._needed:
+                break
+            if self._parse(memoryview(bytes(buffer)), 0, frames):
+                buffer.clear()
+        return start
+
+    def _finish_large(self, frames: list[Frame]) -> None:
+        assert self._large is not None
+        item = self._large.item()
+        if item is not None:
+            seq, uuid, ttl, flags, payload = item
+            data = _last_data(frames, flags)
+            data.runs.append((seq, 1, uuid, ttl, flags))
+            data.payloads.append(payload)
+            self._largest = max(self._largest, self._large.size)
+            self._large = None
+            self._start = memoryview(bytearray(_START_BYTES))
+
+    def _keep(self, rest: memoryview) -> None:
+        """Keep the beginning of a packet."""
+        if self._needed >= _LARGE_BYTES and len(rest) >= DATA_HEAD.size and rest[SIZE_SIZE] == DATA_TYPE:
+            self._large = _LargeData(rest, self._needed, max(self._largest, _LARGE_STEP_BYTES))
+        else:
+            self._buffer += rest
+
+    def _parse(self, chunk: memoryview, start: int, frames: list[Frame]) -> int:
+        """Append the complete frames of `chunk` from `start` on; returns where the first incomplete one starts."""
+        available = len(chunk)
+        persistent = -1  # of the messages that are being appended; this is none
+        append_run: Callable[[MessageRun], None]
+        append_payload: Callable[[bytes], None]
+        unpack_data = DATA_HEAD.unpack_from
+        data_head_size, size_size = DATA_HEAD.size, SIZE_SIZE
+        data_type, persistent_flag, data_overhead = DATA_TYPE, FLAG_PERSISTENT, DATA_OVERHEAD
+        limit = self._limit
+        while True:
+            if available - start >= data_head_size:
+                # As if it were DATA, which it mostly is.
+                size, frame_type, seq, uuid, ttl, flags = unpack_data(chunk, start)
+            elif available - start >= HEAD.size:
+                size, frame_type = HEAD.unpack_from(chunk, start)
+            else:
+                self._needed = SIZE_SIZE
+                if available - start >= SIZE_SIZE:
+                    self._check_size(int.from_bytes(chunk[start : start + SIZE_SIZE]))
+                    self._needed = HEAD.size
+                return start
+            if not 0 < size <= limit:
+                self._check_size(size)
+            end = start + size_size + size
+            if end > available:
+                self._needed = end - start
+                return start
+            if frame_type == data_type and size >= data_overhead:
+                if flags & persistent_flag != persistent:
+                    persistent = flags & persistent_flag
+                    data = _last_data(frames, flags)
+                    append_run, append_payload = data.runs.append, data.payloads.append
+                append_run((seq, 1, uuid, ttl, flags))
+                append_payload(bytes(chunk[start + data_head_size : end]))
+            else:
+                persistent = -1
+                self._parse_other(frame_type, chunk, start + HEAD.size, end, frames)
+                limit = self._limit
+            start = end
+
+    def _check_size(self, size: int) -> None:
+        if size == 0:
+            raise RemoteProtocolError("empty packet")
+        if size > self._limit:
+            raise RemoteProtocolError(f"packet of {size} bytes announced, {self._limit} are allowed")
+
+    def _parse_other(self, frame_type: int, chunk: memoryview, start: int, end: int, frames: list[Frame]) -> None:
+        """Append the frame of one packet that is not DATA."""
+        if frame_type == BATCH_TYPE:
+            _parse_batch(chunk, start, end, frames)
+            return
+        if frame_type == MESSAGE_TYPE:
+            if end - start < MESSAGE.size:
+                raise RemoteProtocolError(f"MESSAGE of {end - start} bytes")
+            item = (*MESSAGE.unpack_from(chunk, start), bytes(chunk[start + MESSAGE.size : end]))
+            if frames and isinstance(frames[-1], Messages):
+                frames[-1].items.append(item)
+            else:
+                frames.append(Messages([item]))
+            return
+        parser = _PARSERS.get(frame_type)
+        if parser is None:
+            return  # as snakeMQ does, so that the protocol can grow
+        try:
+            frame = parser(bytes(chunk[start:end]))
+        except struct.error:
+            raise RemoteProtocolError(f"{FrameType(frame_type).name} of {end - start} bytes") from None
+        frames.append(frame)
+        if frame_type == IDENT_TYPE:
+            self._limit = self._max_frame_bytes
+
+
+def _parse_batch(chunk: memoryview, start: int, end: int, frames: list[Frame]) -> None:
+    start -= HEAD.size
+    sizes_start = start + BATCH_HEAD.size
+    if end < sizes_start:
+        raise RemoteProtocolError(f"BATCH of {end - start - HEAD.size} bytes")
+    _, _, seq, uuid, ttl, flags, count = BATCH_HEAD.unpack_from(chunk, start)
+    start = sizes_start + count * ITEM_SIZE_SIZE
+    if not count or start > end:
+        raise RemoteProtocolError(f"BATCH of {count} messages in {end - sizes_start} bytes")
+    if seq + count > 2**64:
+        raise RemoteProtocolError(f"BATCH of {count} messages from seq {seq} on")
+    sizes = struct.unpack_from(f">{count}I", chunk, sizes_start)
+    if start + sum(sizes) != end:
+        raise RemoteProtocolError(f"BATCH of messages of {sum(sizes)} bytes in all, which has {end - start}")
+    joined = bytes(chunk[start:end])  # to cut bytes takes half as long as to cut a view, and to copy each
+    start = 0
+    payloads = [joined[start : (start := start + size)] for size in sizes]
+    data = _last_data(frames, flags)
+    data.runs.append((seq, count, uuid, ttl, flags))
+    data.payloads += payloads
+
+
+def _last_data(frames: list[Frame], flags: int) -> Data:
+    """The frame that messages with these flags go into: the last one, if it is of their stream, or a new one."""
+    stream = DURABLE if flags & FLAG_PERSISTENT else VOLATILE
+    if frames and isinstance(last := frames[-1], Data) and last.stream is stream:
+        return last
+    data = Data(stream, [], [])
+    frames.append(data)
+    return data
+
+
+def _parse_ident(payload: bytes) -> Ident:
+    if not 1 <= len(payload) <= MAX_IDENT_BYTES:
+        raise RemoteProtocolError(f"ident of {len(payload)} bytes, 1 to {MAX_IDENT_BYTES} are allowed")
+    try:
+        return Ident(payload.decode())
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError(f"ident is not UTF-8: {error.reason}") from None
+
+
+def _parse_hello(payload: bytes) -> Hello:
+    # A later version may append fields.
+    frame = Hello(*HELLO.unpack(payload[: HELLO.size]))
+    if frame.version < 1:
+        raise RemoteProtocolError(f"HELLO of extension version {frame.version}")
+    if frame.max_frame_bytes < DATA_OVERHEAD or frame.window_bytes == 0:
+        raise RemoteProtocolError("HELLO leaves no room for messages")
+    return frame
+
+
+_STREAMS = dict(enumerate(Stream))  # a call of Stream costs five times as much
+
+
+def _parse_stream(number: int) -> Stream:
+    stream = _STREAMS.get(number)
+    if stream is None:
+        raise RemoteProtocolError(f"unknown stream {number}")
+    return stream
+
+
+def _parse_begin(payload: bytes) -> Begin:
+    stream, epoch, first_seq, sent_below = BEGIN.unpack(payload)
+    if sent_below < first_seq:
+        raise RemoteProtocolError(f"BEGIN with sent_below {sent_below} under first seq {first_seq}")
+    return Begin(_parse_stream(stream), epoch, first_seq, sent_below)
+
+
+def _parse_ack(payload: bytes) -> Ack:
+    stream, epoch, next_seq, received_seq = ACK.unpack(payload)
+    if received_seq < next_seq:
+        raise RemoteProtocolError(f"ACK of more than has arrived: {next_seq} of {received_seq}")
+    return Ack(_parse_stream(stream), epoch, next_seq, received_seq)
+
+
+def _parse_skip(payload: bytes) -> Skip:
+    stream, next_seq = SKIP.unpack(payload)
+    return Skip(_parse_stream(stream), next_seq)
+
+
+def printable(text: str) -> str:
+    """The text without what would end a line, or steer a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def _parse_refuse(payload: bytes) -> Refuse:
+    (code,) = REFUSE.unpack(payload[: REFUSE.size])
+    text = payload[REFUSE.size :][:MAX_REFUSE_TEXT_BYTES].decode(errors="replace")
+    # It goes to a log: what a stranger sends must not end lines or steer a terminal there.
+    return Refuse(code, printable(text))
+
+
+def _parse_version(payload: bytes) -> Version:
+    return Version(*VERSION.unpack(payload))
+
+
+def _parse_short_data(payload: bytes) -> Data:
+    # Reader parses what is long enough.
+    raise RemoteProtocolError(f"DATA of {len(payload)} bytes")
+
+
+_PING_FRAME = Ping()
+_PONG_FRAME = Pong()
+_PARSERS: dict[int, Callable[[bytes], Frame]] = {
+    FrameType.VERSION: _parse_version,
+    FrameType.INCOMPATIBLE: lambda payload: Incompatible(),
+    FrameType.IDENT: _parse_ident,
+    FrameType.PING: lambda payload: _PING_FRAME,
+    FrameType.PONG: lambda payload: _PONG_FRAME,
+    FrameType.HELLO: _parse_hello,
+    FrameType.BEGIN: _parse_begin,
+    FrameType.DATA: _parse_short_data,
+    FrameType.ACK: _parse_ack,
+    FrameType.SKIP: _parse_skip,
+    FrameType.REFUSE: _parse_refuse,
+}
