@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Callback:
     """An ordered list of functions, called one after the other with the same arguments.
 
-    Adding and removing replaces an immutable tuple under a lock; a call walks the tuple that it found.
+    Adding and removing replaces an immutable tuple; a call walks the tuple that it found.
     So a function may add or remove any function, itself too, while the list is being called, and its
     neighbours are neither skipped nor called twice.
 
@@ -49,7 +49,7 @@ class Callback:
         self._check = check
         self._name = name
         self._report = report
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may interrupt its owner, and come here
         self.functions: tuple[Callable[..., Any], ...] = ()
 
     def add(self, function: F) -> F:
@@ -60,8 +60,8 @@ class Callback:
         """
         if self._check is not None:
             self._check()
-        with self._lock:
-            self.functions = (*self.functions, function)
+        while not self._replace(before := self.functions, (*before, function)):
+            pass
         if self._added is not None:
             self._added()
         return function
@@ -73,12 +73,24 @@ class Callback:
         """
         if self._check is not None:
             self._check()
-        with self._lock:
-            functions = list(self.functions)
-            functions.remove(function)
-            self.functions = tuple(functions)
+        replaced = False
+        while not replaced:
+            before = self.functions
+            try:
+                place = before.index(function)  # may run code of the program: __eq__
+            except ValueError:
+                raise ValueError(f"{function!r} is not in {self._name}") from None
+            replaced = self._replace(before, before[:place] + before[place + 1 :])
         if self._removed is not None:
             self._removed()
+
+    def _replace(self, before: tuple[Callable[..., Any], ...], after: tuple[Callable[..., Any], ...]) -> bool:
+        """Replace the functions, unless another thread, or a finalizer on this one, has done so; returns whether."""
+        with self._lock:
+            if self.functions is before:
+                self.functions = after
+                return True
+            return False
 
     def __call__(self, *args: Any) -> None:
         """Call every function with these arguments."""

@@ -4,6 +4,7 @@ NetcommError
 ├── ConfigurationError (ValueError)   a bad argument, an unknown storage scheme
 ├── BindError (OSError)               a listener can't have its address
 ├── LifecycleError                    used before start, after terminate, or in a forked child
+├── ReentrantCall                     a finalizer or a signal handler asked for what can't be done there
 ├── ProtocolError
 │   ├── LocalProtocolError            this program broke the protocol
 │   └── RemoteProtocolError           the other side's bytes broke it
@@ -34,6 +35,15 @@ class BindError(NetcommError, OSError):
 
 class LifecycleError(NetcommError):
     """The peer was used before `start`, after `terminate`, or in a forked child."""
+
+
+class ReentrantCall(NetcommError):
+    """A finalizer (`__del__`) or a signal handler has interrupted the library, and asked for what can't be done there.
+
+    The thread that it runs on holds a lock of the library, or moves the library's bytes. It may send transient messages
+    there, which are queued. Whatever waits or stores is refused: let the finalizer or handler note what is to be done,
+    and do it elsewhere.
+    """
 
 
 class ProtocolError(NetcommError):

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import islice
 from time import monotonic
 
-from netcomm import places, process
+from netcomm import descriptors, places
 from netcomm.connections import Chunk, Closed, ConnectionEvent, Filled, Opened, Unreachable, Writable
 from netcomm.deadlines import Deadlines
 from netcomm.errors import BindError
@@ -71,8 +71,8 @@ class _Waker:
     """
 
     def __init__(self) -> None:
-        with process.no_fork:
-            self.receiver, self._sender = map(process.note, socket.socketpair())
+        with descriptors.no_fork:
+            self.receiver, self._sender = map(descriptors.note, socket.socketpair())
         self.receiver.setblocking(False)
         self._sender.setblocking(False)
         prevent_sigpipe(self._sender)
@@ -96,8 +96,8 @@ class _Waker:
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            process.close(self.receiver)
-            process.close(self._sender)
+            descriptors.close(self.receiver)
+            descriptors.close(self._sender)
 
 
 class _Patience:
@@ -175,8 +175,8 @@ class Link:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        with process.no_fork:
-            self._selector = process.note(selectors.DefaultSelector())
+        with descriptors.no_fork:
+            self._selector = descriptors.note(selectors.DefaultSelector())
         self._patience = _Patience(self._selector)
         self._waker = _Waker()
         self.waiting = False  # `poll` waits for the sockets, or is about to
@@ -398,7 +398,7 @@ class Link:
         """Close the listeners and give up the connectors; connections stay."""
         for listener in self._listeners:
             self._unregister(listener.sock)
-            process.close(listener.sock)
+            descriptors.close(listener.sock)
             if listener.path is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(listener.path)
@@ -406,7 +406,7 @@ class Link:
         for connector in self._connectors:
             if connector.sock is not None:
                 self._unregister(connector.sock)
-                process.close(connector.sock)
+                descriptors.close(connector.sock)
                 connector.sock = None
         self._connectors.clear()
         self._deadlines = Deadlines()
@@ -415,11 +415,11 @@ class Link:
         """Close everything, at once. `poll` must not be called after it; the rest does nothing then."""
         self.stop_accepting()
         for connection in (*self._connections.values(), *self._lingering):
-            process.close(connection.sock)
+            descriptors.close(connection.sock)
         self._connections.clear()
         self._lingering.clear()
         self._stale.clear()
-        process.close(self._selector)
+        descriptors.close(self._selector)
         self._waker.close()  # last: whoever rings until now must not reach a stranger's descriptor
 
     def _catch_up(self) -> None:
@@ -517,7 +517,7 @@ class Link:
             if connection.events:
                 self._selector.unregister(connection.sock)
                 connection.events = 0
-            process.close(connection.sock)
+            descriptors.close(connection.sock)
 
     def _begin_to_linger(self, connection: _Connection) -> None:
         if connection in self._lingering and connection not in self._deadlines:
@@ -575,9 +575,9 @@ class Link:
     def _accept(self, listener: _Listener) -> Iterator[ConnectionEvent]:
         for _ in range(_ACCEPTS_PER_PASS):
             try:
-                with process.no_fork:
+                with descriptors.no_fork:
                     sock, address = listener.sock.accept()
-                    process.note(sock)
+                    descriptors.note(sock)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -594,7 +594,7 @@ class Link:
                     self._limits.max_connections,
                 )
                 self._overfull = True
-                process.close(sock)
+                descriptors.close(sock)
                 continue
             self._overfull = False
             sock.setblocking(False)
@@ -634,8 +634,8 @@ class Link:
     def _try_next(self, connector: _Connector) -> None:
         family, address, connector.local = connector.candidates.popleft()
         try:
-            with process.no_fork:
-                sock = connector.sock = process.note(socket.socket(family, socket.SOCK_STREAM))
+            with descriptors.no_fork:
+                sock = connector.sock = descriptors.note(socket.socket(family, socket.SOCK_STREAM))
             sock.setblocking(False)
             try:
                 sock.connect(address)
@@ -674,7 +674,7 @@ class Link:
     def _attempt_failed(self, connector: _Connector, error: OSError) -> None:
         if connector.sock is not None:
             self._unregister(connector.sock)
-            process.close(connector.sock)
+            descriptors.close(connector.sock)
             connector.sock = None
         if connector.candidates:
             self._try_next(connector)

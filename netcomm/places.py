@@ -21,7 +21,7 @@ import struct
 import sys
 from typing import Any, NamedTuple
 
-from netcomm import process
+from netcomm import descriptors
 from netcomm.errors import ConfigurationError
 
 _UNIX_PREFIX = "unix:"
@@ -143,7 +143,7 @@ def listen(host: str, port: int) -> Listening:
             sockets += _local_sockets(bound)
     except BaseException:
         for sock in sockets:
-            process.close(sock)
+            descriptors.close(sock)
         raise
     return Listening(sockets, None, bound[0])
 
@@ -182,8 +182,8 @@ def _lookup(host: str, port: int, flags: int = 0) -> list[tuple[int, Any]]:
 
 
 def _bind(family: int, address: Any) -> socket.socket:
-    with process.no_fork:
-        sock = process.note(socket.socket(family, socket.SOCK_STREAM))
+    with descriptors.no_fork:
+        sock = descriptors.note(socket.socket(family, socket.SOCK_STREAM))
     try:
         if os.name == "posix":  # elsewhere the option would let two programs share the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -193,7 +193,7 @@ def _bind(family: int, address: Any) -> socket.socket:
         sock.bind(address)
         sock.listen(1024)
     except BaseException:
-        process.close(sock)
+        descriptors.close(sock)
         raise
     return sock
 

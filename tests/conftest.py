@@ -6,9 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+from netcomm import logs
 from tests.trials import table
 
 _GRACE_S = 5.0
@@ -42,15 +45,43 @@ def _descriptors() -> set[str]:
     return found
 
 
+class _Written:
+    """`caplog`, in which the records that the library has queued so far are looked at only when they are written."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+
+    def __getattr__(self, name: str) -> Any:
+        assert logs.flush(_GRACE_S)
+        return getattr(self._caplog, name)
+
+    @contextmanager
+    def at_level(self, level: int | str, logger: str | None = None) -> Iterator[None]:
+        with self._caplog.at_level(level, logger):
+            yield
+            assert logs.flush(_GRACE_S)
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> _Written:
+    return _Written(caplog)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     threads = set(threading.enumerate())
     descriptors = _descriptors()
     yield
+    logs.flush(_GRACE_S)
     deadline = time.monotonic() + _GRACE_S
     while True:
         gc.collect()
-        left_threads = [thread for thread in threading.enumerate() if thread not in threads and thread.is_alive()]
+        # The thread that writes log records ends by itself, a while after the last one.
+        left_threads = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in threads and thread.name != logs.WRITER and thread.is_alive()
+        ]
         left_descriptors = _descriptors() - descriptors
         if not left_threads and not left_descriptors:
             return

@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from netcomm import Message, Peer, SnakemqConnector, SnakemqListener, StorageError, keeper
+from netcomm import Message, Peer, SnakemqConnector, SnakemqListener, StorageError
+from netcomm.runtime import storage_worker
 from netcomm.storage import QueueStorage
 from netcomm_sqlite import Durability, SqliteQueueStorage
 from tests.faults.helpers import DEADLINE_S, Line, wait_until
@@ -126,7 +127,7 @@ def is_traced() -> bool:
 
 def main(config: dict[str, Any]) -> None:
     wait_until(is_traced, "strace")
-    keeper._RETRY_MIN_S = 0.001  # it doubles, and a disk that fails for a moment would cost the tests seconds
+    storage_worker._RETRY_MIN_S = 0.001  # it doubles, and a disk that fails for a moment would cost the tests seconds
     Life(config).run()
 
 

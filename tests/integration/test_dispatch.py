@@ -170,7 +170,7 @@ def test_what_a_callback_sends_does_not_wait_for_acknowledgements(pair: Pair) ->
 def test_who_has_answered_a_ping_in_time_stays_connected_though_nobody_could_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("netcomm.leadership.PATIENCE_S", DEADLINE_S)  # no deputy reads while a callback runs
+    monkeypatch.setattr("netcomm.runtime.leadership.PATIENCE_S", DEADLINE_S)  # no deputy reads while a callback runs
     limits = Limits(keepalive_idle_s=0.1, keepalive_wait_s=0.3)
     begun, go_on = threading.Event(), threading.Event()
     with SnakemqListener("niess", "127.0.0.1", 0, limits=limits) as niess:
@@ -224,8 +224,8 @@ def test_sends_that_are_interrupted_leave_no_lock_behind_and_lose_no_other_messa
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0.002 + 0.0001 * number)
                 send_until_interrupted()
             perhaps.add(sent)
-            assert pair.bob._mutex.acquire(timeout=DEADLINE_S)
-            pair.bob._mutex.release()
+            assert pair.bob._runtime._loop.mutex.acquire(timeout=DEADLINE_S)
+            pair.bob._runtime._loop.mutex.release()
     finally:
         gc.enable()
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -260,7 +260,7 @@ def test_only_who_answers_stays_awake_for_more(pair: Pair, monkeypatch: pytest.M
 
 
 def test_an_answer_and_the_acknowledgement_go_out_together(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("netcomm.leadership.PATIENCE_S", DEADLINE_S)
+    monkeypatch.setattr("netcomm.runtime.leadership.PATIENCE_S", DEADLINE_S)
     count = 100
     packets: list[bytes] = []
     write = Link.write

@@ -31,12 +31,11 @@ from netcomm import (
     StorageLocked,
     StorageUnavailable,
     clocks,
-    keeper,
-    peer,
 )
 from netcomm.protocol import messaging, outbox
 from netcomm.protocol.events import Load, Mark, Received, Renew, StorePosition
 from netcomm.protocol.messaging import Messaging
+from netcomm.runtime import runtime, storage_worker
 from netcomm.storage import (
     Append,
     MemoryQueueStorage,
@@ -635,7 +634,7 @@ def test_a_message_that_has_expired_is_not_sent_by_a_load_that_was_under_way(now
             with Receiver(nowhere) as receiver:
                 assert peer.wait_connected("receiver", DEADLINE_S)
                 # The receiver's first answer makes it ask for the backlog.
-                wait_until(lambda: peer._messaging._peers["receiver"].outbox.durable._asked_for)
+                wait_until(lambda: peer._runtime._messaging._peers["receiver"].outbox.durable._asked_for)
                 storage.let_go.set()
                 assert peer.flush(DEADLINE_S)
                 assert [delivery.data for _, delivery in drops.wait(10)] == numbered(10, 20)
@@ -657,7 +656,7 @@ def test_a_message_sent_while_an_emptied_backlog_is_being_loaded_is_sent_once(no
             assert storage.reached.wait(DEADLINE_S)
             with Receiver(nowhere) as receiver:
                 assert peer.wait_connected("receiver", DEADLINE_S)
-                wait_until(lambda: peer._messaging._peers["receiver"].outbox.durable._asked_for)
+                wait_until(lambda: peer._runtime._messaging._peers["receiver"].outbox.durable._asked_for)
                 # Stored before the load reads, and queued behind what is about to turn out as expired.
                 storage.let_go.set()
                 deliveries = [peer.send("receiver", data) for data in numbered(10, 30)]
@@ -902,7 +901,7 @@ def test_an_interrupted_send_tells_those_whose_messages_it_was_storing(nowhere: 
         first = in_thread(lambda: peer.send("receiver", b"first"))
         assert storage.reached.wait(DEADLINE_S)
         others = [in_thread(lambda: peer.send("receiver", b"other")) for _ in range(3)]
-        wait_until(lambda: len(peer._uncommitted) == 4, "the others")
+        wait_until(lambda: len(peer._runtime.sender._group_commit._uncommitted) == 4, "the others")
         failing.error = KeyboardInterrupt()
         storage.let_go.set()
         assert first().state is DeliveryState.QUEUED
@@ -1078,7 +1077,7 @@ def test_a_peer_that_cannot_start_gives_its_storage_up(url: str, monkeypatch: py
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(keeper.Keeper, "start", fail)
+        patch.setattr(storage_worker.StorageWorker, "start", fail)
         with pytest.raises(RuntimeError):
             peer.start()
     peer.terminate()
@@ -1089,7 +1088,7 @@ def test_a_constructor_that_fails_behind_the_opening_gives_its_storage_up(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as planted:
-        planted.setattr(peer, "Node", lambda *arguments: 1 / 0)
+        planted.setattr(runtime, "Node", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError) as caught:
             Peer("sender", storage=url)
     Peer("sender", storage=url).terminate()
@@ -1195,8 +1194,8 @@ def test_a_forked_child_that_ends_in_the_usual_way_does_no_harm(url: str) -> Non
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "_RETRY_MIN_S", 0.005)
-    monkeypatch.setattr(keeper, "_RETRY_MAX_S", 0.02)
+    monkeypatch.setattr(storage_worker, "_RETRY_MIN_S", 0.005)
+    monkeypatch.setattr(storage_worker, "_RETRY_MAX_S", 0.02)
 
 
 def test_a_sender_outlives_a_storage_that_fails_for_a_while(url: str, nowhere: Any, quick_retries: None) -> None:

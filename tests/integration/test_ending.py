@@ -203,7 +203,8 @@ def test_a_child_that_is_forked_while_its_parent_ends_is_not_ending() -> None:
 WAITS = """
 import sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from netcomm import Limits, QueueFull, SnakemqConnector, process
+from netcomm import Limits, QueueFull, SnakemqConnector
+from netcomm.runtime import process
 
 process.EXIT_S = 0.1
 bob = SnakemqConnector("bob", "127.0.0.1", int(sys.argv[1]), limits=Limits(max_queued_messages=1))

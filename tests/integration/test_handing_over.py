@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from netcomm import DeliveryState, LifecycleError, NetcommError, peer
+from netcomm import DeliveryState, LifecycleError, NetcommError
 from netcomm.link import Link
 from netcomm.protocol.messaging import Messaging
+from netcomm.runtime import callback_runner
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -133,7 +134,7 @@ def test_after_a_defect_in_handing_over_nothing_more_is_acknowledged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Which message was passed over is not known then, and an acknowledgement of a later one would cover it."""
-    real = peer._message
+    real = callback_runner._message
 
     def make_message(item: Any, redelivered_below: int) -> Any:
         if item[-1] == b"5":
@@ -146,7 +147,7 @@ def test_after_a_defect_in_handing_over_nothing_more_is_acknowledged(
         messages = record(first.on_message)
         errors = record(first.on_error)
         with monkeypatch.context() as planted:
-            planted.setattr(peer, "_message", make_message)
+            planted.setattr(callback_runner, "_message", make_message)
             first.start()
             deliveries = bob.send_many("niess", PAYLOADS)
             first.join(DEADLINE_S)
@@ -202,10 +203,10 @@ def test_a_fault_of_one_connection_ends_that_connection_alone(
             gone = record(eve.on_disconnect)
             for one in (bob, eve):
                 assert one.send("niess", b"before").wait(DEADLINE_S)
-            unlucky = niess._messaging._peers["bob"].connection
+            unlucky = niess._runtime._messaging._peers["bob"].connection
 
             def fail_once(self: Messaging, number: int, *arguments: Any) -> Any:
-                if self is niess._messaging and number == unlucky.number and not failing.is_set():
+                if self is niess._runtime._messaging and number == unlucky.number and not failing.is_set():
                     failing.set()
                     raise MemoryError
                 return real(self, number, *arguments)

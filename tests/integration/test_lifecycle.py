@@ -725,7 +725,7 @@ from netcomm.peer import Peer
 peer = Peer("bob")
 peer.start()
 peer.terminate(1)
-peer._mutex.acquire()  # as a thread of the parent has it, at that moment
+peer._runtime._loop.mutex.acquire()  # as a thread of the parent has it, at that moment
 child = os.fork()
 if child == 0:
     peer.terminate()
@@ -745,7 +745,7 @@ def test_a_forked_child_may_use_a_peer_that_has_ended_before() -> None:
 
 FORK_WHILE_MADE = """
 import os, sys, threading
-import netcomm.peer
+import netcomm.runtime.runtime
 from netcomm import LifecycleError, Peer
 from netcomm.storage import MemoryQueueStorage
 
@@ -758,7 +758,7 @@ class Slow(MemoryQueueStorage):
         go_on.wait(20)
         return cls()
 
-netcomm.peer.open_storage = Slow.from_url
+netcomm.runtime.runtime.open_storage = Slow.from_url
 made = []
 thread = threading.Thread(target=lambda: made.append(Peer("bob", storage="slow:")))
 thread.start()

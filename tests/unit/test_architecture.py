@@ -15,7 +15,7 @@ LIBRARY = [
     "errors",
     "logs",
     "clocks",
-    "process",
+    "descriptors",
     "callbacks",
     "deadlines",
     "message",
@@ -34,11 +34,20 @@ LIBRARY = [
     "protocol.outbox",
     "protocol.messaging",
     "protocol.node",
-    "keeper",
-    "dispatcher",
-    "leadership",
     "places",
     "link",
+    "runtime",
+    "runtime.process",
+    "runtime.lifecycle",
+    "runtime.dispatcher",
+    "runtime.leadership",
+    "runtime.storage_worker",
+    "runtime.handover",
+    "runtime.loop",
+    "runtime.callback_runner",
+    "runtime.group_commit",
+    "runtime.sender",
+    "runtime.runtime",
     "peer",
     "connector",
     "listener",
@@ -175,25 +184,13 @@ def test_the_protocol_and_the_transport_do_not_know_each_other() -> None:
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_places_and_link_import_sockets(name: str) -> None:
-    if name not in ("places", "link", "peer"):
+    if name not in ("places", "link"):
         assert external(name) & SOCKETS == set()
-
-
-def test_peer_uses_socket_for_the_hosts_name_only() -> None:
-    tree = ast.parse(SOURCES["peer"])
-    assert external("peer") & SOCKETS <= {"socket"}
-    assert not any(isinstance(node, ast.ImportFrom) and node.module == "socket" for node in ast.walk(tree))
-    used = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket"
-    }
-    assert used <= {"gethostname"}
 
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_some_rooms_know_threads(name: str) -> None:
-    if name not in ("peer", "link", "callbacks", "dispatcher", "leadership", "logs", "process", "storage", "keeper"):
+    if not name.startswith("runtime") and name not in ("peer", "link", "callbacks", "descriptors", "logs", "storage"):
         assert external(name) & THREADS == set()
 
 

@@ -59,7 +59,7 @@ def test_the_first_occurrence_is_removed() -> None:
 def test_removing_what_is_not_there_raises_and_changes_nothing() -> None:
     callback = Callback()
     callback.add(print)
-    with pytest.raises(ValueError, match="not in list"):
+    with pytest.raises(ValueError, match="is not in callback"):
         callback.remove(len)
     assert list(callback) == [print]
 

@@ -1,4 +1,4 @@
-"""`netcomm.leadership`: the worker leads, and the deputy where the worker is kept."""
+"""`netcomm.runtime.leadership`: the worker leads, and the deputy where the worker is kept."""
 
 import threading
 from collections import deque
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from netcomm.leadership import MOST_PATIENCE_S, PATIENCE_S, Leadership
+from netcomm.runtime.leadership import MOST_PATIENCE_S, PATIENCE_S, Leadership
 
 DEADLINE_S = 10
 
@@ -86,7 +86,7 @@ def test_the_deputy_does_not_lead_while_the_worker_does(scene: tuple[Leadership,
 def test_a_worker_that_waits_is_stood_in_for_at_once(
     scene: tuple[Leadership, Deputy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("netcomm.leadership.PATIENCE_S", DEADLINE_S)
+    monkeypatch.setattr("netcomm.runtime.leadership.PATIENCE_S", DEADLINE_S)
     leadership, deputy = scene
     deputy.thread.start()
     leadership.begin_work()

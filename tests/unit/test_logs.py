@@ -1,13 +1,19 @@
-"""`Log`: what a program's filter or handler raises ends in it."""
+"""`Log`: records are written in their order, by a thread of its own, whatever handlers and filters do."""
 
 import logging
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from netcomm import logs
 from netcomm.logs import Log
 
 NAME = "netcomm.test"
+DEADLINE_S = 20.0
 
 
 class Refuses(logging.Filter):
@@ -61,6 +67,7 @@ def test_what_a_filter_raises_goes_to_stderr_and_no_further(
 ) -> None:
     logger.addFilter(Refuses(error))
     Log(NAME).info("a text")
+    assert logs.flush(DEADLINE_S)
     told = capsys.readouterr().err
     assert "A log handler or filter raised" in told
     assert type(error).__name__ in told
@@ -72,6 +79,7 @@ def test_nothing_is_said_where_logging_is_told_to_say_nothing(
     monkeypatch.setattr(logging, "raiseExceptions", False)
     logger.addFilter(Refuses(KeyError()))
     Log(NAME).info("a text")
+    assert logs.flush(DEADLINE_S)
     assert capsys.readouterr().err == ""
 
 
@@ -79,9 +87,124 @@ def test_a_program_without_stderr_is_not_harmed(logger: logging.Logger, monkeypa
     monkeypatch.setattr("sys.stderr", None)
     logger.addFilter(Refuses(KeyError()))
     Log(NAME).info("a text")
+    assert logs.flush(DEADLINE_S)
 
 
-def test_ctrl_c_gets_through(logger: logging.Logger) -> None:
-    logger.addFilter(Refuses(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        Log(NAME).info("a text")
+class Blocks(logging.Handler):
+    """Lets nothing through until it is told to; and notes what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.entered.set()
+        assert self.go_on.wait(DEADLINE_S)
+        self.texts.append(record.getMessage())
+
+
+@pytest.fixture
+def blocks(logger: logging.Logger) -> Iterator[Blocks]:
+    handler = Blocks()
+    logger.addHandler(handler)
+    yield handler
+    handler.go_on.set()
+    assert logs.flush(DEADLINE_S)
+    logger.removeHandler(handler)
+
+
+def test_a_handler_that_blocks_keeps_nobody_who_logs(blocks: Blocks) -> None:
+    log = Log(NAME)
+    for number in range(10):
+        log.info("%d", number)
+    assert blocks.entered.wait(DEADLINE_S)
+    assert not logs.flush(0.0)
+    log.info("the last")
+    blocks.go_on.set()
+    assert logs.flush(DEADLINE_S)
+    assert blocks.texts == [*map(str, range(10)), "the last"]
+
+
+def test_no_more_than_so_many_records_wait_and_what_was_dropped_is_told(
+    blocks: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MAX_WAITING", 3)
+    log = Log(NAME)
+    log.info("with the handler")
+    assert blocks.entered.wait(DEADLINE_S)
+    for number in range(5):
+        log.info("%d", number)
+    blocks.go_on.set()
+    assert logs.flush(DEADLINE_S)
+    dropped = "2 records were dropped here: 3 waited for the log's handlers, or there was no memory for them"
+    assert blocks.texts[:1] == ["with the handler"]
+    assert sorted(blocks.texts[1:]) == ["0", "1", "2", dropped]
+
+
+def test_a_handler_may_log_and_wait_and_is_not_waited_for_by_itself(logger: logging.Logger) -> None:
+    log = Log(NAME)
+    flushed: list[bool] = []
+
+    class Logs(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "first":
+                log.info("second")
+                flushed.append(logs.flush(DEADLINE_S))
+
+    handler = Logs()
+    logger.addHandler(handler)
+    log.info("first")
+    assert logs.flush(DEADLINE_S)
+    assert flushed == [False]
+    logger.removeHandler(handler)
+
+
+def test_a_record_tells_when_and_on_which_thread_it_was_logged(
+    logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = time.time()
+    thread = threading.Thread(target=Log(NAME).warning, args=("text",), name="somebody")
+    thread.start()
+    thread.join(DEADLINE_S)
+    after = time.time()
+    (record,) = caplog.records
+    assert (record.threadName, record.thread) == ("somebody", thread.ident)
+    assert before <= record.created <= after
+
+
+AT_THE_END = """
+import logging, os, sys
+from netcomm.logs import Log
+logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+Log("netcomm.test").info("before")
+if os.fork() == 0:
+    Log("netcomm.test").info("in the child")
+    sys.exit()
+os.wait()
+Log("netcomm.test").info("after")
+"""
+
+
+def test_what_was_logged_is_written_when_the_process_ends_and_once_when_it_forks() -> None:
+    result = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60, check=True)
+    assert sorted(result.stdout.split("\n")) == ["", "after", "before", "in the child"]
+
+
+WITHOUT_THREADS = """
+import atexit, logging, sys, threading
+from netcomm.logs import Log
+logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.INFO)
+def refuse(self):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = refuse
+Log("netcomm.test").info("first")
+Log("netcomm.test").info("second")
+"""
+
+
+def test_where_there_is_no_thread_the_end_of_the_process_writes() -> None:
+    command = [sys.executable, "-c", WITHOUT_THREADS]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "first\nsecond\n"

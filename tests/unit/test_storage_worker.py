@@ -1,4 +1,4 @@
-"""`netcomm.keeper`: what is merged, what is tried again, in which order, and how it ends."""
+"""`netcomm.runtime.storage_worker`: what is merged, what is tried again, in which order, and how it ends."""
 
 import logging
 import threading
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from netcomm import keeper as keeper_module
 from netcomm.errors import StorageError, StorageUnavailable
-from netcomm.keeper import Keeper
 from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorageRequest, StorePosition
+from netcomm.runtime import storage_worker
+from netcomm.runtime.storage_worker import StorageWorker
 from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
 
 DEADLINE_S = 20.0
@@ -73,7 +73,7 @@ class FailingStorage(MemoryQueueStorage):
 
 
 class Watched:
-    """A keeper, and what it has answered and reported."""
+    """A storage worker, and what it has answered and reported."""
 
     def __init__(self) -> None:
         self.storage = FailingStorage()
@@ -82,7 +82,10 @@ class Watched:
         self.answers: list[tuple[StorageRequest, Any]] = []
         self.reports: list[Exception] = []
         self.threads: set[threading.Thread] = set()
-        self.keeper = Keeper("test-keeper", self.storage, self._answer, self._report)
+        self.worker = StorageWorker("test-worker", self.storage)
+
+    def start(self) -> None:
+        self.worker.start(self._answer, self._report)
 
     def _answer(self, request: StorageRequest, result: Any) -> None:
         with self._changed:
@@ -104,17 +107,17 @@ class Watched:
         return self.answers
 
     def put_together(self, *requests: StorageRequest) -> None:
-        """Queue requests so that the keeper finds all of them at once."""
+        """Queue requests so that the worker finds all of them at once."""
         self.storage.open.clear()
-        self.keeper.put(Mark("b", 0))
+        self.worker.put(Mark("b", 0))
         assert self.storage.entered.acquire(timeout=DEADLINE_S)
         for request in requests:
-            self.keeper.put(request)
+            self.worker.put(request)
         self.storage.open.set()
 
     def end(self) -> None:
-        self.keeper.stop()
-        self.keeper.join(DEADLINE_S)
+        self.worker.stop()
+        self.worker.join(DEADLINE_S)
         assert self.storage.names()[-1] == "close"
         assert self.storage.names().count("close") == 1
 
@@ -125,19 +128,19 @@ def message(seq: int, ttl: float | None = None) -> StoredMessage:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "_RETRY_MIN_S", 0.002)
-    monkeypatch.setattr(keeper_module, "_RETRY_MAX_S", 0.02)
-    monkeypatch.setattr(keeper_module, "_DELETE_DELAY_S", 0.01)
+    monkeypatch.setattr(storage_worker, "_RETRY_MIN_S", 0.002)
+    monkeypatch.setattr(storage_worker, "_RETRY_MAX_S", 0.02)
+    monkeypatch.setattr(storage_worker, "_DELETE_DELAY_S", 0.01)
 
 
 @pytest.fixture
 def watched() -> Iterator[Watched]:
     made = Watched()
-    made.keeper.start()
+    made.start()
     yield made
     made.storage.open.set()
-    made.keeper.stop()
-    made.keeper.join(DEADLINE_S)
+    made.worker.stop()
+    made.worker.join(DEADLINE_S)
 
 
 # -- Carrying out -------------------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def test_each_request_is_carried_out_and_answered_with_its_result(watched: Watch
         StorePosition("c", Position(5, 6)),
     ]
     for count, request in enumerate(requests, 1):
-        watched.keeper.put(request)
+        watched.worker.put(request)
         watched.answered(count)
     assert watched.answers == [
         (requests[0], [message(1, 1), message(2, 2)]),
@@ -165,15 +168,15 @@ def test_each_request_is_carried_out_and_answered_with_its_result(watched: Watch
     assert (stream.sent_below, stream.epoch, stream.count) == (stream.next_seq, 7, 3)  # renewing comes last
     assert storage.positions() == {"c": Position(5, 6)}
     assert storage.calls[1] == ("expired", "b", 1, NOW, 3)
-    assert {thread.name for thread in watched.threads} == {"test-keeper"}
+    assert {thread.name for thread in watched.threads} == {"test-worker"}
     assert watched.reports == []
 
 
 def test_nothing_is_carried_out_before_it_is_started() -> None:
     made = Watched()
-    made.keeper.put(Mark("b", 1))
+    made.worker.put(Mark("b", 1))
     assert made.storage.calls == []
-    made.keeper.start()
+    made.start()
     made.answered(1)
     made.end()
 
@@ -181,7 +184,7 @@ def test_nothing_is_carried_out_before_it_is_started() -> None:
 def test_requests_of_one_kind_keep_their_order(watched: Watched) -> None:
     requests: list[StorageRequest] = [Mark("b", seq) for seq in range(1, 50)]
     for request in requests:
-        watched.keeper.put(request)
+        watched.worker.put(request)
     assert [request for request, _ in watched.answered(len(requests))] == requests
 
 
@@ -210,9 +213,9 @@ def test_positions_of_one_sender_are_merged_to_the_last_and_those_of_all_stored_
 
 def test_a_position_that_comes_while_the_one_before_is_stored_is_stored_too(watched: Watched) -> None:
     watched.storage.open.clear()
-    watched.keeper.put(StorePosition("c", Position(1, 1)))
+    watched.worker.put(StorePosition("c", Position(1, 1)))
     assert watched.storage.entered.acquire(timeout=DEADLINE_S)
-    watched.keeper.put(StorePosition("c", Position(1, 2)))
+    watched.worker.put(StorePosition("c", Position(1, 2)))
     watched.storage.open.set()
     assert [request.position.next_seq for request, _ in watched.answered(2)] == [1, 2]  # type: ignore[union-attr]
     assert watched.storage.positions() == {"c": Position(1, 2)}
@@ -221,11 +224,11 @@ def test_a_position_that_comes_while_the_one_before_is_stored_is_stored_too(watc
 def test_deletions_of_what_has_arrived_are_merged_and_never_go_back(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper_module, "_DELETE_DELAY_S", 3600)
+    monkeypatch.setattr(storage_worker, "_DELETE_DELAY_S", 3600)
     for seq in (1, 3, 2):
-        watched.keeper.put(DeleteBelow("b", seq))
-    watched.keeper.put(DeleteBelow("c", 9))
-    watched.keeper.put(Mark("b", 1))
+        watched.worker.put(DeleteBelow("b", seq))
+    watched.worker.put(DeleteBelow("c", 9))
+    watched.worker.put(Mark("b", 1))
     watched.answered(1)
     assert watched.storage.names() == ["mark_sent"]  # that is all for now
     watched.end()
@@ -234,7 +237,7 @@ def test_deletions_of_what_has_arrived_are_merged_and_never_go_back(
 
 
 def test_what_has_arrived_is_deleted_a_little_later_by_itself(watched: Watched) -> None:
-    watched.keeper.put(DeleteBelow("b", 2))
+    watched.worker.put(DeleteBelow("b", 2))
     assert watched.storage.entered.acquire(timeout=DEADLINE_S)
     watched.end()
     assert watched.storage.names() == ["delete_below", "close"]
@@ -259,7 +262,7 @@ def test_what_fails_is_tried_again_until_it_succeeds_and_reported_once(
 ) -> None:
     errors = [kind(str(number)) for number in range(5)]
     watched.storage.failures[name] = list(errors)
-    watched.keeper.put(REQUESTS[name])
+    watched.worker.put(REQUESTS[name])
     ((request, _),) = watched.answered(1)
     assert request == REQUESTS[name]
     assert watched.storage.names() == [name] * 6
@@ -269,7 +272,7 @@ def test_what_fails_is_tried_again_until_it_succeeds_and_reported_once(
 
 def test_deleting_what_has_arrived_is_tried_again_too(watched: Watched) -> None:
     watched.storage.failures["delete_below"] = [StorageUnavailable("x")] * 3
-    watched.keeper.put(DeleteBelow("b", 2))
+    watched.worker.put(DeleteBelow("b", 2))
     for _ in range(4):
         assert watched.storage.entered.acquire(timeout=DEADLINE_S)
     watched.end()
@@ -300,22 +303,22 @@ def test_what_fails_together_is_tried_again_in_its_order(watched: Watched) -> No
 def test_a_position_that_could_not_be_stored_is_replaced_by_a_later_one(watched: Watched) -> None:
     watched.storage.failures["store_positions"] = [StorageUnavailable("x")] * 2
     watched.storage.open.clear()
-    watched.keeper.put(StorePosition("c", Position(1, 1)))
+    watched.worker.put(StorePosition("c", Position(1, 1)))
     assert watched.storage.entered.acquire(timeout=DEADLINE_S)
-    watched.keeper.put(StorePosition("c", Position(1, 2)))
+    watched.worker.put(StorePosition("c", Position(1, 2)))
     watched.storage.open.set()
     assert watched.answered(1) == [(StorePosition("c", Position(1, 2)), None)]
 
 
 def test_after_a_success_a_failure_is_news_again(watched: Watched) -> None:
     watched.storage.failures["mark_sent"] = [StorageError("first")] * 2
-    watched.keeper.put(Mark("b", 1))
+    watched.worker.put(Mark("b", 1))
     watched.answered(1)
     # The success is noted behind the answer, but before the next request is looked at by itself.
-    watched.keeper.put(Load("b", 0, 1, 1))
+    watched.worker.put(Load("b", 0, 1, 1))
     watched.answered(2)
     watched.storage.failures["renew"] = [StorageError("second")] * 2
-    watched.keeper.put(Renew("b", 1))
+    watched.worker.put(Renew("b", 1))
     watched.answered(3)
     assert [str(error) for error in watched.reports] == ["first", "second"]
 
@@ -325,15 +328,15 @@ def test_after_a_success_a_failure_is_news_again(watched: Watched) -> None:
 
 def test_what_was_put_before_the_end_is_done_before_the_storage_is_closed() -> None:
     made = Watched()
-    made.keeper.start()
+    made.start()
     made.storage.open.clear()
-    made.keeper.put(Mark("b", 1))
-    made.keeper.put(StorePosition("c", Position(1, 2)))
-    made.keeper.put(DeleteBelow("b", 3))
-    made.keeper.put(Delete("b", [3]))
-    made.keeper.stop()
+    made.worker.put(Mark("b", 1))
+    made.worker.put(StorePosition("c", Position(1, 2)))
+    made.worker.put(DeleteBelow("b", 3))
+    made.worker.put(Delete("b", [3]))
+    made.worker.stop()
     made.storage.open.set()
-    made.keeper.join(DEADLINE_S)
+    made.worker.join(DEADLINE_S)
     assert sorted(made.storage.names()[:-1]) == ["delete", "delete_below", "mark_sent", "store_positions"]
     assert made.storage.names()[-1] == "close"
     assert made.storage.streams()[0].count == 0
@@ -343,9 +346,9 @@ def test_a_storage_that_goes_on_failing_does_not_keep_it_from_ending() -> None:
     made = Watched()
     for name in REQUESTS:
         made.storage.failures[name] = [StorageUnavailable("x")] * 1000
-    made.keeper.start()
+    made.start()
     for request in REQUESTS.values():
-        made.keeper.put(request)
+        made.worker.put(request)
     made.wait(lambda: bool(made.reports))
     made.end()
     assert made.answers == []
@@ -354,7 +357,7 @@ def test_a_storage_that_goes_on_failing_does_not_keep_it_from_ending() -> None:
 def test_a_storage_that_can_not_be_closed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     made = Watched()
     made.storage.failures["close"] = [StorageError("as the test wants")]
-    made.keeper.start()
+    made.start()
     made.end()
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "as the test wants" in caplog.text

@@ -13,24 +13,15 @@ import threading
 import weakref
 from contextlib import suppress
 from time import monotonic
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol
 
+from netcomm import logs
 from netcomm.logs import Log
 
-log = Log("netcomm.process")
+log = Log("netcomm.runtime.process")
 
 EXIT_S = 1.0
 """So many seconds a process that ends is kept: by the end of its peers, and by calls that wait in pools, each."""
-
-
-class Closable(Protocol):
-    """What has a descriptor."""
-
-    def close(self) -> None:
-        """Close it. Closing again does nothing."""
-
-
-C = TypeVar("C", bound=Closable)
 
 
 class Member(Protocol):
@@ -39,7 +30,7 @@ class Member(Protocol):
     def terminate(self, timeout: float) -> None:
         """End within so many seconds."""
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """In a forked child: let go of everything; it is the parent's."""
 
 
@@ -48,11 +39,6 @@ _is_finalized = False  # it is known whether `multiprocessing` has made this pro
 
 # A program that forgets to terminate a member still ends, and a forked child lets go of it.
 _members: "weakref.WeakSet[Member]" = weakref.WeakSet()
-
-no_fork = threading.RLock()
-"""Held while a descriptor is made and noted, so that no fork comes in between; and for nothing that can wait."""
-# What a forked child has to close: whose it is, may not be noted yet.
-_noted: "weakref.WeakSet[Closable]" = weakref.WeakSet()
 
 
 def enter(member: Member) -> None:
@@ -70,18 +56,6 @@ def _end_with_worker() -> None:
 
     if parent_process() is not None:
         util.Finalize(None, _terminate_all, exitpriority=0)
-
-
-def note(made: C) -> C:
-    """With `no_fork` held: let forked children close what was just made; returns it."""
-    _noted.add(made)
-    return made
-
-
-def close(noted: Closable) -> None:
-    """Close what was noted. A child that is forked half-way could not."""
-    with no_fork:
-        noted.close()
 
 
 def leave(member: Member) -> None:
@@ -113,6 +87,7 @@ def end_child(error: BaseException | None) -> NoReturn:
     elif error is not None:
         code = 1
         sys.excepthook(type(error), error, error.__traceback__)
+    logs.flush(EXIT_S)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
@@ -134,17 +109,12 @@ def _abandon_all() -> None:
     _is_finalized = False
     for member in list(_members):
         try:
-            member._abandon()
+            member.abandon()
         except Exception:
             log.exception("a forked child could not let go of %r", member)
     _members.clear()
-    # Closed, and nothing else: the parent shares what an epoll instance watches, and may have held any lock.
-    for made in list(_noted):
-        made.close()
-    _noted.clear()
-    no_fork.release()
 
 
 atexit.register(_terminate_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=no_fork.acquire, after_in_parent=no_fork.release, after_in_child=_abandon_all)
+    os.register_at_fork(after_in_child=_abandon_all)

@@ -8,6 +8,7 @@ the *worker*, leads whenever it has no other work. Should its work keep it, the 
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from threading import get_ident
 
 # So long may the worker's work leave nobody to lead: the longer, the more often it has been short when looked at. Each
 # look takes the interpreter from the worker for a moment, which an answer may be waited for in.
@@ -22,7 +23,18 @@ class Leadership:
     and in the end `acquire_last`; anybody may call `stop`.
     """
 
-    __slots__ = ("_alarm", "_begun", "_held", "_resting", "_ring", "_stopped", "_turns", "_wanted", "_working")
+    __slots__ = (
+        "_alarm",
+        "_begun",
+        "_held",
+        "_leader",
+        "_resting",
+        "_ring",
+        "_stopped",
+        "_turns",
+        "_wanted",
+        "_working",
+    )
 
     def __init__(self, ring: Callable[[], None]) -> None:
         """ring: ends the waiting of the thread that leads; may be called from any thread."""
@@ -35,6 +47,7 @@ class Leadership:
         self._working = False  # the worker has begun something, and has not led since
         self._begun = 0  # how often it has
         self._turns = 0  # how often it has led
+        self._leader = 0  # the thread that leads; 0 for none
 
     @property
     def wanted(self) -> bool:
@@ -52,8 +65,13 @@ class Leadership:
         self._ring()
         self._alarm.put(False)
 
+    def is_current(self) -> bool:
+        """Whether the caller's thread leads."""
+        return self._leader == get_ident()
+
     def release(self) -> None:
         """Give up what `acquire`, `deputize` or `acquire_last` has given."""
+        self._leader = 0
         self._held.release()
 
     def acquire(self) -> bool:
@@ -66,6 +84,7 @@ class Leadership:
         if self._stopped:
             self._held.release()
             return False
+        self._leader = get_ident()
         self._turns += 1
         self._working = False
         return True
@@ -103,6 +122,7 @@ class Leadership:
             self._resting = False
             kept = urgent and self._working and turns == self._turns
             if kept and self._held.acquire(blocking=False):
+                self._leader = get_ident()
                 return True
             last_begun = begun
         return False
@@ -110,3 +130,4 @@ class Leadership:
     def acquire_last(self) -> None:
         """After `stop`: lead for the last time, once nobody else does."""
         self._held.acquire()
+        self._leader = get_ident()

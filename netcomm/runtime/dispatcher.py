@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from netcomm.logs import Log
 
-log = Log("netcomm.dispatcher")
+log = Log("netcomm.runtime.dispatcher")
 
 T = TypeVar("T")
 
@@ -18,30 +18,27 @@ class Dispatcher(Generic[T]):
     All methods may be called from any thread.
     """
 
-    def __init__(
-        self,
-        name: str,
-        handle: Callable[[T], None],
-        idle: Callable[[], bool] = lambda: False,
-        awaken: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, name: str, awaken: Callable[[], None]) -> None:
         """Make it; no thread runs before `start`.
+
+        awaken: called when there is an item, from any thread, so that what the thread does meanwhile returns.
+        """
+        self._name = name
+        self._awaken = awaken
+        self._items: SimpleQueue[T | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._thread_id: int | None = None
+
+    def start(self, handle: Callable[[T], None], idle: Callable[[], bool]) -> None:
+        """Start the thread.
 
         handle: called with each item.
         idle: called while there is none. It may wait for something else than items; then it returns True, and is
             called again. Once it returns False, the thread waits for an item.
-        awaken: called when there is an item, from any thread, so that `idle` returns.
         """
-        self._handle = handle
-        self._idle = idle
-        self._awaken = awaken
-        self._items: SimpleQueue[T | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread_id: int | None = None
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(handle, idle), name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread
 
     def put(self, item: T) -> None:
         """Queue an item."""
@@ -55,7 +52,7 @@ class Dispatcher(Generic[T]):
 
     def join(self, timeout: float) -> None:
         """Wait for the thread's end, at most `timeout` seconds; returns at once on the thread itself."""
-        if self._thread.is_alive() and not self.is_current():
+        if self._thread is not None and not self.is_current():
             self._thread.join(timeout)
 
     def is_current(self) -> bool:
@@ -67,16 +64,17 @@ class Dispatcher(Generic[T]):
         """Whether no item waits."""
         return self._items.empty()
 
-    def _next(self) -> T | None:
-        while self._items.empty() and self._idle():
-            pass
-        return self._items.get()
-
-    def _run(self) -> None:
+    def _run(self, handle: Callable[[T], None], idle: Callable[[], bool]) -> None:
         self._thread_id = threading.get_ident()
-        while (item := self._next()) is not None:
+        items = self._items
+        while True:
+            while items.empty() and idle():
+                pass
+            item = items.get()
+            if item is None:
+                return
             try:
-                self._handle(item)
+                handle(item)
             except Exception:
                 # A defect of ours: user code is isolated by Callback. Where messages may have been lost by it, the peer
                 # hands over no more of them; what else comes is no worse for it.

@@ -1,4 +1,4 @@
-"""`Keeper`: the thread that does a storage's background work.
+"""`StorageWorker`: the thread that does a storage's background work.
 
 Callers store what they send by themselves. What messaging asks of the storage goes through this thread, so that neither
 the loop nor a callback ever waits for a disk or a server: reading on in a backlog, storing positions, forgetting what
@@ -16,7 +16,7 @@ from netcomm.protocol.events import DeleteBelow, StorageRequest
 from netcomm.protocol.storage_queue import StorageQueue
 from netcomm.storage import QueueStorage
 
-log = Log("netcomm.keeper")
+log = Log("netcomm.runtime.storage_worker")
 
 # What has arrived may be forgotten a little later, together with what arrives meanwhile: if it never is, because the
 # process dies, it is sent again and recognised.
@@ -27,37 +27,35 @@ _RETRY_MAX_S = 5.0
 Answer = Callable[[StorageRequest, Any], None]
 
 
-class Keeper:
+class StorageWorker:
     """Owns a storage's background work, and in the end closes the storage.
 
     A request that fails is tried again, until it succeeds or `stop` is called. `start`, `put`, `stop` and `join` may be
     called from any thread.
+
+    is_in_storage: whether the thread is in a call of the storage.
     """
 
-    def __init__(
-        self,
-        name: str,
-        storage: QueueStorage,
-        answer: Answer,
-        report: Callable[[BaseException], None],
-    ) -> None:
-        """Make it; no thread runs before `start`.
-
-        answer: called on the keeper's thread with each request that was carried out, and its result.
-        report: called on the keeper's thread with the first of several failures in a row. It must not wait.
-        """
+    def __init__(self, name: str, storage: QueueStorage) -> None:
+        """Make it; no thread runs before `start`."""
+        self._name = name
         self._storage = storage
-        self._answer = answer
-        self._report = report
+        self.is_in_storage = False
         self._requests: SimpleQueue[StorageRequest | None] = SimpleQueue()
         self._queue = StorageQueue()
         self._delete_at = 0.0
         self._retry_s = 0.0
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+    def start(self, answer: Answer, report: Callable[[BaseException], None]) -> None:
+        """Start the thread.
+
+        answer: called on that thread with each request that was carried out, and its result.
+        report: called on that thread with the first of several failures in a row. It must not wait.
+        """
+        thread = threading.Thread(target=self._run, args=(answer, report), name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread
 
     def put(self, request: StorageRequest) -> None:
         """Queue a request."""
@@ -65,21 +63,32 @@ class Keeper:
 
     def stop(self) -> None:
         """Let the thread end: it tries once more what is left to be done, and closes the storage."""
-        if self._thread.ident is None:  # never started: there is nothing to be done
+        if self._thread is None:  # never started: there is nothing to be done
             self._close()
         else:
             self._requests.put(None)
 
     def join(self, timeout: float) -> None:
         """Wait for the thread's end, at most `timeout` seconds."""
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join(timeout)
 
-    def _run(self) -> None:
+    def is_current(self) -> bool:
+        """Whether the caller runs on this thread."""
+        return threading.current_thread() is self._thread
+
+    def _run(self, answer: Answer, report: Callable[[BaseException], None]) -> None:
         running = True
         while running:
             running = self._gather()
-            self._work(last=not running)
+            failure = self._work(answer, last=not running)
+            if failure is None:
+                self._retry_s = 0.0
+                continue
+            if not self._retry_s:
+                log.error("the storage fails; trying again: %s", failure)
+                report(failure)
+            self._retry_s = min(max(_RETRY_MIN_S, self._retry_s * 2), _RETRY_MAX_S)
         self._close()
 
     def _close(self) -> None:
@@ -108,25 +117,19 @@ class Keeper:
             self._delete_at = monotonic() + _DELETE_DELAY_S
         self._queue.add(request)
 
-    def _work(self, last: bool) -> None:
-        """Do what there is to do, the most urgent first; what fails stays."""
+    def _work(self, answer: Answer, last: bool) -> BaseException | None:
+        """Do what there is to do, the most urgent first; returns why some of it, which is tried again, has failed."""
         failure: BaseException | None = None
         for job in self._queue.take(with_deletes=last or monotonic() >= self._delete_at):
+            self.is_in_storage = True
             try:
                 result = job.carry_out(self._storage)
             except BaseException as error:  # a plug-in may raise anything, and this thread has to go on
+                self.is_in_storage = False
                 failure = error
                 self._queue.put_back(job)
             else:
+                self.is_in_storage = False
                 for request in job.requests:
-                    self._answer(request, result)
-        self._note(failure)
-
-    def _note(self, failure: BaseException | None) -> None:
-        if failure is None:
-            self._retry_s = 0.0
-            return
-        if not self._retry_s:
-            log.error("the storage fails; trying again: %s", failure)
-            self._report(failure)
-        self._retry_s = min(max(_RETRY_MIN_S, self._retry_s * 2), _RETRY_MAX_S)
+                    answer(request, result)
+        return failure

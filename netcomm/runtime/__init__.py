@@ -1,0 +1,1 @@
+"""The threads and locks of a peer: what drives the protocol and runs the callbacks."""

@@ -1,0 +1,309 @@
+"""`Runtime`: all that a peer runs on, from its making to its end.
+
+Three kinds of threads meet here. The *dispatcher* runs callbacks. *Callers* send and wait. And the *loop* waits for the
+sockets: it is a role, and the dispatcher's while no callback is to be run. The Peer itself, which is a thread, is the
+deputy, which leads while callbacks keep the dispatcher from it. With a storage, a fourth thread, the *storage worker*,
+does its background work. Persistent messages are stored by the callers, before `send` returns.
+"""
+
+import os
+from collections.abc import Callable
+from threading import TIMEOUT_MAX, Thread
+from time import monotonic
+
+from netcomm import clocks, logs, places
+from netcomm.link import Link
+from netcomm.message import Delivery, DeliveryState, Limits
+from netcomm.protocol.events import Event, StorageRequest
+from netcomm.protocol.messaging import Messaging, PeerStats
+from netcomm.protocol.node import Node
+from netcomm.runtime import process
+from netcomm.runtime.callback_runner import CallbackRunner, Release
+from netcomm.runtime.dispatcher import Dispatcher
+from netcomm.runtime.group_commit import GroupCommit
+from netcomm.runtime.handover import Handover
+from netcomm.runtime.lifecycle import RUNNING, TERMINATED, Lifecycle, Phase
+from netcomm.runtime.loop import CLOSING_S, Loop
+from netcomm.runtime.sender import Sender
+from netcomm.runtime.storage_worker import StorageWorker
+from netcomm.storage import QueueStorage, open_storage
+
+
+class Runtime:
+    """The parts of one peer, and their life.
+
+    callbacks, sender: what the peer's verbs use. Other methods may be called from any thread, but for `deputize`.
+    """
+
+    def __init__(
+        self,
+        ident: str,
+        limits: Limits,
+        storage: str | QueueStorage | None,
+        *,
+        encoding: str | None,
+        ttl: float | None,
+        persistent: bool,
+    ) -> None:
+        """Make all of it; no thread runs before `start`. Raises StorageError where the storage can't be opened."""
+        self._life = Lifecycle(ident)
+        self._storage: QueueStorage | None = None
+        self._link = Link(limits)
+        process.enter(self)
+        try:
+            self._build(limits, storage, encoding, ttl, persistent)
+        except BaseException:
+            process.leave(self)
+            self._link.shut()
+            if self._storage is not None:
+                self._storage.close()
+            raise
+
+    def _build(
+        self,
+        limits: Limits,
+        storage: str | QueueStorage | None,
+        encoding: str | None,
+        ttl: float | None,
+        persistent: bool,
+    ) -> None:
+        """The rest of the constructor, which a fork may meet half-way."""
+        life, link, name = self._life, self._link, f"netcomm-{self._life.ident}"
+        self._storage = opened = open_storage(storage) if isinstance(storage, str) else storage
+        self._messaging = messaging = Messaging(
+            life.ident,
+            limits,
+            peer_id=os.urandom(16) if opened is None else opened.store_id,
+            boot_id=os.urandom(16),
+            first_epoch=int.from_bytes(os.urandom(8)) >> 1,
+            wait=self.wait_for_delivery,
+            progress=link.progress,
+            stores_positions=opened is not None,
+        )
+        node = Node(messaging, link)
+        worker = None if opened is None else StorageWorker(f"{name}-storage", opened)
+        self._worker = worker
+        if opened is not None:
+            for request in node.restore(opened.streams(), opened.positions(), *clocks.read()):
+                request.carry_out(opened)
+        self._dispatcher: Dispatcher[Event | Release] = Dispatcher(f"{name}-dispatcher", link.ring)
+        self._handover = Handover(node)
+        store = _no_storage if worker is None else worker.put
+        self._loop = loop = Loop(life, node, link, self._dispatcher, self._handover, store)
+        self.callbacks = CallbackRunner(life, messaging, loop, self._dispatcher, self._handover, encoding)
+        commit = None
+        if opened is not None and worker is not None:
+            commit = GroupCommit(life, messaging, loop, node, opened, worker)
+        self.sender = Sender(
+            life,
+            messaging,
+            loop,
+            self._dispatcher,
+            self._handover,
+            commit,
+            self.wait_for_delivery,
+            limits,
+            encoding=encoding,
+            ttl=ttl,
+            persistent=persistent,
+        )
+        life.phase = Phase.NEW
+
+    def __repr__(self) -> str:
+        return f"{self._life.ident!r} {self._life.phase.value}"
+
+    # -- Life -------------------------------------------------------------------------------------------------
+
+    def add_connector(self, host: str, port: int) -> None:
+        """See `Peer.add_connector`; host and port are checked."""
+        self._loop.refuse_interruption("add_connector")
+        with self._loop.mutex:
+            self._life.check(Phase.NEW, RUNNING)
+            self._link.add_connector(host, port)
+
+    def add_listener(self, host: str, port: int) -> str | places.Address:
+        """See `Peer.add_listener`; host and port are checked."""
+        self._loop.refuse_interruption("add_listener")
+        with self._loop.mutex:
+            self._life.check(Phase.NEW, RUNNING)
+            return self._link.add_listener(host, port)
+
+    def start(self, start_deputy: Callable[[], None]) -> None:
+        """Start all threads; start_deputy: starts the one that calls `deputize`. Raises LifecycleError."""
+        loop, worker = self._loop, self._worker
+        loop.refuse_interruption("start")
+        with loop.mutex:
+            self._life.check(Phase.NEW)
+            self._life.phase = RUNNING
+            try:
+                self._dispatcher.start(self.callbacks.dispatch, loop.lead)
+                if worker is not None:
+                    worker.start(loop.on_storage_answer, loop.report)
+                start_deputy()
+                return
+            except BaseException as error:
+                failure = error
+        self._end()
+        raise failure
+
+    def deputize(self) -> None:
+        """On the deputy's thread: lead while callbacks keep the dispatcher from it, and in the end close everything."""
+        self._loop.deputize()
+        try:
+            self._end()
+        except BaseException as error:
+            self._loop.fail(error)
+
+    def terminate(self, timeout: float, deputy: Thread | None = None) -> None:
+        """See `Peer.terminate`; deputy: the thread that calls `deputize`, where its end is to be awaited."""
+        if self._life.phase in (Phase.FORKED, Phase.UNMADE):
+            return
+        self._loop.refuse_interruption("terminate")
+        until = monotonic() + max(0.0, timeout)
+        in_callback = self._dispatcher.is_current()
+        mutex = self._loop.mutex
+        with mutex:
+            is_new = self._life.phase is Phase.NEW
+            if is_new:
+                self._life.phase = TERMINATED
+            first = self._life.phase is RUNNING
+            if in_callback and not first and not self._handover.muted:
+                self._count_callback()
+            if first:
+                try:
+                    self._wind_down(until - CLOSING_S, in_callback)
+                    self._stop_threads()
+                except BaseException:  # the caller was interrupted, perhaps in `_stop_threads`
+                    self._stop_threads()
+                    raise
+        if is_new:
+            self._end()
+        until = min(until, monotonic() + TIMEOUT_MAX / 2)
+        if deputy is not None and deputy.ident is not None:
+            deputy.join(max(2 * CLOSING_S, until - monotonic()))
+        self._dispatcher.join(max(0.0, until - monotonic()))
+        if self._worker is not None:
+            self._worker.join(max(CLOSING_S, until - monotonic()))
+        logs.flush(max(CLOSING_S, until - monotonic()))
+
+    def _wind_down(self, until: float, in_callback: bool) -> None:
+        """With the mutex held: wait until nothing is left to be done, as far as the time allows."""
+        loop, messaging = self._loop, self._messaging
+        self._life.phase = Phase.TERMINATING
+        messaging.stop_gathering()
+        loop.changed.notify_all()
+        loop.wait_until(lambda: messaging.may_end and not loop.has_deferred, until)
+        messaging.stop_receiving()
+        loop.wake()
+        if in_callback:
+            self._count_callback()
+        loop.wait_until(self._may_close, until)
+
+    def _may_close(self) -> bool:
+        """With the mutex held: whether nothing that was received waits for callbacks, or for the storage."""
+        callbacks_are_done = self._handover.muted or self.callbacks.holds_back or self._messaging.all_handed_over
+        return self._messaging.all_stored and callbacks_are_done
+
+    def _count_callback(self) -> None:
+        """With the mutex held: the callback that terminates the peer counts as returned, and is the last one."""
+        self._handover.mute(running=0)
+        self._loop.process_pending()
+        self._loop.changed.notify_all()
+
+    def _stop_threads(self) -> None:
+        """With the mutex held: let the loop and the dispatcher end."""
+        self._handover.mute()
+        self._loop.leadership.stop()
+
+    def _end(self) -> None:
+        loop = self._loop
+        with loop.mutex:
+            self._life.phase = TERMINATED
+        self._link.stop_accepting()  # it removes files, and nothing is added any more
+        with loop.mutex:
+            try:
+                loop.leadership.stop()
+                loop.discard_all()
+            finally:  # whatever has failed: no socket, thread or storage is left behind
+                self._link.shut()
+                loop.changed.notify_all()
+                self._dispatcher.stop()
+        if self._worker is not None:
+            self._worker.stop()
+
+    def abandon(self) -> None:
+        """In a forked child: the peer is the parent's. Its sockets are closed by `netcomm.descriptors`."""
+        unmade = self._life.phase is Phase.UNMADE
+        self._life.phase = Phase.FORKED
+        if self._storage is not None:
+            self._storage.abandon()
+        if not unmade:
+            self._loop.renew_mutex()
+            # A callback may have forked, and the dispatcher goes on here.
+            self._handover.muted = self._handover.attention = True
+            self.sender.abandon()
+
+    def check_running(self) -> None:
+        """Raise LifecycleError where the peer is not running."""
+        self._life.check_running()
+
+    # -- Waiting ----------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None) -> bool:
+        """See `Peer.flush`."""
+        loop = self._loop
+        loop.refuse_interruption("flush")
+        until = None if timeout is None else monotonic() + timeout
+        with loop.mutex:
+            self._life.check_running()
+            loop.wait_until(lambda: self._is_idle or self._life.phase is TERMINATED, until)
+            return self._is_idle
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._messaging.idle and not self._loop.has_deferred
+
+    def wait_connected(self, ident: str | None, timeout: float | None) -> bool:
+        """See `Peer.wait_connected`."""
+        loop, messaging = self._loop, self._messaging
+        loop.refuse_interruption("wait_connected")
+        until = None if timeout is None else monotonic() + timeout
+
+        def connected() -> bool:
+            return bool(messaging.connected_idents()) if ident is None else messaging.is_connected(ident)
+
+        with loop.mutex:
+            self._life.check_running()
+            loop.wait_until(lambda: connected() or self._life.phase is not RUNNING, until)
+            return connected()
+
+    def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+        """See `Delivery.wait`."""
+        if not delivery.done:
+            self._life.check_process()
+            loop = self._loop
+            loop.refuse_interruption("Delivery.wait")
+            until = None if timeout is None else monotonic() + timeout
+            with loop.mutex:
+                loop.wait_until(lambda: delivery.done or self._life.phase is TERMINATED, until)
+        return delivery.state is DeliveryState.DELIVERED
+
+    # -- Looking ----------------------------------------------------------------------------------------------
+
+    def connected_idents(self) -> list[str]:
+        """See `Peer.peers`."""
+        self._life.check_process()
+        self._loop.refuse_interruption("peers")
+        with self._loop.mutex:
+            return self._messaging.connected_idents()
+
+    def stats(self) -> dict[str, PeerStats]:
+        """What `Peer.stats` shows."""
+        self._life.check_process()
+        self._loop.refuse_interruption("stats")
+        with self._loop.mutex:
+            return self._messaging.stats()
+
+
+def _no_storage(request: StorageRequest) -> None:
+    raise AssertionError("without a storage, nothing is asked of it")
