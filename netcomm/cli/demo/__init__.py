@@ -365,7 +365,7 @@ class _Stalled(DemoError):
 
 def _command(role: str) -> list[str]:
     """What starts a process; its arguments follow."""
-    return [sys.executable, "-P", "-m", "netcomm.demo", role]
+    return [sys.executable, "-P", "-m", "netcomm.cli.demo.roles", role]
 
 
 class _Child:

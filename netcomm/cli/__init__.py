@@ -1,6 +1,6 @@
 """The command `netcomm`.
 
-click and rich, the extra `cli`, are imported here and in `netcomm.queue_cli`, when the command runs, and nowhere else.
+click and rich, the extra `cli`, are imported here and in `netcomm.cli.queue`, when the command runs, and nowhere else.
 """
 
 import sys
@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import netcomm
-from netcomm import demo
+from netcomm.cli import demo
 from netcomm.protocol.wire import printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _command() -> "click.Group":
     import rich.console
     import rich.progress
 
-    from netcomm import queue_cli
+    from netcomm.cli import queue
 
     @click.group(context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(netcomm.__version__, prog_name="netcomm")
@@ -76,7 +76,7 @@ def _command() -> "click.Group":
         _print_report(console, report)
         sys.exit(0 if report.good else 1)
 
-    group.add_command(queue_cli.queue)
+    group.add_command(queue.queue)
     return group
 
 
