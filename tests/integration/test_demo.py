@@ -6,14 +6,16 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import netcomm
-from netcomm import cli, demo
-from netcomm.demo import Record, judge
+from netcomm import cli
+from netcomm.cli.demo import director, journal
+from netcomm.cli.demo.journal import ReceivedJournal, Record
+from netcomm.cli.demo.judge import Report, judge
+from netcomm.cli.demo.plan import standard_library
 from tests.integration import processes
 from tests.integration.processes import Program, run
 
@@ -97,7 +99,7 @@ def test_one_file_arrives(folder: Path, name: str) -> None:
 def test_without_a_path_the_standard_library_is_sent() -> None:
     code, output = run("-m", "netcomm", "demo")
     assert code == 0, output
-    sources = [path for path in demo.standard_library().rglob("*.py") if "site-packages" not in path.parts]
+    sources = [path for path in standard_library().rglob("*.py") if "site-packages" not in path.parts]
     assert table(output)["files"] == f"{len(sources):,}"
     assert table(output)["bytes"] == f"{sum(path.stat().st_size for path in sources):,}"
 
@@ -132,18 +134,6 @@ def test_a_file_that_cannot_be_read_is_told_of(
         cli.main()
     assert exited.value.code == 2
     assert f"can't read {folder / 'text.txt'}: Permission denied" in capsys.readouterr().err
-
-
-def test_it_shows_its_version() -> None:
-    assert run("-m", "netcomm", "--version") == (0, f"netcomm, version {netcomm.__version__}")
-
-
-@pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_the_extra_it_says_how_to_get_it(missing: str) -> None:
-    code, output = run("-c", f"import sys; sys.modules[{missing!r}] = None; import netcomm.cli; netcomm.cli.main()")
-    assert code == 2
-    assert len(output.splitlines()) == 1
-    assert "pip install 'netcomm[cli]'" in output
 
 
 @pytest.fixture
@@ -198,13 +188,13 @@ def again(record: Record, process: int = 1, redelivered: bool = True) -> Record:
 
 def judged(
     received: list[Record], attempts: list[Record] = ABC, accepted: set[int] | None = None, connects: int = 1
-) -> demo.Report:
+) -> Report:
     return judge(PLANNED, attempts, range(len(attempts)) if accepted is None else accepted, received, connects)
 
 
 def test_the_judge_finds_nothing_wrong_with_what_is_right() -> None:
     report = judged(ABC, connects=2)
-    assert report == demo.Report(files=3, bytes=3, reconnects=1)
+    assert report == Report(files=3, bytes=3, reconnects=1)
     assert report.good
 
 
@@ -290,9 +280,9 @@ def test_the_judge_finds_what_nobody_sent() -> None:
 
 def test_a_line_that_was_cut_off_does_not_count_and_spoils_no_other(tmp_path: Path) -> None:
     (tmp_path / "received.jsonl").write_bytes(b'{"attempt": 1, "na')
-    with demo._journal(tmp_path, "received.jsonl") as journal:
-        demo._write(journal, asdict(A))
-    assert demo._received(tmp_path) == [A]
+    with ReceivedJournal(tmp_path) as writer:
+        writer.note(A)
+    assert journal.received(tmp_path) == [A]
 
 
 # -- Planted faults -------------------------------------------------------------------------------------------
@@ -302,7 +292,7 @@ FAULTY_LISTENER = """
 import json
 import sys
 from dataclasses import replace
-from netcomm import demo
+from netcomm.cli.demo import roles
 from netcomm.callbacks import Callback
 
 call = Callback.__call__
@@ -315,7 +305,7 @@ def faulty(self, *args):
         call(self, *args)
 
 Callback.__call__ = faulty
-demo.main(sys.argv[1:])
+roles.main(sys.argv[1:])
 """
 TWICE_UNMARKED = "for _ in range(2): call(self, ident, replace(message, redelivered=False))"
 TWICE_MARKED = "for _ in range(2): call(self, ident, replace(message, redelivered=True))"
@@ -337,14 +327,14 @@ def test_a_planted_fault_is_found(
 ) -> None:
     for number in range(10):
         (tmp_path / str(number)).write_bytes(bytes([number]))
-    command = demo._command
+    command = director._command
 
     def faulty_command(role: str) -> list[str]:
         if role == "listener":
             return [sys.executable, "-P", "-c", FAULTY_LISTENER.replace("{fault}", fault), role]
         return command(role)
 
-    monkeypatch.setattr(demo, "_command", faulty_command)
+    monkeypatch.setattr(director, "_command", faulty_command)
     monkeypatch.setattr(sys, "argv", ["netcomm", "demo", str(tmp_path)])
     with pytest.raises(SystemExit) as exited:
         cli.main()
@@ -359,9 +349,9 @@ def test_a_planted_fault_is_found(
 def test_a_process_that_dies_is_told_of(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = demo._command
+    command = director._command
     dying = [sys.executable, "-c", "import os; os._exit(3)"]
-    monkeypatch.setattr(demo, "_command", lambda role: dying if role == "connector" else command(role))
+    monkeypatch.setattr(director, "_command", lambda role: dying if role == "connector" else command(role))
     monkeypatch.setattr(sys, "argv", ["netcomm", "demo", str(folder)])
     with pytest.raises(SystemExit) as exited:
         cli.main()
@@ -372,14 +362,14 @@ def test_a_process_that_dies_is_told_of(
 def test_when_nothing_moves_it_gives_up_and_reports_what_is_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "_STALL_S", 1.0)
-    cut = demo.FaultProxy.cut
+    monkeypatch.setattr(director, "_STALL_S", 1.0)
+    cut = director.FaultProxy.cut
 
-    def cut_for_good(self: demo.FaultProxy, reset: bool = False) -> int:
+    def cut_for_good(self: director.FaultProxy, reset: bool = False) -> int:
         self.refuse()
         return cut(self, reset)
 
-    monkeypatch.setattr(demo.FaultProxy, "cut", cut_for_good)
+    monkeypatch.setattr(director.FaultProxy, "cut", cut_for_good)
     monkeypatch.setattr(sys, "argv", ["netcomm", "demo", str(folder)])
     with pytest.raises(SystemExit) as exited:
         cli.main()

@@ -19,7 +19,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import netcomm.storage
-from netcomm import SnakemqConnector, SnakemqListener, queue_cli
+from netcomm import SnakemqConnector, SnakemqListener
+from netcomm.cli import output as cli_output
+from netcomm.cli.queue import command
 from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage, open_storage
 from tests.integration.processes import ROOT, WAIT_S, Program, run
 
@@ -53,7 +55,7 @@ def queue(*arguments: str | Path) -> tuple[int, str]:
 
 def queue_here(*arguments: str | Path) -> Result:
     """The same in this process, where there are many."""
-    return CliRunner().invoke(queue_cli.queue, list(map(str, arguments)))
+    return CliRunner().invoke(command, list(map(str, arguments)))
 
 
 @pytest.fixture
@@ -130,12 +132,30 @@ def test_a_path_that_looks_like_a_url_is_a_path(tmp_path: Path) -> None:
     assert "bob" in output
 
 
+def test_a_path_may_have_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "queue") + b"-caf\xe9 %41.db"))
+    with netcomm.storage._load_plugin("sqlite")(path) as storage:  # type: ignore[call-arg]
+        storage.append([Append("bob", EPOCH, [message(seq) for seq in range(3)])])
+    files = set(os.listdir(os.fsencode(tmp_path)))
+    for arguments, says in [
+        (["list", path], "bob"),
+        (["show", path, "bob"], "hello"),
+        (["drop", path, "bob", "--seq", "1", "--yes"], "dropped 1 message for bob"),
+        (["export", path, "-o", "-"], "2 messages, 10 bytes"),
+    ]:
+        code, output = queue(*arguments)
+        assert code == 0, output
+        assert says in output
+    new = set(os.listdir(os.fsencode(tmp_path))) - files
+    assert not {name for name in new if not name.endswith((b"-wal", b"-shm"))}, "no other file was taken for it"
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (60, "1 min"), (7380, "2 h 3 min"), (90000, "1 d 1 h")],
 )
 def test_a_duration_has_the_unit_that_fits(seconds: float, shown: str) -> None:
-    assert queue_cli._duration(seconds) == shown
+    assert cli_output._duration(seconds) == shown
 
 
 def test_an_empty_storage_is_told_of(tmp_path: Path) -> None:

@@ -53,7 +53,28 @@ LIBRARY = [
     "listener",
 ]
 # What stands on the library: programs and tools for tests, which may use sockets and threads as any program does.
-ON_TOP = ["testing.proxy", "testing.*", "testing", "demo", "queue_cli", "cli", "__main__"]
+ON_TOP = [
+    "testing.proxy",
+    "testing.*",
+    "testing",
+    "cli.group",
+    "cli.output",
+    "cli.queue.backlog",
+    "cli.queue.drop",
+    "cli.queue.export",
+    "cli.queue.list",
+    "cli.queue.show",
+    "cli.queue",
+    "cli.demo.plan",
+    "cli.demo.journal",
+    "cli.demo.judge",
+    "cli.demo.roles",
+    "cli.demo.director",
+    "cli.demo.show",
+    "cli.demo",
+    "cli",
+    "__main__",
+]
 SANS_IO = ["deadlines", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
 SOCKETS = {"socket", "selectors", "select", "ssl", "socketserver", "asyncio"}
@@ -229,7 +250,38 @@ def test_importing_netcomm_imports_no_extras() -> None:
     loaded = set(run("import sys, netcomm; print(*sys.modules, sep='\\n')").splitlines())
     assert "netcomm.peer" in loaded
     assert {name.split(".")[0] for name in loaded} & (EXTRAS | DATABASES) == set()
-    assert {f"netcomm.{name}" for name in ("cli", "demo", "testing")} & loaded == set()
+    assert {f"netcomm.{name}" for name in ("cli", "testing")} & loaded == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        ("--help", set()),
+        ("--version", set()),
+        ("queue --help", {"queue"}),
+        ("queue export --help", {"queue", "queue.export", "queue.backlog", "output"}),
+        ("demo --help", {"demo"}),
+    ],
+)
+def test_a_command_that_does_not_run_is_not_imported(arguments: str, needed: set[str]) -> None:
+    code = (
+        "import sys, netcomm.cli\n"
+        f"sys.argv = ['netcomm', *{arguments.split()!r}]\n"
+        "try: netcomm.cli.main()\n"
+        "except SystemExit as end: print(end.code, *sys.modules, sep='\\n')"
+    )
+    loaded = run(code).splitlines()
+    assert "0" in loaded
+    assert {name for name in loaded if name.startswith("netcomm.cli.")} == {
+        f"netcomm.cli.{name}" for name in {"group", *needed}
+    }
+    assert {name.split(".")[0] for name in loaded} & (EXTRAS | DATABASES) == {"click"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_only_the_command_imports_click_and_rich(name: str) -> None:
+    if name.partition(".")[0] != "cli":
+        assert external(name) & {"click", "rich"} == set()
 
 
 def test_importing_netcomm_starts_no_thread_and_configures_no_logging() -> None:
