@@ -1,4 +1,6 @@
-"""Every test must leave things as it found them: no thread, no descriptor, no warning."""
+"""Every test must leave things as it found them: no thread, no descriptor, no warning. Locks are watched."""
+
+from tests import held_locks  # noqa: I001 - before netcomm makes its first lock
 
 import gc
 import os
@@ -72,7 +74,9 @@ def _nothing_is_left() -> Iterator[None]:
     threads = set(threading.enumerate())
     descriptors = _descriptors()
     yield
-    logs.flush(_GRACE_S)
+    assert logs.flush(_GRACE_S)
+    if found := held_locks.take():
+        pytest.fail("\n".join(found[:3]))
     deadline = time.monotonic() + _GRACE_S
     while True:
         gc.collect()
