@@ -100,7 +100,7 @@ class Peer(threading.Thread):
             import platform
 
             ident = f"{platform.node()[:64]}-{os.getpid()}-{os.urandom(3).hex()}"
-        self._local_ident = check_ident(ident)
+        check_ident(ident)
         super().__init__(name=f"netcomm-{ident}", daemon=True)
         if encoding is not None:
             check_encoding(encoding)
@@ -111,7 +111,6 @@ class Peer(threading.Thread):
         self._runtime = runtime = Runtime(
             ident, limits, storage, encoding=encoding, ttl=ttl, persistent=bool(persistent)
         )
-        self._sender = runtime.sender
         callbacks = runtime.callbacks
         self.on_recv, self.on_message = callbacks.on_recv, callbacks.on_message
         self.on_connect, self.on_disconnect = callbacks.on_connect, callbacks.on_disconnect
@@ -122,7 +121,7 @@ class Peer(threading.Thread):
     @property
     def local_ident(self) -> str:
         """This peer's name. (`ident` is the thread's identifier, as `threading` has it.)"""
-        return self._local_ident
+        return self._runtime.ident
 
     def add_connector(self, host: str, port: int) -> None:
         """Connect to a place, and again whenever the connection is lost, until `terminate`.
@@ -214,7 +213,7 @@ class Peer(threading.Thread):
         ConfigurationError for an argument that can't be used; LifecycleError. May be called from any thread, and from
         a callback.
         """
-        sender = self._sender
+        sender = self._runtime.sender
         if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
             run = sender.open_runs.get(ident)
             if run is not None and (joined := run.join(data)) is not None and (run.is_open or sender.has(run, joined)):
@@ -238,7 +237,7 @@ class Peer(threading.Thread):
         or, where it raises, none. Of transient messages, those before the one that failed are queued; `timeout` is for
         all of them together, and each Delivery is made when it is looked at.
         """
-        return self._sender.send_many(ident, items, ttl, persistent, timeout)
+        return self._runtime.sender.send_many(ident, items, ttl, persistent, timeout)
 
     # -- Waiting ----------------------------------------------------------------------------------------------
 

@@ -214,6 +214,11 @@ class Loop:
         if self.is_interrupting():
             raise reentrant(call)
 
+    def refuse_waiting(self, call: str) -> None:
+        """As `refuse_interruption`; and on the thread that leads, which would have to bring about what is awaited."""
+        if self.is_interrupting() or self.leadership.is_current():
+            raise reentrant(call)
+
     def defer(self, ident: str, entry: Entry) -> None:
         """Let the next pass queue transient messages, since the caller interrupts a thread that has the mutex."""
         self._deferred.append((ident, entry))
@@ -242,13 +247,7 @@ class Loop:
         """With the mutex held: wait until a condition on what it guards has come true; returns whether it has.
 
         until: on the clock of `time.monotonic`, None for as long as it takes.
-
-        Raises ReentrantCall on the thread that leads, which would have to bring it about.
         """
-        if self.leadership.is_current():
-            if true():
-                return True
-            raise reentrant("a function that waits")
         if self._dispatcher.is_current():
             self.process_pending()
             self.leadership.await_deputy()

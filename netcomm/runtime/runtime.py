@@ -32,6 +32,7 @@ from netcomm.storage import QueueStorage, open_storage
 class Runtime:
     """The parts of one peer, and their life.
 
+    ident: the peer's name.
     callbacks, sender: what the peer's verbs use. Other methods may be called from any thread, but for `deputize`.
     """
 
@@ -46,6 +47,7 @@ class Runtime:
         persistent: bool,
     ) -> None:
         """Make all of it; no thread runs before `start`. Raises StorageError where the storage can't be opened."""
+        self.ident = ident
         self._life = Lifecycle(ident)
         self._storage: QueueStorage | None = None
         self._link = Link(limits)
@@ -158,7 +160,7 @@ class Runtime:
         """See `Peer.terminate`; deputy: the thread that calls `deputize`, where its end is to be awaited."""
         if self._life.phase in (Phase.FORKED, Phase.UNMADE):
             return
-        self._loop.refuse_interruption("terminate")
+        self._loop.refuse_waiting("terminate")
         until = monotonic() + max(0.0, timeout)
         in_callback = self._dispatcher.is_current()
         mutex = self._loop.mutex
@@ -219,17 +221,18 @@ class Runtime:
         loop = self._loop
         with loop.mutex:
             self._life.phase = TERMINATED
-        self._link.stop_accepting()  # it removes files, and nothing is added any more
-        with loop.mutex:
-            try:
+        try:
+            self._link.stop_accepting()  # it removes files, and nothing is added any more
+            with loop.mutex:
                 loop.leadership.stop()
                 loop.discard_all()
-            finally:  # whatever has failed: no socket, thread or storage is left behind
+        finally:  # whatever has failed: no socket, thread or storage is left behind
+            with loop.mutex:
                 self._link.shut()
                 loop.changed.notify_all()
-                self._dispatcher.stop()
-        if self._worker is not None:
-            self._worker.stop()
+            self._dispatcher.stop()
+            if self._worker is not None:
+                self._worker.stop()
 
     def abandon(self) -> None:
         """In a forked child: the peer is the parent's. Its sockets are closed by `netcomm.descriptors`."""
@@ -252,7 +255,7 @@ class Runtime:
     def flush(self, timeout: float | None) -> bool:
         """See `Peer.flush`."""
         loop = self._loop
-        loop.refuse_interruption("flush")
+        loop.refuse_waiting("flush")
         until = None if timeout is None else monotonic() + timeout
         with loop.mutex:
             self._life.check_running()
@@ -266,7 +269,7 @@ class Runtime:
     def wait_connected(self, ident: str | None, timeout: float | None) -> bool:
         """See `Peer.wait_connected`."""
         loop, messaging = self._loop, self._messaging
-        loop.refuse_interruption("wait_connected")
+        loop.refuse_waiting("wait_connected")
         until = None if timeout is None else monotonic() + timeout
 
         def connected() -> bool:
@@ -282,7 +285,7 @@ class Runtime:
         if not delivery.done:
             self._life.check_process()
             loop = self._loop
-            loop.refuse_interruption("Delivery.wait")
+            loop.refuse_waiting("Delivery.wait")
             until = None if timeout is None else monotonic() + timeout
             with loop.mutex:
                 loop.wait_until(lambda: delivery.done or self._life.phase is TERMINATED, until)

@@ -25,7 +25,7 @@ from netcomm.runtime.dispatcher import Dispatcher
 from netcomm.runtime.group_commit import GroupCommit
 from netcomm.runtime.handover import Handover
 from netcomm.runtime.lifecycle import RUNNING, Lifecycle
-from netcomm.runtime.loop import Loop
+from netcomm.runtime.loop import Loop, reentrant
 
 _NUMBER_BITS = MAX_BATCH_COUNT.bit_length()  # of a uuid: they count the messages of a batch
 
@@ -269,6 +269,8 @@ class Sender:
         def room_or_end() -> bool:
             return self._life.phase is not RUNNING or self._messaging.has_room(ident, size)
 
+        if self._loop.leadership.is_current():
+            raise reentrant("send to a queue that is full")
         self._loop.wake()
         if not self._loop.wait_until(room_or_end, until):
             raise QueueFull(f"the queue to {ident!r} is full")
