@@ -114,14 +114,13 @@ class Leadership:
             # Looked at once more: work may have begun before it could be seen that the deputy rests.
             asleep = self._resting and not self._working
             try:
-                urgent = self._alarm.get(timeout=None if asleep else patience_s)
+                kept = self._alarm.get(timeout=None if asleep else patience_s)
                 patience_s = PATIENCE_S
             except Empty:
-                urgent = True
+                kept = turns == self._turns
                 patience_s = min(2 * patience_s, MOST_PATIENCE_S)
             self._resting = False
-            kept = urgent and self._working and turns == self._turns
-            if kept and self._held.acquire(blocking=False):
+            if kept and self._working and self._held.acquire(blocking=False):
                 self._leader = get_ident()
                 return True
             last_begun = begun

@@ -17,6 +17,7 @@ from netcomm.connections import ConnectionEvent
 from netcomm.link import Link
 from netcomm.message import Stream
 from netcomm.protocol import decode, encode, frames
+from netcomm.runtime import leadership
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -336,6 +337,19 @@ def test_a_callback_may_send_and_wait_for_the_delivery(pair: Pair) -> None:
     assert echoed.calls == [("niess", b"HELLO %d" % number) for number in range(3)]
 
 
+def test_a_callback_that_waits_does_not_wait_for_the_deputys_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leadership, "PATIENCE_S", 2 * DEADLINE_S)
+    outcome = Recorder()
+    with Pair() as pair:
+
+        @pair.niess.on_recv.add
+        def answer(ident: str, data: bytes) -> None:
+            outcome(pair.niess.send(ident, data).wait(DEADLINE_S / 2))
+
+        pair.bob.send("niess", b"x")
+        assert outcome.wait(1) == [True]
+
+
 def test_a_callback_may_flush(pair: Pair) -> None:
     outcome = Recorder()
 
@@ -520,6 +534,8 @@ def test_every_message_behind_a_slow_one_is_acknowledged_before_the_batch_ends(p
     deliveries = pair.bob.send_many("niess", [b"%d" % number for number in range(5)])
     for number, delivery in enumerate(deliveries):
         assert not delivery.done
+        # The thread that leads has found that this callback takes long, and leaves it to the dispatcher to report it.
+        wait_until(lambda: pair.niess._runtime._handover.report_at is None)
         steps[number].set()
         assert delivery.wait(DEADLINE_S)
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -12,6 +12,14 @@ from netcomm.storage import Append, MemoryQueueStorage
 DEADLINE_S = 20.0
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for something that nobody announces."""
+    until = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 class Gated(MemoryQueueStorage):
     """A storage that keeps who appends waiting, as long as it is told to; and fails as it is told to."""
 
@@ -19,6 +27,7 @@ class Gated(MemoryQueueStorage):
         super().__init__()
         self.appends: list[Sequence[Append]] = []
         self.failures: list[BaseException] = []
+        self.late_failure: BaseException | None = None  # raised when all is stored
         self.entered = threading.Semaphore(0)
         self.open = threading.Event()
         self.open.set()
@@ -30,6 +39,8 @@ class Gated(MemoryQueueStorage):
         if self.failures:
             raise self.failures.pop(0)
         super().append(appends)
+        if self.late_failure is not None:
+            raise self.late_failure
 
     def payloads(self) -> list[list[bytes]]:
         """What each call was to store."""
@@ -59,10 +70,7 @@ class Scene:
 
         self._threads.append(threading.Thread(target=run))
         self._threads[-1].start()
-        until = time.monotonic() + DEADLINE_S
-        while len(uncommitted) == count:
-            assert time.monotonic() < until
-            time.sleep(0.001)
+        wait_until(lambda: len(uncommitted) > count)
 
     def send_together(self, *payloads: bytes) -> None:
         """Let the first be stored by itself, and meanwhile the others wait."""
@@ -109,6 +117,15 @@ def test_where_storing_fails_all_of_them_hear_of_it_and_nothing_is_queued(scene:
     scene.bob.send("niess", b"3")
     assert [message.data for message in scene.storage.read("niess", 0, 10, 1000)] == [b"3"]
     assert scene.queued() == 1
+
+
+def test_what_was_stored_before_the_storage_raised_is_deleted_again(scene: Scene) -> None:
+    scene.storage.late_failure = StorageUnavailable("as the test wants")
+    with pytest.raises(StorageUnavailable):
+        scene.bob.send("niess", b"0")
+    scene.storage.late_failure = None
+    scene.bob.send("niess", b"1")
+    wait_until(lambda: [message.data for message in scene.storage.read("niess", 0, 10, 1000)] == [b"1"])
 
 
 def test_an_interruption_is_told_to_its_own_thread_alone(scene: Scene) -> None:

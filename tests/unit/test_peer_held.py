@@ -158,6 +158,26 @@ def test_what_has_come_in_behind_held_messages_is_handed_over_behind_them(pair: 
     assert received.calls == [("bob", b"0"), ("bob", b"1")]
 
 
+def test_a_batch_that_is_held_back_half_way_stays_before_those_that_came_after_it(pair: Pair, warned: Warned) -> None:
+    niess, bob = pair
+    bob.send_many("niess", [b"0", b"1"])
+    assert warned.seen.wait(DEADLINE_S)
+    bob.send_many("niess", [b"2", b"3"])
+    wait_until(lambda: niess.stats().peers["bob"].received == 4)
+    received = Recorder()
+
+    def once(ident: str, data: bytes) -> None:
+        niess.on_recv.remove(once)
+        received(ident, data)
+
+    for count in range(1, 4):
+        niess.on_recv.add(once)
+        assert len(received.wait(count)) == count
+    niess.on_recv.add(received)
+    assert bob.flush(DEADLINE_S)
+    assert [data for _, data in received.calls] == [b"0", b"1", b"2", b"3"]
+
+
 def wait_until(true: Callable[[], bool]) -> None:
     """Wait for something that nobody announces."""
     until = time.monotonic() + DEADLINE_S

@@ -310,6 +310,29 @@ def test_a_position_that_could_not_be_stored_is_replaced_by_a_later_one(watched:
     assert watched.answered(1) == [(StorePosition("c", Position(1, 2)), None)]
 
 
+def test_a_storage_that_fails_is_asked_again_after_pauses_that_double(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    get = watched.worker._requests.get
+
+    class Requests:
+        """Notes for how long the worker waits while requests that failed are left."""
+
+        def get(self, timeout: float | None) -> StorageRequest | None:
+            if timeout is not None:
+                pauses.append(timeout)
+            return get(timeout=timeout)
+
+        get_nowait, put = watched.worker._requests.get_nowait, watched.worker._requests.put
+
+    monkeypatch.setattr(watched.worker, "_requests", Requests())
+    watched.storage.failures["mark_sent"] = [StorageUnavailable("x")] * 6
+    watched.worker._requests.put(Mark("b", 1))
+    watched.answered(1)
+    assert pauses == [0.002, 0.004, 0.008, 0.016, 0.02, 0.02]
+
+
 def test_after_a_success_a_failure_is_news_again(watched: Watched) -> None:
     watched.storage.failures["mark_sent"] = [StorageError("first")] * 2
     watched.worker.put(Mark("b", 1))
