@@ -34,7 +34,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from netcomm import clocks, link, places, process
+from netcomm import clocks, process
 from netcomm.callbacks import Callback
 from netcomm.dispatcher import Dispatcher
 from netcomm.errors import (
@@ -55,6 +55,9 @@ from netcomm.protocol.events import Connected, Disconnected, Dropped, Event, Fai
 from netcomm.protocol.messaging import CONVERSATION, Messaging, PeerStats
 from netcomm.protocol.node import Node
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
+from netcomm.transport.acceptor import listen
+from netcomm.transport.addresses import check_place
+from netcomm.transport.link import Link
 
 log = Log("netcomm.peer")
 
@@ -230,13 +233,13 @@ class Peer(threading.Thread):
         self._gathering: dict[str, Run] = {}
         if not isinstance(storage, str | QueueStorage | None):
             raise ConfigurationError(f"a storage must be a URL or a QueueStorage, not {type(storage).__name__}")
-        self._link = link.Link(self._limits)
+        self._link = Link(self._limits)
         process.enter(self)
         try:
             self._open(storage)
         except BaseException:
             process.leave(self)
-            self._link.shut()
+            self._link.close_now()
             if self._storage is not None:
                 self._storage.close()
             raise
@@ -306,7 +309,7 @@ class Peer(threading.Thread):
 
         Before or after `start`. Raises ConfigurationError, LifecycleError. May be called from any thread.
         """
-        host, port = places.check_place(host, port)
+        host, port = check_place(host, port)
         with self._mutex:
             self._check_phase(_Phase.NEW, _Phase.RUNNING)
             self._link.add_connector(host, port)
@@ -321,10 +324,13 @@ class Peer(threading.Thread):
         Returns the bound address: (host, port), or `unix:/path`. Before or after `start`. Raises BindError where the
         place can't be had, ConfigurationError, LifecycleError. May be called from any thread.
         """
-        host, port = places.check_place(host, port)
-        with self._mutex:
+        host, port = check_place(host, port)
+        self._check_phase(_Phase.NEW, _Phase.RUNNING)
+        # To look up a name and to bind may take their time. The peer may end meanwhile.
+        with listen(host, port) as listening, self._mutex:
             self._check_phase(_Phase.NEW, _Phase.RUNNING)
-            return self._link.add_listener(host, port)
+            self._link.add_listener(listening)
+        return listening.address
 
     def _setup(self, step: Callable[[], T]) -> T:
         """Run a step of a subclass's constructor; where it fails, leave nothing open."""
@@ -930,7 +936,7 @@ class Peer(threading.Thread):
             self._settle()
             self._messaging.close_all("terminated", clocks.now())
             self._settle()
-            self._link.stop_accepting()
+        self._link.stop_accepting()
         until = monotonic() + _CLOSING_S
         left = 0.0  # what the other side has closed already is found without waiting
         while not self._link.quiet and left >= 0:
@@ -949,7 +955,7 @@ class Peer(threading.Thread):
             self._messaging.discard_all()
             self._settle()
         finally:  # whatever has failed: no socket, thread or storage is left behind
-            self._link.shut()
+            self._link.close_now()
             self._changed.notify_all()
             self._dispatcher.stop()
             if self._keeper is not None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from netcomm import DeliveryState, LifecycleError, NetcommError, peer
-from netcomm.link import Link
 from netcomm.protocol.messaging import Messaging
+from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,

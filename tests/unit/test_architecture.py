@@ -37,8 +37,16 @@ LIBRARY = [
     "keeper",
     "dispatcher",
     "leadership",
-    "places",
-    "link",
+    "transport",
+    "transport.addresses",
+    "transport.byte_stream",
+    "transport.waker",
+    "transport.spin",
+    "transport.acceptor",
+    "transport.dialer",
+    "transport.connection",
+    "transport.lingering",
+    "transport.link",
     "peer",
     "connector",
     "listener",
@@ -119,7 +127,7 @@ def test_the_reader_of_imports_finds_them_all() -> None:
 import os.path, socket as s
 from netcomm import wire, Peer
 from netcomm.errors import NetcommError
-from . import link
+from . import session
 from .peer import Peer
 from collections.abc import Callable
 if True:
@@ -130,13 +138,13 @@ def function():
     except ImportError:
         pass
 """
-    assert imports(source, {"wire", "link", "peer", "errors"}) == {
+    assert imports(source, {"wire", "session", "peer", "errors"}) == {
         "os.path",
         "socket",
         "netcomm.wire",
         "netcomm",
         "netcomm.errors",
-        "netcomm.link",
+        "netcomm.session",
         "netcomm.peer",
         "collections.abc",
         "time",
@@ -165,7 +173,7 @@ def test_the_package_imports_the_library_and_nothing_on_top() -> None:
 
 
 def test_the_protocol_and_the_transport_do_not_know_each_other() -> None:
-    transport = {"places", "link"}
+    transport = {name for name in LIBRARY if name.startswith("transport")}
     for name in LIBRARY:
         if name.startswith("protocol"):
             assert not internal(name) & transport, name
@@ -174,26 +182,25 @@ def test_the_protocol_and_the_transport_do_not_know_each_other() -> None:
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_only_places_and_link_import_sockets(name: str) -> None:
-    if name not in ("places", "link", "peer"):
+def test_only_the_transport_imports_sockets(name: str) -> None:
+    if not name.startswith("transport."):
         assert external(name) & SOCKETS == set()
-
-
-def test_peer_uses_socket_for_the_hosts_name_only() -> None:
-    tree = ast.parse(SOURCES["peer"])
-    assert external("peer") & SOCKETS <= {"socket"}
-    assert not any(isinstance(node, ast.ImportFrom) and node.module == "socket" for node in ast.walk(tree))
-    used = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket"
-    }
-    assert used <= {"gethostname"}
 
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_some_rooms_know_threads(name: str) -> None:
-    if name not in ("peer", "link", "callbacks", "dispatcher", "leadership", "logs", "process", "storage", "keeper"):
+    if name not in (
+        "peer",
+        "callbacks",
+        "dispatcher",
+        "leadership",
+        "logs",
+        "process",
+        "storage",
+        "keeper",
+        "transport.dialer",
+        "transport.waker",
+    ):
         assert external(name) & THREADS == set()
 
 
