@@ -87,7 +87,7 @@ class Side:
     def _never(self, number: int, *_: object) -> None:
         raise AssertionError("nothing of this happens here")
 
-    flush = close = give_up = pause = _never
+    flush = close = abort = pause = _never
 
 
 class Pair:

@@ -73,7 +73,7 @@ class ConnectionPort(Protocol):
     def close(self, number: int, farewell: list[bytes]) -> None:
         """Send what was written, then `farewell`, then close."""
 
-    def give_up(self, number: int, reason: str) -> None:
+    def abort(self, number: int, reason: str) -> None:
         """What a connection was to write may not have been written: lose it soon."""
 
     def receive_into(self, number: int, buffer: memoryview) -> None:

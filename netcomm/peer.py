@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from netcomm import places
 from netcomm.errors import ConfigurationError
 from netcomm.message import Delivery, Limits, check_ident
 from netcomm.protocol.messaging import PeerStats
 from netcomm.runtime.runtime import Runtime
 from netcomm.runtime.sender import UNSET, Data, Unset, check_encoding, check_ttl
 from netcomm.storage import QueueStorage
+from netcomm.transport.addresses import check_place
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ class Peer(threading.Thread):
 
         Before or after `start`. Raises ConfigurationError, LifecycleError. May be called from any thread.
         """
-        host, port = places.check_place(host, port)
+        host, port = check_place(host, port)
         self._runtime.add_connector(host, port)
 
     def add_listener(self, host: str, port: int) -> str | tuple[str, int]:
@@ -145,7 +145,7 @@ class Peer(threading.Thread):
         Returns the bound address: (host, port), or `unix:/path`. Before or after `start`. Raises BindError where the
         place can't be had, ConfigurationError, LifecycleError. May be called from any thread.
         """
-        host, port = places.check_place(host, port)
+        host, port = check_place(host, port)
         return self._runtime.add_listener(host, port)
 
     def _setup(self, step: Callable[[], T]) -> T:

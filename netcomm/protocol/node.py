@@ -152,7 +152,7 @@ class Node:
         """The thread that queued or wrote messages for a receiver was interrupted: the connection ends."""
         number = self.messaging.interrupted(ident)
         if number is not None:
-            self._link.give_up(number, "sending was interrupted")
+            self._link.abort(number, "sending was interrupted")
 
     def _write(self, number: int, now: float) -> None:
         link, output, budget = self._link, self.messaging.output, self._budget
@@ -166,7 +166,7 @@ class Node:
             self._fail(number, error, now)
 
     def _fail(self, number: int, error: Exception, now: float) -> None:
-        self._link.give_up(number, f"failed: {error!r}")
+        self._link.abort(number, f"failed: {error!r}")
         self.messaging.connection_failed(number, error, now)
 
     # -- Work out ---------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from typing import Any
 
 from netcomm import clocks
 from netcomm.errors import NetcommError, ReentrantCall
-from netcomm.link import Link
 from netcomm.logs import Log
 from netcomm.protocol.events import Failed, StorageRequest
 from netcomm.protocol.node import Node
@@ -35,6 +34,7 @@ from netcomm.runtime.dispatcher import Dispatcher
 from netcomm.runtime.handover import Handover
 from netcomm.runtime.leadership import Leadership
 from netcomm.runtime.lifecycle import Lifecycle
+from netcomm.transport.link import Link
 
 log = Log("netcomm.runtime.loop")
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from threading import TIMEOUT_MAX, Thread
 from time import monotonic
 
-from netcomm import clocks, logs, places
-from netcomm.link import Link
+from netcomm import clocks, logs
 from netcomm.message import Delivery, DeliveryState, Limits
 from netcomm.protocol.events import Event, StorageRequest
 from netcomm.protocol.messaging import Messaging, PeerStats
@@ -27,6 +26,9 @@ from netcomm.runtime.loop import CLOSING_S, Loop
 from netcomm.runtime.sender import Sender
 from netcomm.runtime.storage_worker import StorageWorker
 from netcomm.storage import QueueStorage, open_storage
+from netcomm.transport.acceptor import listen
+from netcomm.transport.addresses import Address
+from netcomm.transport.link import Link
 
 
 class Runtime:
@@ -56,7 +58,7 @@ class Runtime:
             self._build(limits, storage, encoding, ttl, persistent)
         except BaseException:
             process.leave(self)
-            self._link.shut()
+            self._link.close_now()
             if self._storage is not None:
                 self._storage.close()
             raise
@@ -123,12 +125,15 @@ class Runtime:
             self._life.check(Phase.NEW, RUNNING)
             self._link.add_connector(host, port)
 
-    def add_listener(self, host: str, port: int) -> str | places.Address:
+    def add_listener(self, host: str, port: int) -> str | Address:
         """See `Peer.add_listener`; host and port are checked."""
         self._loop.refuse_interruption("add_listener")
-        with self._loop.mutex:
+        self._life.check(Phase.NEW, RUNNING)
+        # To look up a name and to bind may take their time. The peer may end meanwhile.
+        with listen(host, port) as listening, self._loop.mutex:
             self._life.check(Phase.NEW, RUNNING)
-            return self._link.add_listener(host, port)
+            self._link.add_listener(listening)
+        return listening.address
 
     def start(self, start_deputy: Callable[[], None]) -> None:
         """Start all threads; start_deputy: starts the one that calls `deputize`. Raises LifecycleError."""
@@ -228,7 +233,7 @@ class Runtime:
                 loop.discard_all()
         finally:  # whatever has failed: no socket, thread or storage is left behind
             with loop.mutex:
-                self._link.shut()
+                self._link.close_now()
                 loop.changed.notify_all()
             self._dispatcher.stop()
             if self._worker is not None:

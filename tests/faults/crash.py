@@ -9,12 +9,12 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from netcomm.link import Link
 from netcomm.message import Stream
 from netcomm.peer import Peer
 from netcomm.protocol.events import Received
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.session import Session
+from netcomm.transport.link import Link
 from netcomm_sqlite import SqliteQueueStorage
 
 SENDER_POINTS = [

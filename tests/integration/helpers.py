@@ -18,6 +18,8 @@ from typing import IO, Any, Self
 import netcomm
 from netcomm import Limits
 from netcomm.protocol import encode, frames
+from netcomm.transport.acceptor import listen
+from netcomm.transport.link import Link
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0
@@ -308,6 +310,13 @@ def send_all(sock: socket.socket, data: bytes) -> None:
     """Send as much as the other side takes before it closes."""
     with contextlib.suppress(ConnectionError):
         sock.sendall(data)
+
+
+def listen_at(link: Link, host: str) -> str | tuple[str, int]:
+    """Let a link accept connections at a host, at a port that is free; returns the address."""
+    listening = listen(host, 0)
+    link.add_listener(listening)
+    return listening.address
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ import pytest
 
 from netcomm import ConfigurationError, DeliveryState, LifecycleError, Limits, Message
 from netcomm.connections import ConnectionEvent
-from netcomm.link import Link
 from netcomm.message import Stream
 from netcomm.protocol import decode, encode, frames
+from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from netcomm import DeliveryState, LifecycleError, NetcommError
-from netcomm.link import Link
 from netcomm.protocol.messaging import Messaging
 from netcomm.runtime import callback_runner
+from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,

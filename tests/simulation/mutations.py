@@ -276,7 +276,7 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "a connection that has failed is kept",
         f"{node}._fail",
-        'self._link.give_up(number, f"failed: {error!r}")',
+        'self._link.abort(number, f"failed: {error!r}")',
         "pass",
         seed=66,
     )

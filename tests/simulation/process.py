@@ -221,7 +221,7 @@ class Process:
             end.close(b"".join(farewell))
             self.node.reconnect(self, end)
 
-    def give_up(self, number: int, reason: str) -> None:
+    def abort(self, number: int, reason: str) -> None:
         end = self.ends.pop(number, None)
         if end is not None:
             self.world.trace(f"{self.node.name}: gives connection {number} up: {reason}")

@@ -331,7 +331,7 @@ class Host:
             end.write(b"".join(farewell))
             end.closing = end.gone = True
 
-    def give_up(self, number: int, reason: str) -> None:
+    def abort(self, number: int, reason: str) -> None:
         self.moved = True
         self.given_up.append((number, reason))
 

@@ -34,8 +34,16 @@ LIBRARY = [
     "protocol.outbox",
     "protocol.messaging",
     "protocol.node",
-    "places",
-    "link",
+    "transport",
+    "transport.addresses",
+    "transport.byte_stream",
+    "transport.waker",
+    "transport.spin",
+    "transport.acceptor",
+    "transport.dialer",
+    "transport.connection",
+    "transport.lingering",
+    "transport.link",
     "runtime",
     "runtime.process",
     "runtime.lifecycle",
@@ -149,7 +157,7 @@ def test_the_reader_of_imports_finds_them_all() -> None:
 import os.path, socket as s
 from netcomm import wire, Peer
 from netcomm.errors import NetcommError
-from . import link
+from . import session
 from .peer import Peer
 from collections.abc import Callable
 if True:
@@ -160,13 +168,13 @@ def function():
     except ImportError:
         pass
 """
-    assert imports(source, {"wire", "link", "peer", "errors"}) == {
+    assert imports(source, {"wire", "session", "peer", "errors"}) == {
         "os.path",
         "socket",
         "netcomm.wire",
         "netcomm",
         "netcomm.errors",
-        "netcomm.link",
+        "netcomm.session",
         "netcomm.peer",
         "collections.abc",
         "time",
@@ -195,7 +203,7 @@ def test_the_package_imports_the_library_and_nothing_on_top() -> None:
 
 
 def test_the_protocol_and_the_transport_do_not_know_each_other() -> None:
-    transport = {"places", "link"}
+    transport = {name for name in LIBRARY if name.startswith("transport")}
     for name in LIBRARY:
         if name.startswith("protocol"):
             assert not internal(name) & transport, name
@@ -204,14 +212,15 @@ def test_the_protocol_and_the_transport_do_not_know_each_other() -> None:
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_only_places_and_link_import_sockets(name: str) -> None:
-    if name not in ("places", "link"):
+def test_only_the_transport_imports_sockets(name: str) -> None:
+    if not name.startswith("transport."):
         assert external(name) & SOCKETS == set()
 
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_some_rooms_know_threads(name: str) -> None:
-    if not name.startswith("runtime") and name not in ("peer", "link", "callbacks", "descriptors", "logs", "storage"):
+    rooms = ("peer", "callbacks", "descriptors", "logs", "storage", "transport.dialer", "transport.waker")
+    if not name.startswith("runtime") and name not in rooms:
         assert external(name) & THREADS == set()
 
 
