@@ -133,9 +133,9 @@ class OpenFile(ABC):
 
     @abstractmethod
     def _let_go(self) -> None:
-        """In a forked child: close what no one else needs.
+        """In a forked child: close the descriptors of locks, and leave the connection open.
 
-        The connection is not even closed: closing would end the parent's locks on the file, and perhaps write to it.
+        To close it would end the parent's locks on the file, and perhaps write to it.
         """
 
     def _check_open(self) -> None:
