@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import netcomm_sqlite
+import netcomm_sqlite.storage
 from netcomm import (
     ConfigurationError,
     Delivery,
@@ -401,7 +401,7 @@ def test_send_many_stores_all_or_none(url: str, monkeypatch: pytest.MonkeyPatch)
                 raise sqlite3.OperationalError("disk I/O error")
 
             # The messages are in, and the transaction is not at its end.
-            patch.setattr(netcomm_sqlite.SqliteQueueStorage, "_update_stream", staticmethod(fail))
+            patch.setattr(netcomm_sqlite.storage, "update_stream", fail)
             with pytest.raises(StorageError):
                 peer.send_many("receiver", numbered(0, 100))
         assert in_storage(url) in ([], [b"before"])

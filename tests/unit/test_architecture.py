@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "netcomm"
+STORAGE = ROOT / "storage"
 
 # Imports point only upward in this list.
 LIBRARY = [
@@ -83,6 +84,29 @@ ON_TOP = [
     "cli",
     "__main__",
 ]
+# The rooms of the plug-ins that are packages. Imports point only upward in these lists.
+PLUG_INS = {
+    "netcomm_sqlite": [
+        "failures",
+        "stream_table",
+        "message_table",
+        "position_table",
+        "loading",
+        "schema",
+        "names",
+        "blocks",
+        "forks",
+        "owner_lock",
+        "file_watch",
+        "disk_space",
+        "open_file",
+        "look",
+        "owned_file",
+        "storage",
+    ]
+}
+SQLITE_TABLES = {"stream_table", "message_table", "position_table", "loading", "schema"}
+SQLITE_DISK = {"names", "blocks", "forks", "owner_lock", "file_watch", "disk_space"}
 SANS_IO = ["deadlines", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
 SOCKETS = {"socket", "selectors", "select", "ssl", "socketserver", "asyncio"}
@@ -143,6 +167,25 @@ def internal(name: str) -> set[str]:
         for imported in imports_of(name)
         if imported.split(".")[0] == "netcomm"
     }
+
+
+PLUG_IN_FILES = sorted(STORAGE.rglob("*.py"))
+
+
+def plug_in_parts(path: Path) -> tuple[str, ...]:
+    """The dotted name of a plug-in's file, in its parts."""
+    return path.relative_to(STORAGE).with_suffix("").parts
+
+
+def plug_in_imports(path: Path) -> set[str]:
+    names = {*NAMES, *(".".join(plug_in_parts(each)) for each in PLUG_IN_FILES)}
+    return imports(path.read_text(), names, ".".join(plug_in_parts(path)[:-1]))
+
+
+def rooms_imported(plug_in: str, room: str) -> set[str]:
+    """The rooms of its own package that a room imports; "" for the package itself."""
+    found = plug_in_imports(STORAGE / plug_in / f"{room}.py")
+    return {name.removeprefix(plug_in).removeprefix(".") for name in found if name.split(".")[0] == plug_in}
 
 
 def place(name: str) -> int:
@@ -239,10 +282,33 @@ def test_the_library_needs_nothing_but_the_standard_library(name: str) -> None:
     assert external(name) <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "storage").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PLUG_IN_FILES, ids=lambda path: ".".join(plug_in_parts(path)))
 def test_plug_ins_import_little_of_netcomm(path: Path) -> None:
-    found = {name for name in imports(path.read_text(), NAMES) if name.split(".")[0] == "netcomm"}
+    found = {name for name in plug_in_imports(path) if name.split(".")[0] == "netcomm"}
     assert found <= {"netcomm.storage", "netcomm.message", "netcomm.errors", "netcomm.logs"}
+
+
+def test_every_room_of_a_plug_in_has_its_place() -> None:
+    packages = {path.parent.name: set[str]() for path in PLUG_IN_FILES if path.parent != STORAGE}
+    for path in PLUG_IN_FILES:
+        if path.parent != STORAGE and path.name != "__init__.py":
+            packages[path.parent.name].add(path.stem)
+    assert packages == {name: set(rooms) for name, rooms in PLUG_INS.items()}
+    assert all(len(rooms) == len(set(rooms)) for rooms in PLUG_INS.values())
+
+
+@pytest.mark.parametrize(("plug_in", "room"), [(name, room) for name, rooms in PLUG_INS.items() for room in rooms])
+def test_imports_of_a_plug_in_point_only_upward(plug_in: str, room: str) -> None:
+    rooms = PLUG_INS[plug_in]
+    for imported in rooms_imported(plug_in, room):
+        assert imported in rooms[: rooms.index(room)], f"{room} imports {imported}"
+
+
+def test_tables_and_the_disk_under_them_do_not_know_each_other() -> None:
+    for room in SQLITE_TABLES:
+        assert not rooms_imported("netcomm_sqlite", room) & SQLITE_DISK, room
+    for room in SQLITE_DISK:
+        assert not rooms_imported("netcomm_sqlite", room) & SQLITE_TABLES, room
 
 
 def run(code: str) -> str:
