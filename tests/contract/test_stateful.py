@@ -111,7 +111,7 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         "_MAX_GAPS": 3,
         "_POSITIONS_SLICE": 2,
     }.items():
-        monkeypatch.setattr(f"netcomm_mongodb.{name}", value)
+        monkeypatch.setattr(f"netcomm_mongodb.storage.{name}", value)
     # pymongo's threads look for their end this often.
     monkeypatch.setattr("pymongo.common.MIN_HEARTBEAT_INTERVAL", 0.02)
 

@@ -457,9 +457,9 @@ class Model:
 def test_changes_that_fail_are_undone_however_late_they_come(
     own_mongodb: MongodbServer, place: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr("netcomm_mongodb._PART_BYTES", 100)
-    monkeypatch.setattr("netcomm_mongodb._JOURNAL_ENTRIES", 4)
-    monkeypatch.setattr("netcomm_mongodb._LATE_DELETES", 5)
+    monkeypatch.setattr("netcomm_mongodb.storage._PART_BYTES", 100)
+    monkeypatch.setattr("netcomm_mongodb.storage._JOURNAL_ENTRIES", 4)
+    monkeypatch.setattr("netcomm_mongodb.storage._LATE_DELETES", 5)
     url = own_mongodb.url + place
     chance = random.Random(seed)
     model = Model()

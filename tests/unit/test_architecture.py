@@ -210,7 +210,9 @@ def test_the_library_needs_nothing_but_the_standard_library(name: str) -> None:
     assert external(name) <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "storage").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "storage").rglob("*.py")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_plug_ins_import_little_of_netcomm(path: Path) -> None:
     found = {name for name in imports(path.read_text(), NAMES) if name.split(".")[0] == "netcomm"}
     assert found <= {"netcomm.storage", "netcomm.message", "netcomm.errors", "netcomm.logs"}
