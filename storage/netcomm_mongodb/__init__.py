@@ -9,8 +9,8 @@ multi-document transaction. The rooms, each of which imports only rooms above it
 - `connection`: the client, and the collections by name.
 - `head`: the document `head`, its journal, and who owns the storage.
 - `lease`: for how long the storage stays locked after a crash, and the thread that renews that.
-- `messages`: inserting and removing messages. `message_reader`: reading them.
-- `garbage`: work that is put off: removing messages, and compacting the journal.
+- `messages`: appending messages, and removing them. `message_reader`: reading them.
+- `garbage`: deleting messages, and work that is put off: removing them, and compacting the journal.
 - `storage`: `MongoQueueStorage`.
 
 Reads and writes go to the primary; writes wait until a majority has them in its journal, whatever the URL says.

@@ -1,10 +1,12 @@
-"""Work that is put off: removing messages that are gone, and compacting the journal after that.
+"""Deleting messages, and work that is put off: removing them, and compacting the journal after that.
 
 A delete is done once the head says so: the seqs of single messages are in `gone`, all others below `floor`, together
 with the new totals. The messages themselves are removed after that. Messages that a crash leaves are not read, and are
 removed later. An entry leaves the journal only after the messages that it says are gone have been removed: so the next
 owner, which looks for such messages in the journal's streams alone, finds them all.
 """
+
+from collections.abc import Sequence
 
 from pymongo.errors import PyMongoError
 
@@ -16,6 +18,7 @@ _log = Log("netcomm.mongodb")
 
 _JOURNAL_ENTRIES = 32
 _LATE_DELETES = 1000
+_SINGLE_DELETES = 1000
 
 
 class GarbageCollector:
@@ -38,7 +41,7 @@ class GarbageCollector:
         """Note what the owner before this one may have left, once the head is loaded."""
         self._unswept = set(self._head.journal_streams)
 
-    def acknowledge(self, ident: str, seq: int) -> None:
+    def delete_below(self, ident: str, seq: int) -> None:
         """Note that the messages of a stream below a seq have arrived; they are deleted once there are many."""
         stream = self._head.streams.get(ident)
         if stream is None:
@@ -49,6 +52,19 @@ class GarbageCollector:
             self.acknowledged[ident] = below
             if below - stream.floor >= _LATE_DELETES:
                 self._raise_floor(ident)
+
+    def delete(self, ident: str, seqs: Sequence[int]) -> None:
+        """Delete single messages of a stream."""
+        for start in range(0, len(seqs), _SINGLE_DELETES):
+            stream = self._head.streams.get(ident)
+            if stream is None:
+                return
+            found, size = self._messages.count_listed(stream, set(seqs[start : start + _SINGLE_DELETES]))
+            if found:
+                self._head.commit([stream.without(found, size)])
+                self._unswept.add(ident)
+                self._sweep_if_possible(ident)
+        self.compact_when_long()
 
     def delete_acknowledged(self) -> None:
         """Delete all messages that have arrived."""
@@ -62,14 +78,6 @@ class GarbageCollector:
         elif self._unswept:
             self._sweep(next(iter(self._unswept)))
         return bool(self.acknowledged or self._unswept)
-
-    def sweep(self, ident: str) -> None:
-        """Remove the messages of a stream that the head says are gone; later, where the server fails now."""
-        self._unswept.add(ident)
-        try:
-            self._sweep(ident)
-        except PyMongoError as error:
-            _log.debug("%s: messages that are gone stay for now: %s", self._name, error)
 
     def compact_when_long(self) -> None:
         """Compact the journal once it is long; later, where the server fails now."""
@@ -91,11 +99,19 @@ class GarbageCollector:
         while (stream := self._head.streams[ident]).floor < below:
             floor, count, size = self._messages.count_below(stream, below)
             self._head.commit([stream.without_below(floor, count, size)])
-            self.sweep(ident)
+            self._unswept.add(ident)
+            self._sweep_if_possible(ident)
         del self.acknowledged[ident]
         self.compact_when_long()
 
+    def _sweep_if_possible(self, ident: str) -> None:
+        try:
+            self._sweep(ident)
+        except PyMongoError as error:
+            _log.debug("%s: messages that are gone stay for now: %s", self._name, error)
+
     def _sweep(self, ident: str) -> None:
+        """Remove the messages of a stream that the head says are gone."""
         stream = self._head.streams[ident]
         if stream.gone:
             self._messages.remove_gone(stream)

@@ -44,7 +44,7 @@ _TRIES = 5
 class Head:
     """The head as its owner knows it: the owner alone changes it, so it need not be read again.
 
-    One thread at a time may call `take`, `load`, and what changes something; any thread `check_owner`.
+    Any thread may call `check_owner`; one thread at a time the other methods.
 
     owner: what this owner calls itself in the head.
     lease_s: for how long the storage stays locked after its owner crashed.

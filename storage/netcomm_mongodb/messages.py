@@ -79,7 +79,7 @@ class Messages:
         self._connection.messages.create_index(order, name=BY_EXPIRY, sparse=True)
 
     def load(self, incarnation: int) -> None:
-        """Become the owner's; see whether there are parts."""
+        """Note the owner's incarnation, and whether there are parts of large messages."""
         self._token = incarnation
         self._has_parts = self._connection.parts.find_one({}, {"_id": 1}) is not None
 

@@ -18,7 +18,6 @@ from netcomm_mongodb.message_reader import MessageReader
 from netcomm_mongodb.messages import Messages
 
 _LEASE_S = 10.0
-_SINGLE_DELETES = 1000
 _POSITIONS_SLICE = 1000
 
 
@@ -105,19 +104,11 @@ class MongoQueueStorage(QueueStorage):
 
     def delete_below(self, ident: str, seq: int) -> None:
         with self._writing():
-            self._garbage.acknowledge(ident, seq)
+            self._garbage.delete_below(ident, seq)
 
     def delete(self, ident: str, seqs: Sequence[int]) -> None:
         with self._writing():
-            for start in range(0, len(seqs), _SINGLE_DELETES):
-                stream = self._head.streams.get(ident)
-                if stream is None:
-                    return
-                found, size = self._messages.count_listed(stream, set(seqs[start : start + _SINGLE_DELETES]))
-                if found:
-                    self._head.commit([stream.without(found, size)])
-                    self._garbage.sweep(ident)
-            self._garbage.compact_when_long()
+            self._garbage.delete(ident, seqs)
 
     def expired(
         self, ident: str, from_seq: int, now: float, max_count: int

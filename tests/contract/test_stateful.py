@@ -110,7 +110,7 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         "messages._DELETE_SLICE": 3,
         "messages._MAX_GAPS": 3,
         "storage._POSITIONS_SLICE": 2,
-        "storage._SINGLE_DELETES": 3,
+        "garbage._SINGLE_DELETES": 3,
     }.items():
         monkeypatch.setattr(f"netcomm_mongodb.{name}", value)
     # pymongo's threads look for their end this often.

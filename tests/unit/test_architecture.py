@@ -43,6 +43,20 @@ LIBRARY = [
 ]
 # What stands on the library: programs and tools for tests, which may use sockets and threads as any program does.
 ON_TOP = ["testing.proxy", "testing.*", "testing", "demo", "queue_cli", "cli", "__main__"]
+# The rooms of plug-ins that are packages; here, too, imports point only upward.
+PLUG_INS = {
+    "netcomm_mongodb": [
+        "errors",
+        "documents",
+        "connection",
+        "head",
+        "lease",
+        "messages",
+        "message_reader",
+        "garbage",
+        "storage",
+    ],
+}
 SANS_IO = ["deadlines", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
 SOCKETS = {"socket", "selectors", "select", "ssl", "socketserver", "asyncio"}
@@ -216,6 +230,17 @@ def test_the_library_needs_nothing_but_the_standard_library(name: str) -> None:
 def test_plug_ins_import_little_of_netcomm(path: Path) -> None:
     found = {name for name in imports(path.read_text(), NAMES) if name.split(".")[0] == "netcomm"}
     assert found <= {"netcomm.storage", "netcomm.message", "netcomm.errors", "netcomm.logs"}
+
+
+@pytest.mark.parametrize("plug_in", PLUG_INS)
+def test_the_rooms_of_plug_ins_import_only_upward(plug_in: str) -> None:
+    rooms = PLUG_INS[plug_in]
+    folder = ROOT / "storage" / plug_in
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", *rooms}
+    for room in rooms:
+        found = imports((folder / f"{room}.py").read_text(), NAMES)
+        own = {name.partition(".")[2] for name in found if name.split(".")[0] == plug_in}
+        assert own <= set(rooms[: rooms.index(room)]), room
 
 
 def run(code: str) -> str:
