@@ -103,7 +103,18 @@ PLUG_INS = {
         "look",
         "owned_file",
         "storage",
-    ]
+    ],
+    "netcomm_mongodb": [
+        "errors",
+        "documents",
+        "connection",
+        "head",
+        "lease",
+        "messages",
+        "message_reader",
+        "garbage",
+        "storage",
+    ],
 }
 SQLITE_TABLES = {"stream_table", "message_table", "position_table", "loading", "schema"}
 SQLITE_DISK = {"names", "blocks", "forks", "owner_lock", "file_watch", "disk_space"}
