@@ -51,9 +51,10 @@ from netcomm.logs import Log
 from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
 from netcomm.protocol import frames
 from netcomm.protocol.batch import MAX_BATCH_BYTES, MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, Deliveries, Run
-from netcomm.protocol.events import Connected, Disconnected, Dropped, Event, Failed, Received, StorageRequest
-from netcomm.protocol.messaging import CONVERSATION, Messaging, PeerStats
+from netcomm.protocol.events import Connected, Disconnected, Dropped, ErrorReported, Event, Received, StorageRequest
+from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
+from netcomm.protocol.remote_peer import CONVERSATION, PeerStats
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 
 log = Log("netcomm.peer")
@@ -257,7 +258,7 @@ class Peer(threading.Thread):
         self._node = Node(self._messaging, self._link)
         if self._terms == (None, False):
             # What a message of the peer's own terms may join.
-            self._gathering = self._messaging.gathering
+            self._gathering = self._messaging.open_runs
         self._keeper: Keeper | None = None
         if self._storage is not None:
             self._restore(self._storage)
@@ -394,10 +395,10 @@ class Peer(threading.Thread):
     def _wind_down(self, until: float, in_callback: bool) -> None:
         """With the mutex held: wait until nothing is left to be done, as far as the time allows."""
         self._phase = _Phase.TERMINATING
-        self._messaging.stop_gathering()
+        self._messaging.close_runs()
         self._changed.notify_all()
-        self._wait_until(lambda: self._messaging.may_end, until)
-        self._messaging.stop_receiving()
+        self._wait_until(lambda: self._messaging.peers.may_end, until)
+        self._messaging.sessions.stop_receiving()
         self._link.ring()
         if in_callback:
             self._count_callback()
@@ -424,7 +425,8 @@ class Peer(threading.Thread):
 
     def _may_close(self) -> bool:
         """With the mutex held: whether nothing that was received waits for callbacks, or for the storage."""
-        return self._messaging.all_stored and (self._muted or bool(self._held) or self._messaging.all_handed_over)
+        messaging = self._messaging
+        return messaging.storage_sync.all_stored and (self._muted or bool(self._held) or messaging.all_handed_over)
 
     def _check_phase(self, *allowed: _Phase) -> None:
         if self._phase not in allowed:
@@ -492,7 +494,7 @@ class Peer(threading.Thread):
             if self._phase is not _RUNNING:
                 self._check_usable()
             entry: Delivery | Run
-            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.converses(ident):
+            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.peers.has_small_backlog(ident):
                 batch = self._make_batch(ident, [data], None)
                 entry, delivery = batch.run(), batch.delivery(0)
             else:
@@ -596,10 +598,10 @@ class Peer(threading.Thread):
                 self._write(ident, now)
             count = entry.count
             taken = self._messaging.send(ident, entry, now)
-            prompt = self._messaging.prompt
-            if prompt and self._dispatcher.is_current() and self._leadership.vacant:
+            urgent = self._messaging.urgent
+            if urgent and self._dispatcher.is_current() and self._leadership.vacant:
                 self._attention = True  # it goes out together with what the callback's end brings
-            elif prompt or taken < count:
+            elif urgent or taken < count:
                 self._write(ident, now)
             else:
                 self._link.ring()
@@ -620,7 +622,7 @@ class Peer(threading.Thread):
 
     def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
         def room_or_end() -> bool:
-            return self._phase is not _Phase.RUNNING or self._messaging.has_room(ident, size)
+            return self._phase is not _Phase.RUNNING or self._messaging.peers.has_room(ident, size)
 
         self._link.ring()
         if not self._wait_until(room_or_end, until):
@@ -653,10 +655,10 @@ class Peer(threading.Thread):
             with self._mutex:
                 if self._phase is not _RUNNING:
                     self._check_usable()
-                at = self._messaging.stored_time(*clocks.read())
+                at = self._messaging.storage_sync.stored_time(*clocks.read())
                 for batch in batches:
                     batch.at = at
-                    batch.epoch = self._messaging.number(batch.ident, batch.deliveries)
+                    batch.epoch = self._messaging.storage_sync.number(batch.ident, batch.deliveries)
             self._storage.append(_appends(batches))
         # Whatever a plug-in raises, the callers must hear of it; and of an interruption of this thread, in another way.
         except BaseException as raised:
@@ -681,7 +683,7 @@ class Peer(threading.Thread):
                     is_for_all = batch is own or isinstance(error, Exception)
                     batch.error = error if is_for_all else StorageUnavailable("storing was interrupted; try again")
                     if batch.epoch >= 0:
-                        self._messaging.not_stored(batch.ident, batch.deliveries)
+                        self._messaging.storage_sync.not_stored(batch.ident, batch.deliveries)
                 batch.ended = True
             while self._uncommitted and self._uncommitted[0].ended:
                 self._uncommitted.popleft()
@@ -725,8 +727,8 @@ class Peer(threading.Thread):
         until = None if timeout is None else monotonic() + timeout
         with self._mutex:
             self._check_usable()
-            self._wait_until(lambda: self._messaging.idle or self._phase is _Phase.TERMINATED, until)
-            return self._messaging.idle
+            self._wait_until(lambda: self._messaging.peers.idle or self._phase is _Phase.TERMINATED, until)
+            return self._messaging.peers.idle
 
     def wait_connected(self, ident: str | None = None, timeout: float | None = None) -> bool:
         """Wait until a peer is connected, at most `timeout` seconds (None: as long as it takes).
@@ -739,8 +741,8 @@ class Peer(threading.Thread):
 
         def connected() -> bool:
             if ident is None:
-                return bool(self._messaging.connected_idents())
-            return self._messaging.is_connected(ident)
+                return bool(self._messaging.peers.connected_idents())
+            return self._messaging.peers.is_connected(ident)
 
         with self._mutex:
             self._check_usable()
@@ -789,13 +791,13 @@ class Peer(threading.Thread):
         """The idents that are connected now, in order. From any thread; raises LifecycleError in a forked child."""
         self._check_process()
         with self._mutex:
-            return self._messaging.connected_idents()
+            return self._messaging.peers.connected_idents()
 
     def stats(self) -> Stats:
         """A snapshot of the traffic. From any thread; raises LifecycleError in a forked child."""
         self._check_process()
         with self._mutex:
-            return Stats(self._messaging.stats())
+            return Stats(self._messaging.peers.stats())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._local_ident!r} {self._phase.value}>"
@@ -928,7 +930,7 @@ class Peer(threading.Thread):
         """Close everything, gently: what was written still goes out, if the other side takes it soon."""
         with self._mutex:
             self._settle()
-            self._messaging.close_all("terminated", clocks.now())
+            self._messaging.sessions.close_all("terminated", clocks.now())
             self._settle()
             self._link.stop_accepting()
         until = monotonic() + _CLOSING_S
@@ -984,11 +986,11 @@ class Peer(threading.Thread):
             case Dropped(deliveries):
                 for delivery in deliveries:
                     self.on_drop(delivery.ident, delivery)
-            case Failed(error):
+            case ErrorReported(error):
                 self.on_error(error)
         if self._phase is _Phase.FORKED:  # by a callback, which has returned
             process.end_child(None)
-        if self._messaging.prompt:  # what a callback has sent
+        if self._messaging.urgent:  # what a callback has sent
             with self._mutex:
                 self._settle()
 
@@ -1105,7 +1107,7 @@ class Peer(threading.Thread):
 
     def _report_later(self, error: BaseException) -> None:
         """From any thread: let the dispatcher call `on_error`."""
-        self._dispatcher.put(Failed(error))
+        self._dispatcher.put(ErrorReported(error))
 
     def _not_handled(self, error: BaseException) -> None:
         """A function that was called with a message has raised.

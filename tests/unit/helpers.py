@@ -245,14 +245,14 @@ class Host:
     def number(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
         """The first half of sending persistently."""
         delivery = make_delivery(to, payload, ttl, self.net.now, persistent=True)
-        self._epoch = self.messaging.number(to, [delivery])
+        self._epoch = self.messaging.storage_sync.number(to, [delivery])
         return delivery
 
     def store(self, delivery: Delivery, ttl: float | None = None) -> None:
         """The second half."""
         assert self.storage is not None
         assert delivery.data is not None
-        stored_at = self.messaging.stored_time(self.net.now, self.net.wall_now)
+        stored_at = self.messaging.storage_sync.stored_time(self.net.now, self.net.wall_now)
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, stored_at, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
         self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
@@ -284,7 +284,7 @@ class Host:
         self.awaited += work.awaited
         for event in work.dispatch:
             # The node has ended a connection for a fault of its own: a defect, where the test does not play one.
-            if isinstance(event, events.Failed) and type(event.error) is NetcommError and not self.has_faults:
+            if isinstance(event, events.ErrorReported) and type(event.error) is NetcommError and not self.has_faults:
                 raise AssertionError(event.error)
         self.events += work.dispatch
         self.events += work.storage
