@@ -12,7 +12,7 @@ from typing import Self, TypeVar
 
 from netcomm.errors import ConfigurationError
 from netcomm.message import Delivery, Limits, check_ident
-from netcomm.protocol.messaging import PeerStats
+from netcomm.protocol.remote_peer import PeerStats
 from netcomm.runtime.runtime import Runtime
 from netcomm.runtime.sender import UNSET, Data, Unset, check_encoding, check_ttl
 from netcomm.storage import QueueStorage

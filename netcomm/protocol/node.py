@@ -31,11 +31,11 @@ from netcomm.connections import (
 from netcomm.protocol.events import (
     Close,
     Connected,
+    DeliveriesEnded,
     Event,
     Mark,
     PauseReading,
     Received,
-    Settled,
     StorageRequest,
 )
 from netcomm.protocol.messaging import Messaging
@@ -106,20 +106,20 @@ class Node:
         messaging = self.messaging
         match event:
             case Chunk(connection, data):
-                buffer = messaging.data_received(connection, data, now)
+                buffer = messaging.sessions.data_received(connection, data, now)
                 if buffer is not None:
                     self._link.receive_into(connection, buffer)
             case Filled(connection, count):
-                buffer = messaging.buffer_filled(connection, count, now)
+                buffer = messaging.sessions.buffer_filled(connection, count, now)
                 if buffer is not None:
                     self._link.receive_into(connection, buffer)
             case Writable(connection):
                 self._link.flush(connection)
                 self._write(connection, now)
             case Opened(connection, where, connector):
-                messaging.connection_opened(connection, where, connector, now)
+                messaging.sessions.connection_opened(connection, where, connector, now)
             case Closed(connection, reason):
-                messaging.connection_lost(connection, reason, now)
+                messaging.sessions.connection_lost(connection, reason, now)
             case Unreachable(error):
                 messaging.report(error)
 
@@ -133,7 +133,7 @@ class Node:
         if count <= handled:
             return False
         received.handled = count
-        self.messaging.hand_over(received, handled, count, now)
+        self.messaging.mark_handled(received, handled, count, now)
         return True
 
     def tick(self, now: float) -> None:
@@ -167,7 +167,7 @@ class Node:
 
     def _fail(self, number: int, error: Exception, now: float) -> None:
         self._link.abort(number, f"failed: {error!r}")
-        self.messaging.connection_failed(number, error, now)
+        self.messaging.sessions.connection_failed(number, error, now)
 
     # -- Work out ---------------------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class Node:
             match event:
                 case Received():
                     dispatch.append(event)
-                case Settled():
+                case DeliveriesEnded():
                     awaited = True
                 case Close(connection, farewell):
                     self._link.close(connection, farewell)

@@ -26,9 +26,10 @@ from typing import Any
 from netcomm import clocks
 from netcomm.errors import NetcommError, ReentrantCall
 from netcomm.logs import Log
-from netcomm.protocol.events import Failed, StorageRequest
+from netcomm.protocol.events import ErrorReported, StorageRequest
 from netcomm.protocol.node import Node
 from netcomm.protocol.outbox import Entry
+from netcomm.protocol.remote_peer import CONVERSATION
 from netcomm.runtime import process
 from netcomm.runtime.dispatcher import Dispatcher
 from netcomm.runtime.handover import Handover
@@ -42,8 +43,6 @@ log = Log("netcomm.runtime.loop")
 CLOSING_S = 0.25
 # How often a thread that waits, and that the process waits for, looks whether the process is ending.
 _EXIT_LOOK_S = 0.25
-# Where fewer messages have come in at once, and some were sent before, an answer to their answers may come at once.
-_CONVERSATION = 4
 
 
 class Loop:
@@ -157,7 +156,7 @@ class Loop:
 
         Where they are few, and something was sent before, it may go on like that: the loop waits awake for a moment.
         """
-        self._eager = self.has_sent and count < _CONVERSATION
+        self._eager = self.has_sent and count < CONVERSATION
         self.has_sent = False
 
     # -- With the mutex held ----------------------------------------------------------------------------------
@@ -283,7 +282,7 @@ class Loop:
 
     def report(self, error: BaseException) -> None:
         """From any thread: let the dispatcher call `on_error`."""
-        self._dispatcher.put(Failed(error))
+        self._dispatcher.put(ErrorReported(error))
 
     def fail(self, error: BaseException) -> None:
         """From any thread: end the peer, since something has gone wrong that belongs to no connection."""
@@ -304,7 +303,7 @@ class Loop:
         """Close everything, gently: what was written still goes out, if the other side takes it soon."""
         with self.mutex:
             self.process_pending()
-            self._messaging.close_all("terminated", clocks.now())
+            self._messaging.sessions.close_all("terminated", clocks.now())
             self.process_pending()
         self._link.stop_accepting()
         until = monotonic() + CLOSING_S

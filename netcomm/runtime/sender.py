@@ -84,7 +84,7 @@ class Sender:
         self._terms = ttl, persistent and ttl != 0  # of messages for which `send` says nothing else
         self._uuid_prefix = os.urandom(8)
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
-        self.open_runs: dict[str, Run] = messaging.gathering if self._terms == (None, False) else {}
+        self.open_runs: dict[str, Run] = messaging.open_runs if self._terms == (None, False) else {}
 
     def abandon(self) -> None:
         """In a forked child: let nothing join what waits, which is the parent's."""
@@ -120,7 +120,7 @@ class Sender:
             if self._life.phase is not RUNNING:
                 self._life.check_running()
             entry: Delivery | Run
-            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.converses(ident):
+            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.peers.has_small_backlog(ident):
                 batch = self._make_batch(ident, [data], None)
                 entry, delivery = batch.run(), batch.delivery(0)
             else:
@@ -253,10 +253,10 @@ class Sender:
                 loop.write_to(ident, now)
             count = entry.count
             taken = messaging.send(ident, entry, now)
-            prompt = messaging.prompt
-            if prompt and self._dispatcher.is_current() and loop.leadership.vacant:
+            urgent = messaging.urgent
+            if urgent and self._dispatcher.is_current() and loop.leadership.vacant:
                 self._handover.attention = True  # it goes out together with what the callback's end brings
-            elif prompt or taken < count:
+            elif urgent or taken < count:
                 loop.write_to(ident, now)
             else:
                 loop.wake()
@@ -267,7 +267,7 @@ class Sender:
 
     def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
         def room_or_end() -> bool:
-            return self._life.phase is not RUNNING or self._messaging.has_room(ident, size)
+            return self._life.phase is not RUNNING or self._messaging.peers.has_room(ident, size)
 
         if self._loop.leadership.is_current():
             raise reentrant("send to a queue that is full")

@@ -32,7 +32,7 @@ from netcomm import (
     StorageUnavailable,
     clocks,
 )
-from netcomm.protocol import messaging, outbox
+from netcomm.protocol import outbox, storage_sync
 from netcomm.protocol.events import Load, Mark, Received, Renew, StorePosition
 from netcomm.protocol.messaging import Messaging
 from netcomm.runtime import runtime, storage_worker
@@ -579,7 +579,7 @@ def test_a_message_expires_in_time_while_nothing_else_happens(url: str, persiste
 def test_a_large_backlog_expires_to_its_end_while_nothing_else_happens(
     url: str, nowhere: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messaging, "_FIND_COUNT", 10)
+    monkeypatch.setattr(storage_sync, "_FIND_COUNT", 10)
     queue(nowhere, url, numbered(0, 100), ttl=100)
     set_clock(monkeypatch, +200)
     peer = Peer("sender", storage=url)
@@ -634,7 +634,7 @@ def test_a_message_that_has_expired_is_not_sent_by_a_load_that_was_under_way(now
             with Receiver(nowhere) as receiver:
                 assert peer.wait_connected("receiver", DEADLINE_S)
                 # The receiver's first answer makes it ask for the backlog.
-                wait_until(lambda: peer._runtime._messaging._peers["receiver"].outbox.durable._asked_for)
+                wait_until(lambda: peer._runtime._messaging.peers["receiver"].outbox.durable._asked_for)
                 storage.let_go.set()
                 assert peer.flush(DEADLINE_S)
                 assert [delivery.data for _, delivery in drops.wait(10)] == numbered(10, 20)
@@ -656,7 +656,7 @@ def test_a_message_sent_while_an_emptied_backlog_is_being_loaded_is_sent_once(no
             assert storage.reached.wait(DEADLINE_S)
             with Receiver(nowhere) as receiver:
                 assert peer.wait_connected("receiver", DEADLINE_S)
-                wait_until(lambda: peer._runtime._messaging._peers["receiver"].outbox.durable._asked_for)
+                wait_until(lambda: peer._runtime._messaging.peers["receiver"].outbox.durable._asked_for)
                 # Stored before the load reads, and queued behind what is about to turn out as expired.
                 storage.let_go.set()
                 deliveries = [peer.send("receiver", data) for data in numbered(10, 30)]
@@ -793,15 +793,15 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
 
     def feed(target: Messaging, number: int, source: Messaging, source_number: int) -> None:
         source.next_events()
-        target.data_received(number, b"".join(source.output(source_number, 1 << 20, 0.0)[0]), 0.0)
+        target.sessions.data_received(number, b"".join(source.output(source_number, 1 << 20, 0.0)[0]), 0.0)
 
     def connect(sender: Messaging, receiver: Messaging, number: int) -> None:
-        sender.connection_opened(number, "there", 1, 0.0)
-        receiver.connection_opened(number, "here", 0, 0.0)
+        sender.sessions.connection_opened(number, "there", 1, 0.0)
+        receiver.sessions.connection_opened(number, "here", 0, 0.0)
 
     def send(sender: Messaging, count: int) -> list[Delivery]:
         deliveries = [Delivery("receiver", bytes(16), b"x", 38, None, True, lambda *args: False) for _ in range(count)]
-        sender.number("receiver", deliveries)
+        sender.storage_sync.number("receiver", deliveries)
         sender.send_stored("receiver", deliveries, 0.0)
         return deliveries
 
@@ -817,7 +817,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
         feed(sender, 1, receiver, 1)
     assert sum(len(event.items) for event in received) == 105
     epoch = received[0].epoch
-    receiver.connection_lost(1, "cut", 0.0)
+    receiver.sessions.connection_lost(1, "cut", 0.0)
 
     restored = messaging_of("sender", first_epoch=200)
     restored.restore([StoredStream("receiver", epoch, 5, 5, 0, 0, None, None, None)], {}, 0.0, 0.0)
@@ -828,12 +828,12 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
     renew = None
     while renew is None:
         feed(receiver, 2, restored, 2)
-        restored.data_received(2, b"".join(receiver.output(2, 1 << 20, 0.0)[0]), 0.0)
+        restored.sessions.data_received(2, b"".join(receiver.output(2, 1 << 20, 0.0)[0]), 0.0)
         renew = next((event for event in restored.next_events() if isinstance(event, Renew)), None)
     # The storage has renewed the stream; the receiver has not heard of it, when its callbacks return.
     restored.answered(renew, None, 0.0, 0.0)
     for event in received:
-        receiver.hand_over(event, 0, len(event.items), 0.0)
+        receiver.mark_handled(event, 0, len(event.items), 0.0)
         position = Position(epoch, event.items[-1][0] + 1)
         receiver.answered(StorePosition("sender", position), None, 0.0, 0.0)
     feed(restored, 2, receiver, 2)

@@ -152,7 +152,7 @@ class Process:
         self._settle()
 
     def received(self, end: End, chunk: bytes) -> None:
-        connection = self.messaging._connections.get(end.number)
+        connection = self.messaging.sessions.get(end.number)
         if connection is not None and connection.paused:
             raise Violation(f"{self.node.name} reads from connection {end.number}, which it has paused")
         view = memoryview(chunk)
@@ -167,7 +167,7 @@ class Process:
             self.core.on_link(Filled(end.number, count), self.now)
         self._pass("received")
         self._settle()
-        connection = self.messaging._connections.get(end.number)
+        connection = self.messaging.sessions.get(end.number)
         if connection is not None and connection.peer is not None:
             pending = connection.peer.inbox.pending_bytes
             limits = self.node.limits
@@ -270,7 +270,7 @@ class Process:
             anew = anew or (bool(self._renewed) and isinstance(frame, Data | Messages))
             if self.world.lines is not None:
                 self.world.trace(f"{self.node.name}: on connection {number} {_short(frame)}")
-        self.oracle.check_window(self.messaging._connections.get(number), self)
+        self.oracle.check_window(self.messaging.sessions.get(number), self)
         self._pass("written")
         if anew and self.rng.random() < 0.5:
             self._pass("written anew")
@@ -282,7 +282,7 @@ class Process:
         work = self.core.process_pending(self.now)
         for number, end in list(self.ends.items()):
             if not end.blocked:
-                self.oracle.check_progress(self.messaging._connections.get(number), self)
+                self.oracle.check_progress(self.messaging.sessions.get(number), self)
         if work.awaited:
             self.oracle.look(self)
         for request in work.storage:
@@ -297,7 +297,7 @@ class Process:
                     for delivery in deliveries:
                         self.oracle.dropped(delivery, self)
                     continue
-                case events.Failed(error):
+                case events.ErrorReported(error):
                     self._failed(error)
                 case events.Connected(ident):
                     other = self.node.world_nodes[ident]
@@ -342,7 +342,7 @@ class Process:
             receiver = batch[0].receiver
             if persistent:
                 deliveries = [self._make_delivery(message, release) for message in batch]
-                epoch = self.messaging.number(receiver, deliveries)
+                epoch = self.messaging.storage_sync.number(receiver, deliveries)
                 self._uncommitted.append(_Batch(receiver, epoch, ttl, batch, deliveries))
                 numbered = True
             else:
@@ -363,7 +363,7 @@ class Process:
 
     def _gathered(self, message: Sent, release: float) -> bool:
         """Whether a message has joined those that wait for its receiver; not, where its uuid would be another one."""
-        run = self.messaging.gathering.get(message.receiver)
+        run = self.messaging.open_runs.get(message.receiver)
         if message.ttl is not None or run is None:
             return False
         next_uuid = run.batch.uuid_prefix + (run.batch.number + run.stop + run.joined).to_bytes(8)
@@ -403,7 +403,7 @@ class Process:
 
     def _commit(self) -> None:
         batches, self._uncommitted = self._uncommitted, []
-        at = self.messaging.stored_time(self.now, self.wall)
+        at = self.messaging.storage_sync.stored_time(self.now, self.wall)
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
         for batch in batches:
             streams.setdefault((batch.receiver, batch.epoch), []).extend(
@@ -427,7 +427,7 @@ class Process:
             else:
                 for message in batch.messages:
                     message.delivery = None
-                self.messaging.not_stored(batch.receiver, batch.deliveries)
+                self.messaging.storage_sync.not_stored(batch.receiver, batch.deliveries)
         batches.clear()
         self._settle()
         self.oracle.check_memory(self)
@@ -539,12 +539,12 @@ class Process:
         """End, without much patience: as `Peer.terminate` with a short timeout."""
         if not self.ending:
             self.ending = True
-            self.messaging.stop_receiving()
+            self.messaging.sessions.stop_receiving()
             self._settle()
             self._after(0.3 * self.rng.random(), self._terminate)
 
     def _terminate(self) -> None:
-        self.messaging.close_all("terminated", self.now)
+        self.messaging.sessions.close_all("terminated", self.now)
         self._settle()
         self.messaging.discard_all()
         self._settle()
@@ -590,7 +590,7 @@ class Process:
             return False
         if self.storage is not None and not self.keeper_idle:
             return False
-        return self.messaging.idle and self.messaging.all_handed_over
+        return self.messaging.peers.idle and self.messaging.all_handed_over
 
 
 def _frames(packets: bytes) -> list[Frame]:

@@ -1,5 +1,6 @@
 """What the unit tests share: packets made by hand, deliveries, hosts joined by byte queues and a fake clock; costs."""
 
+import logging
 import random
 import struct
 import sys
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from netcomm.connections import Chunk, Closed, ConnectionEvent, Filled, Opened, Writable
 from netcomm.errors import NetcommError
 from netcomm.message import Delivery, Limits, Stream
@@ -16,6 +19,7 @@ from netcomm.protocol import events
 from netcomm.protocol.frames import Data, Item
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
+from netcomm.protocol.remote_peer import PeerStats
 from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
 
 # The frame types, written out here so that a changed number in netcomm.protocol.frames is noticed.
@@ -245,14 +249,14 @@ class Host:
     def number(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
         """The first half of sending persistently."""
         delivery = make_delivery(to, payload, ttl, self.net.now, persistent=True)
-        self._epoch = self.messaging.number(to, [delivery])
+        self._epoch = self.messaging.storage_sync.number(to, [delivery])
         return delivery
 
     def store(self, delivery: Delivery, ttl: float | None = None) -> None:
         """The second half."""
         assert self.storage is not None
         assert delivery.data is not None
-        stored_at = self.messaging.stored_time(self.net.now, self.net.wall_now)
+        stored_at = self.messaging.storage_sync.stored_time(self.net.now, self.net.wall_now)
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, stored_at, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
         self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
@@ -284,7 +288,7 @@ class Host:
         self.awaited += work.awaited
         for event in work.dispatch:
             # The node has ended a connection for a fault of its own: a defect, where the test does not play one.
-            if isinstance(event, events.Failed) and type(event.error) is NetcommError and not self.has_faults:
+            if isinstance(event, events.ErrorReported) and type(event.error) is NetcommError and not self.has_faults:
                 raise AssertionError(event.error)
         self.events += work.dispatch
         self.events += work.storage
@@ -488,3 +492,28 @@ class Net:
                 if (its := host.messaging.deadline()) is not None and its <= self.now:
                     host.node.tick(self.now)
         raise AssertionError("time does not get on")
+
+
+def pair(net: Net, limits: Limits | None = None, other_limits: Limits | None = None) -> tuple[Host, Host, Wire]:
+    one, other = net.host("a", limits), net.host("b", other_limits if other_limits is not None else limits)
+    wire_ = net.connect(one, other)
+    net.settle()
+    return one, other, wire_
+
+
+def kinds(answer: list[tuple[int, bytes]]) -> list[int]:
+    return [kind for kind, _ in answer]
+
+
+def established_raw(net: Net, host: Host, name: str = "b", boot: bytes = b"1" * 16, connector: int = 1) -> End:
+    end = net.raw(host)
+    net.exchange(end, netcomm_handshake(name, boot=boot, connector=connector) + begin())
+    return end
+
+
+def warnings(caplog: pytest.LogCaptureFixture, part: str = "", level: int = logging.WARNING) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level and part in record.getMessage()]
+
+
+def peer_stats(host: Host, ident: str) -> PeerStats:
+    return host.messaging.peers.stats()[ident]

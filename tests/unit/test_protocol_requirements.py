@@ -206,8 +206,8 @@ def test_a_refusal_of_any_code_is_logged_told_and_ends_the_connection(
     end = net.raw(host)
     said = net.exchange(end, helpers.netcomm_handshake("b") + helpers.refuse(code, "full moon"))
     assert end.gone
-    (failed,) = host.happened(events.Failed)
-    assert isinstance(failed, events.Failed)
+    (failed,) = host.happened(events.ErrorReported)
+    assert isinstance(failed, events.ErrorReported)
     assert isinstance(failed.error, ConnectionRefusedByPeer)
     assert failed.error.code == code
     assert "full moon" in str(failed.error)
@@ -245,7 +245,7 @@ def test_version_1_is_no_reason_to_be_incompatible() -> None:
     host = net.host("a")
     end = net.raw(host)
     assert helpers.INCOMPATIBLE not in kinds(net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin()))
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-21", "negative")
@@ -289,7 +289,7 @@ def test_an_established_connection_outlives_the_time_for_the_handshake() -> None
         end = open_it(net, host)
         net.advance(14)
         assert not end.gone
-        assert host.messaging.is_connected("b")
+        assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-20", "negative")
@@ -511,11 +511,11 @@ def test_both_streams_share_the_receivers_window(data_size: int) -> None:
     net.connect(host, other)
     net.settle()
     fitting = 1000 // (37 + data_size)
-    assert host.messaging.stats()["b"].in_flight == fitting
+    assert host.messaging.peers.stats()["b"].in_flight == fitting
     other.hand_over(1)
     net.settle()
-    assert host.messaging.stats()["b"].in_flight == fitting
-    assert host.messaging.stats()["b"].queued == 80 - 1
+    assert host.messaging.peers.stats()["b"].in_flight == fitting
+    assert host.messaging.peers.stats()["b"].queued == 80 - 1
 
 
 # -- Who replaces whom --------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ OWN_HELLO = frames.Hello(1, b"P" * 16, b"O" * 16, 2, 1 << 26, 1 << 23)
 LIMITS = Limits()
 
 
-def new_session(limits: Limits = LIMITS, now: float = 0.0) -> Session:
-    return Session("a", OWN_HELLO, limits, now)
+def new_session(limits: Limits = LIMITS, now: float = 0.0, watched: list[float] | None = None) -> Session:
+    return Session("a", OWN_HELLO, limits, now, [].append if watched is None else watched.append)
 
 
 def feed(session: Session, *chunks: bytes, now: float = 0.0) -> list[object]:
@@ -56,12 +56,15 @@ def said(session: Session) -> list[tuple[int, bytes]]:
     return packets(b"".join(session.take_output()))
 
 
-def admitted(legacy: bool = False, established: bool = True, limits: Limits = LIMITS) -> Session:
-    session = new_session(limits)
+def admitted(
+    legacy: bool = False, established: bool = True, limits: Limits = LIMITS, watched: list[float] | None = None
+) -> Session:
+    session = new_session(limits, watched=watched)
     handshake = helpers.legacy_handshake("b") if legacy else helpers.netcomm_handshake("b")
     assert feed(session, handshake) == [Identified("b")]
     session.admit()
-    session.established = established
+    if established:
+        session.establish()
     session.take_output()
     return session
 
@@ -509,15 +512,27 @@ def test_a_probe_is_answered_within_the_wait_or_the_connection_is_closed() -> No
     assert session.deadline() == 27
 
 
-def test_a_session_tells_whether_a_sign_of_life_is_owed() -> None:
-    session = admitted()
-    assert not session.ping_outstanding
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_session_says_when_it_is_to_be_looked_at_sooner_than_it_has_said(legacy: bool) -> None:
+    watched: list[float] = []
+    session = admitted(legacy, established=False, watched=watched)
+    assert watched.pop() == session.deadline() == 10
+    session.wait_for_refusal(3)
+    assert watched.pop() == session.deadline() == 3 + 0.1
+    session.establish()
+    assert watched.pop() == session.deadline() == 15
+    session.receive_data(PONG, 4)  # what is later is found when the time has come
+    assert watched == []
     session.check(15, nothing_ahead)
-    assert session.ping_outstanding
-    session.receive_data(PONG, 16)
-    assert not session.ping_outstanding
-    session.probe(17, nothing_ahead)
-    assert session.ping_outstanding
+    assert watched.pop() == session.deadline() == 19
+    session.check(19, nothing_ahead)
+    assert watched.pop() == session.deadline() == 29
+    session.receive_data(PONG, 20)
+    assert watched.pop() == session.deadline() == 35
+    session.probe(21, nothing_ahead)
+    assert watched.pop() == session.deadline() == 31
+    session.excuse(22)
+    assert watched.pop() == session.deadline() == 37
 
 
 def test_silence_that_is_excused_counts_from_then_on() -> None:
@@ -525,7 +540,6 @@ def test_silence_that_is_excused_counts_from_then_on() -> None:
     session = admitted()
     session.check(15, nothing_ahead)
     session.excuse(24)
-    assert not session.ping_outstanding
     assert session.deadline() == 24 + 15
     assert session.check(25, nothing_ahead) is None
     assert session.check(39, nothing_ahead) is None
@@ -537,5 +551,5 @@ def test_the_moment_in_which_a_legacy_peer_may_refuse_is_a_deadline_of_its_own()
     assert session.deadline() == 10
     session.wait_for_refusal(3)
     assert session.deadline() == 3 + 0.1
-    session.established = True
+    session.establish()
     assert session.deadline() == 15
