@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import netcomm
-from netcomm import Limits
+from netcomm import Limits, logs
 from netcomm.protocol import encode, frames
 from netcomm.transport.acceptor import listen
 from netcomm.transport.link import Link
@@ -116,12 +116,12 @@ def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def held() -> tuple[set[threading.Thread], set[str]]:
-    """The threads of this process, and its descriptors."""
+    """The threads of this process, but for the one that writes log records, and its descriptors."""
     descriptors = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the one that listdir itself used
             descriptors.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
-    return set(threading.enumerate()), descriptors
+    return {thread for thread in threading.enumerate() if thread.name != logs.WRITER}, descriptors
 
 
 @contextlib.contextmanager

@@ -1073,7 +1073,7 @@ def test_a_storage_that_was_given_is_closed_with_the_peer(started: bool) -> None
 def test_a_peer_that_cannot_start_gives_its_storage_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = Peer("bob", storage=url)
 
-    def fail(self: object) -> None:
+    def fail(self: object, *arguments: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from netcomm import DeliveryState, LifecycleError, NetcommError
+from netcomm import DeliveryState, LifecycleError, NetcommError, logs
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.remote_peer import RemotePeer
 from netcomm.protocol.sessions import Sessions
@@ -110,6 +110,7 @@ def test_a_log_filter_that_raises_while_a_callback_is_reported_loses_no_message(
             assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
             assert received.calls == [("bob", data) for data in PAYLOADS]
             assert [error.args for error in errors.calls] == [(b"3",), (b"4",), (b"19",)]
+            assert logs.flush(DEADLINE_S)
             assert refuses.met == 3
             assert niess.is_alive()
 

@@ -138,7 +138,7 @@ def test_a_listener_of_a_peer_that_ends_while_it_is_made_is_closed_and_its_file_
         peer.terminate()
         return listening
 
-    monkeypatch.setattr("netcomm.peer.listen", listen_and_end)
+    monkeypatch.setattr("netcomm.runtime.runtime.listen", listen_and_end)
     with leaves_nothing(), pytest.raises(LifecycleError):
         peer.add_listener(f"unix:{path}", 0)
     assert not path.exists()
@@ -529,7 +529,7 @@ except KeyboardInterrupt:
 started = time.monotonic()
 bob.terminate(1)
 assert time.monotonic() - started < 1.5
-threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("netcomm")]
+threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("netcomm-bob")]
 print("alive" if bob.is_alive() else "ended", threads)
 """
 
