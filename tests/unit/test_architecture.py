@@ -127,6 +127,40 @@ SQLITE_TABLES = {"stream_table", "message_table", "position_table", "loading", "
 SQLITE_DISK = {"names", "blocks", "forks", "owner_lock", "file_watch", "disk_space"}
 SANS_IO = ["deadlines", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
+# Modules that stand in no folder: the words that all use, and what users start with.
+VOCABULARY = {
+    "errors",
+    "logs",
+    "clocks",
+    "descriptors",
+    "callbacks",
+    "deadlines",
+    "message",
+    "storage",
+    "connections",
+}
+ENTRANCES = {"peer", "connector", "listener"}
+# By folder, those that it may import from, and nothing of others.
+FOLDERS: dict[str, set[str]] = {
+    "vocabulary": set(),
+    "protocol": {"vocabulary"},
+    "transport": {"vocabulary"},
+    "runtime": {"vocabulary", "protocol", "transport"},
+    "entrances": {"vocabulary", "protocol", "transport", "runtime"},
+    "testing": {"vocabulary", "protocol", "transport", "runtime", "entrances"},
+    "cli": {"vocabulary", "protocol", "entrances", "testing"},
+}
+
+MOST_LINES, MOST_METHODS = 600, 30
+# Larger ones, each with its reason.
+LARGE_FILES = {
+    "netcomm/testing/storage_contract.py",  # one contract, which a plug-in's author reads from top to bottom
+}
+LARGE_CLASSES = {
+    "QueueStorageContract",  # its methods are the contract's tests
+    "FaultProxy",  # each fault is a verb of its own, and users find all of them in one place
+}
+
 SOCKETS = {"socket", "selectors", "select", "ssl", "socketserver", "asyncio"}
 THREADS = {"threading", "_thread", "queue", "multiprocessing", "concurrent"}
 CLOCKS_AND_CHANCE = {"time", "datetime", "random", "secrets", "uuid", "os"}
@@ -166,6 +200,7 @@ def imports(source: str, names: set[str], package: str = "netcomm") -> set[str]:
 
 
 SOURCES = modules()
+LIBRARY_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "storage").rglob("*.py")])
 NAMES = set(SOURCES)
 
 
@@ -213,6 +248,14 @@ def place(name: str) -> int:
     return order.index(name)
 
 
+def folder_of(name: str) -> str:
+    """The folder of a module; that of a module which stands by itself, see VOCABULARY and ENTRANCES."""
+    first = name.split(".")[0]
+    if first in VOCABULARY:
+        return "vocabulary"
+    return "entrances" if first in ENTRANCES else "cli" if first == "__main__" else first
+
+
 def test_the_reader_of_imports_finds_them_all() -> None:
     source = """
 import os.path, socket as s
@@ -258,18 +301,42 @@ def test_imports_point_only_upward(name: str) -> None:
             assert place(imported) < place(name), f"{name} imports {imported}"
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_folders_import_only_the_folders_below_them(name: str) -> None:
+    folder = folder_of(name)
+    allowed = {folder, *FOLDERS[folder]}
+    for imported in internal(name):
+        if imported:
+            assert folder_of(imported) in allowed, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", LIBRARY_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_classes_are_of_a_size_that_one_can_keep_in_mind(path: Path) -> None:
+    source = path.read_text()
+    name = str(path.relative_to(ROOT))
+    if name not in LARGE_FILES:
+        assert source.count("\n") <= MOST_LINES
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and node.name not in LARGE_CLASSES:
+            methods = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            assert len(methods) <= MOST_METHODS, node.name
+
+
+def test_exceptions_of_size_are_still_needed() -> None:
+    for name in LARGE_FILES:
+        assert (ROOT / name).read_text().count("\n") > MOST_LINES
+    classes = [node for path in LIBRARY_FILES for node in ast.walk(ast.parse(path.read_text()))]
+    counts = {
+        node.name: sum(isinstance(each, ast.FunctionDef) for each in node.body)
+        for node in classes
+        if isinstance(node, ast.ClassDef)
+    }
+    assert all(counts[name] > MOST_METHODS for name in LARGE_CLASSES)
+
+
 def test_the_package_imports_the_library_and_nothing_on_top() -> None:
     found = imports((PACKAGE / "__init__.py").read_text(), NAMES)
     assert {name.removeprefix("netcomm.") for name in found if name.startswith("netcomm.")} <= set(LIBRARY)
-
-
-def test_the_protocol_and_the_transport_do_not_know_each_other() -> None:
-    transport = {name for name in LIBRARY if name.startswith("transport")}
-    for name in LIBRARY:
-        if name.startswith("protocol"):
-            assert not internal(name) & transport, name
-    for name in transport:
-        assert not [imported for imported in internal(name) if imported.startswith("protocol")], name
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -329,10 +396,14 @@ def test_tables_and_the_disk_under_them_do_not_know_each_other() -> None:
         assert not rooms_imported("netcomm_sqlite", room) & SQLITE_TABLES, room
 
 
-def run(code: str) -> str:
+def run(code: str, *arguments: str) -> str:
     """The output of a fresh interpreter, in which every warning is an error."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -386,7 +457,22 @@ def test_importing_netcomm_starts_no_thread_and_configures_no_logging() -> None:
     assert run(code).strip() == "1 [] 0 <class 'logging.NullHandler'>"
 
 
-@pytest.mark.parametrize("name", LIBRARY)
-def test_every_module_of_the_library_can_be_imported_first(name: str) -> None:
+IMPORT_EACH_FIRST = """
+import importlib, os, sys, traceback
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.waitpid(child, 0)
+print("done")
+"""
+
+
+def test_every_module_can_be_imported_first() -> None:
     # A circle of imports shows only when somebody enters it at the wrong place.
-    assert run(f"import netcomm.{name}; print('done')").strip() == "done"
+    names = [f"netcomm.{name}" for name in (*LIBRARY, *ON_TOP) if name not in ("testing.*", "__main__")]
+    assert run(IMPORT_EACH_FIRST, *names).strip() == "done"
