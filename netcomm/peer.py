@@ -50,10 +50,11 @@ from netcomm.leadership import Leadership
 from netcomm.logs import Log
 from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message, check_ident
 from netcomm.protocol import frames
-from netcomm.protocol.batch import MAX_BATCH_BYTES, MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, Deliveries, Run
+from netcomm.protocol.batch import MAX_BATCH_BYTES, MAX_BATCH_COUNT, Batch, Deliveries, Entry
 from netcomm.protocol.events import Connected, Disconnected, Dropped, Event, Failed, Received, StorageRequest
 from netcomm.protocol.messaging import CONVERSATION, Messaging, PeerStats
 from netcomm.protocol.node import Node
+from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
 from netcomm.storage import Append, QueueStorage, StoredMessage, open_storage
 
 log = Log("netcomm.peer")
@@ -227,7 +228,7 @@ class Peer(threading.Thread):
         self._phase = _Phase.UNMADE
         self._failure: BaseException | None = None  # what has ended it
         self._storage: QueueStorage | None = None
-        self._gathering: dict[str, Run] = {}
+        self._gathering: dict[str, OpenRun] = {}
         if not isinstance(storage, str | QueueStorage | None):
             raise ConfigurationError(f"a storage must be a URL or a QueueStorage, not {type(storage).__name__}")
         self._link = link.Link(self._limits)
@@ -474,7 +475,7 @@ class Peer(threading.Thread):
                 if run.is_open:
                     return joined
                 with self._mutex:  # who closes a run holds it
-                    if run.has(joined):
+                    if run.accepted(joined):
                         return joined
         if ttl is UNSET and persistent is UNSET:
             check_ident(ident)
@@ -491,7 +492,7 @@ class Peer(threading.Thread):
         with self._mutex:
             if self._phase is not _RUNNING:
                 self._check_usable()
-            entry: Delivery | Run
+            entry: Entry
             if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.converses(ident):
                 batch = self._make_batch(ident, [data], None)
                 entry, delivery = batch.run(), batch.delivery(0)
@@ -580,14 +581,14 @@ class Peer(threading.Thread):
             if left <= 0:
                 break
 
-    def _queue(self, ident: str, entry: Delivery | Run, until: float | None) -> None:
+    def _queue(self, ident: str, entry: Entry, until: float | None) -> None:
         """With the mutex held: queue transient messages, as there is room for them."""
         left = entry.count
         while (taken := self._queue_some(ident, entry)) < left:
             left -= taken
             self._wait_for_room(ident, entry.first_size, until)
 
-    def _queue_some(self, ident: str, entry: Delivery | Run) -> int:
+    def _queue_some(self, ident: str, entry: Entry) -> int:
         """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
         try:
             self._has_spoken = True

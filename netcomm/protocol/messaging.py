@@ -22,7 +22,8 @@ from netcomm.errors import ConnectionRefusedByPeer, NetcommError, RemoteProtocol
 from netcomm.logs import Log
 from netcomm.message import DURABLE, Delivery, DeliveryState, Limits
 from netcomm.protocol import encode, frames
-from netcomm.protocol.batch import Run
+from netcomm.protocol.batch import Entry
+from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import (
     Close,
     Connected,
@@ -43,7 +44,8 @@ from netcomm.protocol.events import (
     StorePosition,
 )
 from netcomm.protocol.inbox import Inbox
-from netcomm.protocol.outbox import DurableOutStream, Entry, Outbox
+from netcomm.protocol.open_run import OpenRun
+from netcomm.protocol.outbox import Outbox
 from netcomm.protocol.session import Ahead, Identified, Session
 from netcomm.protocol.wall_clock import WallClock
 from netcomm.storage import Position, StoredMessage, StoredStream
@@ -153,7 +155,7 @@ class Messaging:
 
     prompt: whether, since the last `take_writable`, a message was queued that should not wait for others.
     stored_time: called with `now` and the system's time, returns the time that is stored with messages sent now.
-    gathering: by ident, what further transient messages that never expire may join, without a lock: see `Run`. They
+    gathering: by ident, what further transient messages that never expire may join, without a lock: see `OpenRun`. They
         wait for what the loop does next, or for an acknowledgement, and go out with those that wait already.
     """
 
@@ -198,7 +200,7 @@ class Messaging:
         self._events: list[Event] = []
         self._complaints: dict[int, str] = {}  # by connector
         self.prompt = False
-        self.gathering: dict[str, Run] = {}
+        self.gathering: dict[str, OpenRun] = {}
         self._undiagnosed: set[str] = set()  # idents that messages wait for, while no other is connected
         self._handlers: Mapping[type, Callable[[_Connection, Any, float], None]] = {
             Identified: self._identify,
