@@ -216,7 +216,11 @@ class Peer(threading.Thread):
         sender = self._runtime.sender
         if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
             run = sender.open_runs.get(ident)
-            if run is not None and (joined := run.join(data)) is not None and (run.is_open or sender.has(run, joined)):
+            if (
+                run is not None
+                and (joined := run.join(data)) is not None
+                and (run.is_open or sender.accepted(run, joined))
+            ):
                 return joined
         return sender.send(ident, data, ttl, persistent, timeout)
 

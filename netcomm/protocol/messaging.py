@@ -16,10 +16,10 @@ from netcomm.deadlines import Action, Deadlines
 from netcomm.logs import Log
 from netcomm.message import Delivery, DeliveryState, Limits
 from netcomm.protocol import encode, frames
-from netcomm.protocol.batch import Run
+from netcomm.protocol.batch import Entry
 from netcomm.protocol.diagnosis import Diagnosis
 from netcomm.protocol.events import ErrorReported, Event, Received, StorageRequest
-from netcomm.protocol.outbox import Entry
+from netcomm.protocol.open_run import OpenRun
 from netcomm.protocol.remote_peer import Connection, RemotePeer, RemotePeers
 from netcomm.protocol.session import Session
 from netcomm.protocol.sessions import Sessions
@@ -44,7 +44,7 @@ class Messaging:
     storage_sync: what the storage knows, and is asked for.
     deadline: called without arguments, returns when `tick` is due, or None.
     urgent: whether, since the last `take_writable`, a message was queued that should not wait for others.
-    open_runs: by ident, what further transient messages that never expire may join, without a lock: see `Run`. They
+    open_runs: by ident, what further transient messages that never expire may join, without a lock: see `OpenRun`. They
         wait for what the loop does next, or for an acknowledgement, and go out with those that wait already.
     """
 
@@ -99,7 +99,7 @@ class Messaging:
         )
         self._writable = self.sessions.writable
         self.urgent = False
-        self.open_runs: dict[str, Run] = {}
+        self.open_runs: dict[str, OpenRun] = {}
 
     def restore(
         self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float

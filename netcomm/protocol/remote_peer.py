@@ -7,9 +7,10 @@ from itertools import islice
 from netcomm.message import Delivery, Limits
 from netcomm.protocol import frames
 from netcomm.protocol.admission import Contender, Present
+from netcomm.protocol.batch import Entry
 from netcomm.protocol.events import DELIVERIES_ENDED, Delete, DeleteBelow, Dropped, Event, Received
 from netcomm.protocol.inbox import Inbox
-from netcomm.protocol.outbox import Entry, Outbox
+from netcomm.protocol.outbox import Outbox
 from netcomm.protocol.session import Ahead, Session
 from netcomm.storage import Position
 

@@ -10,6 +10,7 @@ from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.logs import Log
 from netcomm.message import DURABLE, Delivery, DeliveryState
 from netcomm.protocol import frames
+from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import (
     DELIVERIES_ENDED,
     Delete,
@@ -21,7 +22,6 @@ from netcomm.protocol.events import (
     StorageRequest,
     StorePosition,
 )
-from netcomm.protocol.outbox import DurableOutStream
 from netcomm.protocol.remote_peer import Emit, RemotePeer, RemotePeers
 from netcomm.protocol.wall_clock import WallClock
 from netcomm.storage import Position, StoredMessage, StoredStream

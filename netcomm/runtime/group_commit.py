@@ -40,13 +40,17 @@ class _Uncommitted:
 
 def _appends(batches: list[_Uncommitted]) -> list[Append]:
     """What is to be stored."""
-    appends: dict[tuple[str, int], list[StoredMessage]] = {}
+    messages: list[StoredMessage]
+    appends: dict[tuple[str, int], Append] = {}
     for batch in batches:
-        messages = appends.setdefault((batch.ident, batch.epoch), [])
+        stream = batch.ident, batch.epoch
+        if stream not in appends:
+            appends[stream] = Append(*stream, [])
+        messages = appends[stream].messages  # type: ignore[assignment]
         for delivery in batch.deliveries:
             message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, batch.at, batch.ttl)  # type: ignore[arg-type]
             messages.append(message)
-    return [Append(ident, epoch, messages) for (ident, epoch), messages in appends.items()]
+    return list(appends.values())
 
 
 class GroupCommit:

@@ -26,9 +26,9 @@ from typing import Any
 from netcomm import clocks
 from netcomm.errors import NetcommError, ReentrantCall
 from netcomm.logs import Log
+from netcomm.protocol.batch import Entry
 from netcomm.protocol.events import ErrorReported, StorageRequest
 from netcomm.protocol.node import Node
-from netcomm.protocol.outbox import Entry
 from netcomm.protocol.remote_peer import CONVERSATION
 from netcomm.runtime import process
 from netcomm.runtime.dispatcher import Dispatcher
@@ -186,10 +186,13 @@ class Loop:
 
     def call(self) -> None:
         """End the loop's wait, if there is more to be done, or sooner, than it knows of."""
-        if self._link.waiting:
+        if not self._link.waiting:
+            return
+        if self._messaging.has_pending_work or self._deferred:
+            self._link.ring()
+        else:
             when = self._next_deadline()
-            is_sooner = when is not None and (self._wake_at is None or when < self._wake_at)
-            if is_sooner or self._messaging.has_pending_work or self._deferred:
+            if when is not None and (self._wake_at is None or when < self._wake_at):
                 self._wake_at = when
                 self._link.ring()
 

@@ -14,13 +14,14 @@ from netcomm.protocol import frames
 from netcomm.protocol.batch import (
     MAX_BATCH_BYTES,
     MAX_BATCH_COUNT,
-    MAX_JOINING_BYTES,
     Batch,
     BatchDelivery,
     Deliveries,
+    Entry,
     Run,
 )
 from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
 from netcomm.runtime.dispatcher import Dispatcher
 from netcomm.runtime.group_commit import GroupCommit
 from netcomm.runtime.handover import Handover
@@ -44,7 +45,7 @@ UNSET = Unset.UNSET
 class Sender:
     """Queues messages. All methods that have no `_` before their name may be called from any thread.
 
-    open_runs: by ident, what further messages of the peer's own terms may join: see `netcomm.protocol.batch.Run`.
+    open_runs: by ident, what further messages of the peer's own terms may join: see `netcomm.protocol.open_run`.
     """
 
     def __init__(
@@ -84,16 +85,16 @@ class Sender:
         self._terms = ttl, persistent and ttl != 0  # of messages for which `send` says nothing else
         self._uuid_prefix = os.urandom(8)
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
-        self.open_runs: dict[str, Run] = messaging.open_runs if self._terms == (None, False) else {}
+        self.open_runs: dict[str, OpenRun] = messaging.open_runs if self._terms == (None, False) else {}
 
     def abandon(self) -> None:
         """In a forked child: let nothing join what waits, which is the parent's."""
         self.open_runs.clear()
 
-    def has(self, run: Run, joined: BatchDelivery) -> bool:
+    def accepted(self, run: OpenRun, joined: BatchDelivery) -> bool:
         """Whether a message that has joined a run was in its place before the run was closed."""
         with self._loop.mutex:  # the thread that closes a run holds it
-            return run.has(joined)
+            return run.accepted(joined)
 
     def send(
         self, ident: str, data: Data, ttl: float | Unset | None, persistent: bool | Unset, timeout: float | None
@@ -119,7 +120,7 @@ class Sender:
         with loop.mutex:
             if self._life.phase is not RUNNING:
                 self._life.check_running()
-            entry: Delivery | Run
+            entry: Entry
             if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.peers.has_small_backlog(ident):
                 batch = self._make_batch(ident, [data], None)
                 entry, delivery = batch.run(), batch.delivery(0)
@@ -224,7 +225,7 @@ class Sender:
 
     # -- Queueing ---------------------------------------------------------------------------------------------
 
-    def _defer(self, ident: str, entry: Delivery | Run) -> None:
+    def _defer(self, ident: str, entry: Entry) -> None:
         self._life.check_running()
         self._loop.defer(ident, entry)
 
@@ -236,14 +237,14 @@ class Sender:
             self._life.check_running()
             self._queue(ident, run, until)
 
-    def _queue(self, ident: str, entry: Delivery | Run, until: float | None) -> None:
+    def _queue(self, ident: str, entry: Entry, until: float | None) -> None:
         """With the mutex held: queue transient messages, as there is room for them."""
         left = entry.count
         while (taken := self._queue_some(ident, entry)) < left:
             left -= taken
             self._wait_for_room(ident, entry.first_size, until)
 
-    def _queue_some(self, ident: str, entry: Delivery | Run) -> int:
+    def _queue_some(self, ident: str, entry: Entry) -> int:
         """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
         loop, messaging = self._loop, self._messaging
         try:

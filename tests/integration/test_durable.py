@@ -32,7 +32,7 @@ from netcomm import (
     StorageUnavailable,
     clocks,
 )
-from netcomm.protocol import outbox, storage_sync
+from netcomm.protocol import durable_out_stream, storage_sync
 from netcomm.protocol.events import Load, Mark, Received, Renew, StorePosition
 from netcomm.protocol.messaging import Messaging
 from netcomm.runtime import runtime, storage_worker
@@ -234,8 +234,8 @@ def sleep_for(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def keep_little_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "_MAX_LOADED", 4)
-    monkeypatch.setattr(outbox, "_LOAD_COUNT", 3)
+    monkeypatch.setattr(durable_out_stream, "_MAX_LOADED", 4)
+    monkeypatch.setattr(durable_out_stream, "_LOAD_COUNT", 3)
 
 
 # -- Restarts -------------------------------------------------------------------------------------------------
@@ -687,7 +687,7 @@ def test_a_backlog_far_above_the_receivers_position_is_sent(
     nowhere: Any, inbox_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A mark of what may be sent lies some way ahead of what was; here everything below it has expired since.
-    monkeypatch.setattr(outbox, "_MARK_AHEAD", 100)
+    monkeypatch.setattr(durable_out_stream, "_MARK_AHEAD", 100)
     storage = LastingStorage()
     with Receiver(nowhere) as receiver, sender_to(nowhere, storage) as peer:
         peer.send_many("receiver", numbered(0, 10))

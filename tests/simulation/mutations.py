@@ -68,7 +68,7 @@ class Mutation:
 
 def _catalogue() -> Iterator[Mutation]:
     inbox, outbox = "protocol.inbox:Inbox", "protocol.outbox:Outbox"
-    stream, durable = "protocol.outbox:OutStream", "protocol.outbox:DurableOutStream"
+    stream, durable = "protocol.out_stream:OutStream", "protocol.durable_out_stream:DurableOutStream"
     messaging, session = "protocol.messaging:Messaging", "protocol.session:Session"
     sessions, peers = "protocol.sessions:Sessions", "protocol.remote_peer:RemotePeers"
     peer, sync = "protocol.remote_peer:RemotePeer", "protocol.storage_sync:StorageSync"
@@ -156,12 +156,12 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "off by one message in the window",
-        f"{outbox}._take_from",
+        f"{stream}.take",
         "in_flight_bytes + size > window",
         "in_flight_bytes > window",
     )
-    yield Mutation("expired messages sent", f"{outbox}._take_from", "if entry.state is not QUEUED", "if False")
-    yield Mutation("rejected though it fits", f"{outbox}._take_from", "if size > largest and", "if size >= largest and")
+    yield Mutation("expired messages sent", f"{stream}.take", "if entry.state is not QUEUED", "if False")
+    yield Mutation("rejected though it fits", f"{stream}.take", "if size > largest and", "if size >= largest and")
     yield Mutation("sent before the mark", f"{durable}.may_send_below", "return self.marked_below", "return 2**64")
     yield Mutation(
         "in-flight messages lost when put back",
@@ -175,7 +175,7 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation("not sent again", f"{outbox}.acknowledge", "self._requeue(state, ack.received_seq)", "pass")
     yield Mutation(
         "in flight miscounted when put back",
-        f"{outbox}._requeue",
+        f"{stream}.requeue",
         "self.in_flight_bytes -= sum([entry.size for entry in returned])",
         "pass",
     )
@@ -191,8 +191,8 @@ def _catalogue() -> Iterator[Mutation]:
         "acknowledge(ack.next_seq)",
         "acknowledge(ack.next_seq + 1)",
     )
-    yield Mutation("messages in doubt expire", f"{outbox}.disconnect", "if self._legacy:", "if True:")
-    yield Mutation("messages expire early", f"{outbox}.expire", "when <= now", "when <= now + 0.5")
+    yield Mutation("messages in doubt expire", f"{outbox}.disconnect", "if was_legacy:", "if True:")
+    yield Mutation("messages expire early", "protocol.expiry:Expiry.pop_due", "when > now", "when > now + 0.5")
     yield Mutation(
         "queued bytes leak", f"{stream}._count_ended", "self.queued_bytes -= size", "self.queued_bytes -= size // 2"
     )
@@ -210,7 +210,7 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "what has joined not numbered",
-        "protocol.outbox:VolatileOutStream.close_run",
+        "protocol.out_stream:VolatileOutStream.close_run",
         "self.next_seq = self.added_below = next_seq",
         "pass",
     )
@@ -401,7 +401,7 @@ def _catalogue() -> Iterator[Mutation]:
 
 def _regressions() -> Iterator[Mutation]:
     """Defects that netcomm had until a schedule showed them, as they were."""
-    durable = "protocol.outbox:DurableOutStream"
+    durable = "protocol.durable_out_stream:DurableOutStream"
     yield Mutation(
         "a challenger closed twice at the end",
         "protocol.sessions:Sessions.close_all",

@@ -5,7 +5,7 @@ from math import ceil
 from typing import Any
 
 from netcomm.message import Delivery, DeliveryState, Stream
-from netcomm.protocol import outbox
+from netcomm.protocol import durable_out_stream as memory
 from netcomm.protocol.frames import INFINITE_TTL, packet_size
 from tests.simulation.world import End, Violation, World
 
@@ -318,11 +318,11 @@ class Oracle:
             if durable is None:
                 continue
             loaded = len(durable.waiting) + len(durable.in_flight)
-            most = max(outbox._MAX_LOADED, outbox._MAX_LOADED // 2 + outbox._LOAD_COUNT)
+            most = max(memory._MAX_LOADED, memory._MAX_LOADED // 2 + memory._LOAD_COUNT)
             if loaded > most:
                 raise Violation(f"{process.node.name} has {loaded} messages for {ident} in memory, {most} are allowed")
             most = (
-                outbox._MAX_LOADED_BYTES + packet_size(0) * outbox._LOAD_COUNT + 2 * process.node.limits.max_frame_bytes
+                memory._MAX_LOADED_BYTES + packet_size(0) * memory._LOAD_COUNT + 2 * process.node.limits.max_frame_bytes
             )
             if durable.loaded_bytes > most:
                 raise Violation(f"{process.node.name} has {durable.loaded_bytes} bytes for {ident} in memory")

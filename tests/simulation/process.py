@@ -363,13 +363,14 @@ class Process:
 
     def _gathered(self, message: Sent, release: float) -> bool:
         """Whether a message has joined those that wait for its receiver; not, where its uuid would be another one."""
-        run = self.messaging.open_runs.get(message.receiver)
-        if message.ttl is not None or run is None:
+        open_run = self.messaging.open_runs.get(message.receiver)
+        if message.ttl is not None or open_run is None:
             return False
-        next_uuid = run.batch.uuid_prefix + (run.batch.number + run.stop + run.joined).to_bytes(8)
+        batch, place = open_run.run.batch, open_run.run.stop + open_run.taken
+        next_uuid = batch.uuid_prefix + (batch.number + place).to_bytes(8)
         if message.uuid != next_uuid:
             return False
-        delivery = run.join(message.data)
+        delivery = open_run.join(message.data)
         if delivery is None:
             return False
         assert delivery.uuid == message.uuid

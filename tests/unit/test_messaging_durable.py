@@ -8,8 +8,7 @@ import pytest
 
 from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.protocol import events, storage_sync
-from netcomm.protocol import outbox as outbox_module
+from netcomm.protocol import durable_out_stream, events, storage_sync
 from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorePosition
 from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
 from tests.unit import helpers
@@ -64,8 +63,8 @@ def kinds_of(requests: object) -> list[type]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Eight messages in memory, four read at a time."""
-    monkeypatch.setattr(outbox_module, "_MAX_LOADED", 8)
-    monkeypatch.setattr(outbox_module, "_LOAD_COUNT", 4)
+    monkeypatch.setattr(durable_out_stream, "_MAX_LOADED", 8)
+    monkeypatch.setattr(durable_out_stream, "_LOAD_COUNT", 4)
     return iter(())
 
 
