@@ -23,6 +23,7 @@ from netcomm.logs import Log
 from netcomm.message import DURABLE, Delivery, DeliveryState, Limits
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Run
+from netcomm.protocol.decode import READ_BYTES
 from netcomm.protocol.events import (
     Close,
     Connected,
@@ -190,6 +191,7 @@ class Messaging:
         self._wall_clock = WallClock()
         self.stored_time = self._wall_clock.follow
         self._unstored: dict[str, Position] = {}  # by sender; what the storage has not confirmed
+        self._scratch = memoryview(bytearray(READ_BYTES))  # of all connections: only one is read at a time
         self._connections: dict[int, _Connection] = {}
         self._peers: dict[str, _Peer] = {}
         self._deadlines: Deadlines[_Key] = Deadlines()
@@ -228,12 +230,14 @@ class Messaging:
 
     # -- Connections ------------------------------------------------------------------------------------------
 
-    def connection_opened(self, number: int, where: str, connector: int, now: float) -> None:
+    def connection_opened(self, number: int, where: str, connector: int, now: float) -> memoryview:
         """A connection was made.
 
         number: names it from now on, and was never used before.
         where: its other end, for the log.
         connector: which connector made it, from 1; 0 where it was accepted.
+
+        Returns the buffer for its first bytes.
         """
         hello = frames.Hello(
             frames.EXTENSION_VERSION,
@@ -243,13 +247,14 @@ class Messaging:
             self._limits.max_frame_bytes,
             self._limits.window_bytes,
         )
-        session = Session(self._ident, hello, self._limits, now)
+        session = Session(self._ident, hello, self._limits, self._scratch, now)
         connection = _Connection(number, session, where, connector)
         self._connections[number] = connection
         self._writable[number] = None
         self._deadlines.set((_SESSION, number), session.deadline())
         if not self._receiving:
             self._pause(connection, True)
+        return session.get_buffer()
 
     def connection_lost(self, number: int, reason: str, now: float) -> None:
         """A connection has been lost; a number that is not known is passed over."""
@@ -312,29 +317,19 @@ class Messaging:
         else:
             self._disconnect(peer, connection, reason, now)
 
-    def data_received(self, number: int, chunk: bytes | memoryview, now: float) -> memoryview | None:
-        """Bytes came in on a connection; a number that is not known is passed over.
+    def buffer_updated(self, number: int, count: int, now: float) -> memoryview | None:
+        """So many bytes, one at least, have come in on a connection, into the buffer that it was given last.
 
-        Returns where the next ones are best received, None for no matter where. Once they are there, `buffer_filled` is
-        to be called, in place of this.
+        Returns the buffer for the next bytes; None for a number that is not known.
         """
         connection = self._connections.get(number)
-        if connection is not None:
-            answered = connection.session.ping_outstanding
-            connection.session.receive_data(chunk, now)
-            self._received(connection, len(chunk), answered, now)
-            return connection.session.buffer()
-        return None
-
-    def buffer_filled(self, number: int, count: int, now: float) -> memoryview | None:
-        """So many bytes, one at least, have come in on a connection, where they were said to be best received."""
-        connection = self._connections.get(number)
-        if connection is not None:
-            answered = connection.session.ping_outstanding
-            connection.session.buffer_filled(count, now)
-            self._received(connection, count, answered, now)
-            return connection.session.buffer()
-        return None
+        if connection is None:
+            return None
+        session = connection.session
+        answered = session.ping_outstanding
+        session.buffer_updated(count, now)
+        self._received(connection, count, answered, now)
+        return session.get_buffer()
 
     def _received(self, connection: _Connection, count: int, answered: bool, now: float) -> None:
         if answered:  # the next look is due before the answer would have been

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from netcomm.connections import (
-    Chunk,
+    BufferUpdated,
     Closed,
     ConnectionEvent,
     ConnectionPort,
-    Filled,
     Opened,
     Unreachable,
     Writable,
@@ -105,19 +104,15 @@ class Node:
     def _on_link(self, event: ConnectionEvent, now: float) -> None:
         messaging = self.messaging
         match event:
-            case Chunk(connection, data):
-                buffer = messaging.data_received(connection, data, now)
-                if buffer is not None:
-                    self._link.receive_into(connection, buffer)
-            case Filled(connection, count):
-                buffer = messaging.buffer_filled(connection, count, now)
+            case BufferUpdated(connection, count):
+                buffer = messaging.buffer_updated(connection, count, now)
                 if buffer is not None:
                     self._link.receive_into(connection, buffer)
             case Writable(connection):
                 self._link.flush(connection)
                 self._write(connection, now)
             case Opened(connection, where, connector):
-                messaging.connection_opened(connection, where, connector, now)
+                self._link.receive_into(connection, messaging.connection_opened(connection, where, connector, now))
             case Closed(connection, reason):
                 messaging.connection_lost(connection, reason, now)
             case Unreachable(error):

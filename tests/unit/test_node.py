@@ -125,7 +125,7 @@ def test_a_fault_with_frames_that_had_to_wait_for_callbacks_is_their_connections
     assert [type(event.error) for event in host.events if isinstance(event, events.Failed)] == [NetcommError]
 
 
-@pytest.mark.parametrize("method", ["data_received", "buffer_filled", "output", "connection_opened", "connection_lost"])
+@pytest.mark.parametrize("method", ["buffer_updated", "output", "connection_opened", "connection_lost"])
 def test_a_fault_ends_its_own_connection_and_is_reported_with_its_cause(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

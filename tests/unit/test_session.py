@@ -22,14 +22,14 @@ LIMITS = Limits()
 
 
 def new_session(limits: Limits = LIMITS, now: float = 0.0) -> Session:
-    return Session("a", OWN_HELLO, limits, now)
+    return Session("a", OWN_HELLO, limits, helpers.SCRATCH, now)
 
 
 def feed(session: Session, *chunks: bytes, now: float = 0.0) -> list[object]:
     """What comes out of a session after these chunks."""
     events: list[object] = []
     for chunk in chunks:
-        session.receive_data(chunk, now)
+        helpers.receive(session, chunk, now)
         while (event := session.next_event()) is not None:
             events.append(event)
     return events
@@ -196,7 +196,7 @@ def test_what_is_wrong_behind_the_identification_is_told_after_admission() -> No
 
 def test_frames_before_an_error_come_out_before_it() -> None:
     session = admitted()
-    session.receive_data(helpers.data(0, b"d") + helpers.ack(3) + bytes(4), 0)
+    helpers.receive(session, helpers.data(0, b"d") + helpers.ack(3) + bytes(4), 0)
     assert isinstance(session.next_event(), frames.Data)
     assert session.next_event() == ack(3)
     for _ in range(2):
@@ -206,8 +206,8 @@ def test_frames_before_an_error_come_out_before_it() -> None:
 
 def test_bytes_behind_an_error_are_not_read() -> None:
     session = admitted()
-    session.receive_data(bytes(4), 0)
-    session.receive_data(helpers.data(0, b"d"), 0)
+    helpers.receive(session, bytes(4), 0)
+    helpers.receive(session, helpers.data(0, b"d"), 0)
     with pytest.raises(RemoteProtocolError):
         session.next_event()
 
@@ -402,7 +402,7 @@ def test_a_connection_lives_as_long_as_what_is_ahead_of_its_ping_is_taken() -> N
         line.taken += 1
         assert session.check(now, line.progress) is None
     assert said(session) == [(helpers.PING, b"")]
-    session.receive_data(PONG, 500)
+    helpers.receive(session, PONG, 500)
     assert session.deadline() == 515
 
 
@@ -451,7 +451,7 @@ def test_once_the_ping_was_taken_it_is_answered_within_the_wait_though_later_out
 def test_each_ping_has_its_own_output_ahead() -> None:
     session, line = admitted(), Line(1000)
     session.check(15, line.progress)
-    session.receive_data(PONG, 20)
+    helpers.receive(session, PONG, 20)
     line.written, line.taken = 2000, 1000
     assert session.check(35, line.progress) is None  # and the second ping goes out
     for now in (45, 55):
@@ -505,7 +505,7 @@ def test_a_probe_is_answered_within_the_wait_or_the_connection_is_closed() -> No
     session.probe(8, nothing_ahead)  # wins no time
     assert session.deadline() == 13
     assert session.check(13, nothing_ahead) is not None
-    session.receive_data(PONG, 12)
+    helpers.receive(session, PONG, 12)
     assert session.deadline() == 27
 
 
@@ -514,7 +514,7 @@ def test_a_session_tells_whether_a_sign_of_life_is_owed() -> None:
     assert not session.ping_outstanding
     session.check(15, nothing_ahead)
     assert session.ping_outstanding
-    session.receive_data(PONG, 16)
+    helpers.receive(session, PONG, 16)
     assert not session.ping_outstanding
     session.probe(17, nothing_ahead)
     assert session.ping_outstanding
