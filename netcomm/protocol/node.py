@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from netcomm.connections import (
-    Chunk,
+    BufferUpdated,
     Closed,
     ConnectionEvent,
     ConnectionPort,
-    Filled,
     Opened,
     Unreachable,
     Writable,
@@ -105,19 +104,16 @@ class Node:
     def _on_link(self, event: ConnectionEvent, now: float) -> None:
         messaging = self.messaging
         match event:
-            case Chunk(connection, data):
-                buffer = messaging.sessions.data_received(connection, data, now)
-                if buffer is not None:
-                    self._link.receive_into(connection, buffer)
-            case Filled(connection, count):
-                buffer = messaging.sessions.buffer_filled(connection, count, now)
+            case BufferUpdated(connection, count):
+                buffer = messaging.sessions.buffer_updated(connection, count, now)
                 if buffer is not None:
                     self._link.receive_into(connection, buffer)
             case Writable(connection):
                 self._link.flush(connection)
                 self._write(connection, now)
             case Opened(connection, where, connector):
-                messaging.sessions.connection_opened(connection, where, connector, now)
+                buffer = messaging.sessions.connection_opened(connection, where, connector, now)
+                self._link.receive_into(connection, buffer)
             case Closed(connection, reason):
                 messaging.sessions.connection_lost(connection, reason, now)
             case Unreachable(error):

@@ -1,8 +1,8 @@
 """`Session`: one connection, without its socket: handshake, identity, keep-alive, legacy acknowledgement.
 
-Bytes go in with `receive_data`, frames that matter to others come out of `next_event`, and what the session itself
-has to say comes out of `take_output`. It reads no clock: every method that needs the time is handed `now`, in
-seconds of a monotonic clock.
+Bytes go in by `get_buffer` and `buffer_updated`, frames that matter to others come out of `next_event`, and what the
+session itself has to say comes out of `take_output`. It reads no clock: every method that needs the time is handed
+`now`, in seconds of a monotonic clock.
 
 Both sides send VERSION, HELLO and IDENT at once. A side whose IDENT came without a HELLO is *legacy*: a snakeMQ
 peer, which knows neither streams nor acknowledgements. To such a peer a ping goes out behind the messages, as a
@@ -133,15 +133,17 @@ class Session:
         ident: str,
         hello: frames.Hello,
         limits: Limits,
+        scratch: memoryview,
         now: float,
         watch: Callable[[float], object] = _unwatched,
     ) -> None:
         """Begin the handshake.
 
+        scratch: memory that is shared with other sessions, see `decode.Reader`.
         watch: called with the time of `deadline` whenever it may be a sooner one than before.
         """
         self._limits = limits
-        self._reader = decode.Reader(limits)
+        self._reader = decode.Reader(limits, scratch)
         self._frames: deque[frames.Frame] = deque()
         self._error: RemoteProtocolError | None = None
         self._enter(State.AWAIT_VERSION)
@@ -165,30 +167,22 @@ class Session:
         """Whether the other side is a netcomm peer that this side has admitted."""
         return self._state is State.EXTENDED
 
-    def receive_data(self, chunk: bytes | memoryview, now: float) -> None:
-        """Take the next bytes of the connection."""
-        self._heard(now)
-        if self._error is None:
-            parsed, self._error = self._reader.feed(chunk)
-            self._frames += parsed
+    def get_buffer(self) -> memoryview:
+        """Where the next bytes of the connection are to be received; until `buffer_updated`, it is the same one."""
+        return self._reader.buffer
 
-    def buffer(self) -> memoryview | None:
-        """See `decode.Reader.buffer`."""
-        return self._reader.buffer() if self._error is None else None
-
-    def buffer_filled(self, count: int, now: float) -> None:
-        """So many bytes of the connection have been received into `buffer`."""
-        self._heard(now)
-        if self._error is None:
-            parsed, self._error = self._reader.filled(count)
-            self._frames += parsed
-
-    def _heard(self, now: float) -> None:
+    def buffer_updated(self, count: int, now: float) -> None:
+        """So many bytes of the connection have been received into the buffer."""
         self._last_received = now
         if self._waits_since is not None:
             self.excuse(now)
-        if len(self._output) > _MAX_OUTPUT and self._error is None:
+        if self._error is not None:
+            return
+        if len(self._output) > _MAX_OUTPUT:
             self._error = RemoteProtocolError("pings, and nobody reads the answers")
+            return
+        parsed, self._error = self._reader.buffer_updated(count)
+        self._frames += parsed
 
     def next_event(self) -> SessionEvent | None:
         """The next thing that the bytes so far have said, or None where they say no more.

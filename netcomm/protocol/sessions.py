@@ -15,6 +15,7 @@ from netcomm.message import Limits
 from netcomm.protocol import frames
 from netcomm.protocol.admission import Admit, Challenge, Refuse, Replace, decide
 from netcomm.protocol.complaints import Complaints
+from netcomm.protocol.decode import READ_BYTES
 from netcomm.protocol.events import DELIVERIES_ENDED, Close, Connected, Disconnected, ErrorReported
 from netcomm.protocol.reading import Reading
 from netcomm.protocol.remote_peer import Connection, Emit, RemotePeer, RemotePeers
@@ -69,6 +70,7 @@ class Sessions:
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._complaints = Complaints(emit)
+        self._scratch = memoryview(bytearray(READ_BYTES))  # of all connections: only one is read at a time
         self._by_number: dict[int, Connection] = {}
         self.get = self._by_number.get
         self.reading = Reading(limits, emit)
@@ -79,12 +81,14 @@ class Sessions:
 
     # -- What has happened to a connection --------------------------------------------------------------------
 
-    def connection_opened(self, number: int, where: str, connector: int, now: float) -> None:
+    def connection_opened(self, number: int, where: str, connector: int, now: float) -> memoryview:
         """A connection was made.
 
         number: names it from now on, and was never used before.
         where: its other end, for the log.
         connector: which connector made it, from 1; 0 where it was accepted.
+
+        Returns the buffer for its first bytes.
         """
         hello = frames.Hello(
             frames.EXTENSION_VERSION,
@@ -94,10 +98,12 @@ class Sessions:
             self._limits.max_frame_bytes,
             self._limits.window_bytes,
         )
-        session = Session(self._ident, hello, self._limits, now, partial(self._deadlines.set, (self._check, number)))
+        watch = partial(self._deadlines.set, (self._check, number))
+        session = Session(self._ident, hello, self._limits, self._scratch, now, watch)
         connection = self._by_number[number] = Connection(number, session, where, connector, self.writable)
         connection.mark_writable()
         self.reading.resume(connection)
+        return session.get_buffer()
 
     def connection_lost(self, number: int, reason: str, now: float) -> None:
         """A connection has been lost; a number that is not known is passed over."""
@@ -127,35 +133,22 @@ class Sessions:
         self._note_fault(connection, error)
         self._forget(connection, "failed", now)
 
-    def data_received(self, number: int, chunk: bytes | memoryview, now: float) -> memoryview | None:
-        """Bytes came in on a connection; a number that is not known is passed over.
+    def buffer_updated(self, number: int, count: int, now: float) -> memoryview | None:
+        """So many bytes, one at least, have come in on a connection, into the buffer that it was given last.
 
-        Returns where the next ones are best received, None for no matter where. Once they are there, `buffer_filled` is
-        to be called, in place of this.
+        Returns the buffer for the next bytes; None for a number that is not known.
         """
         connection = self._by_number.get(number)
-        if connection is not None:
-            connection.session.receive_data(chunk, now)
-            self._received(connection, len(chunk), now)
-            return connection.session.buffer()
-        return None
-
-    def buffer_filled(self, number: int, count: int, now: float) -> memoryview | None:
-        """So many bytes, one at least, have come in on a connection, where they were said to be best received."""
-        connection = self._by_number.get(number)
-        if connection is not None:
-            connection.session.buffer_filled(count, now)
-            self._received(connection, count, now)
-            return connection.session.buffer()
-        return None
-
-    def _received(self, connection: Connection, count: int, now: float) -> None:
-        peer = connection.peer
+        if connection is None:
+            return None
+        session, peer = connection.session, connection.peer
+        session.buffer_updated(count, now)
         if peer is not None:
             peer.bytes_received += count
             if peer.challenger is not None and peer.connection is connection:
                 self._refuse_duplicate(peer.challenger, peer, now)
         self._process(connection, now)
+        return session.get_buffer()
 
     def _process(self, connection: Connection, now: float) -> None:
         """Act on what the bytes that have come in say."""

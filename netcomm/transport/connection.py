@@ -17,7 +17,8 @@ class Connection:
     sent_bytes: how many bytes the stream has taken.
     broken: why a write has failed, or why the owner wants the connection lost; None while it is well.
     watched: the events of the selector that it is watched for.
-    buffer: where the next bytes are to go, once.
+    buffer: where the next bytes are to go; nothing is read before there is one.
+    lingering: it is being closed, and reads on until the other side has closed, too.
 
     `enqueue` and `flush` are for threads that hold the owner's lock, the rest for the thread that polls.
     """
@@ -69,7 +70,8 @@ class Connection:
         if stream.fileno() < 0:
             return
         while True:  # another thread may write meanwhile
-            events = 0 if self.paused else stream.reads_on
+            reads = self.lingering or (self.buffer is not None and not self.paused)
+            events = stream.reads_on if reads else 0
             if self.output:
                 events |= stream.writes_on
             if events == self.watched:

@@ -32,7 +32,6 @@ class Lingering:
         """Begin to close a connection; returns whether it has not begun before."""
         if connection not in self._connections or connection in self._deadlines:
             return False
-        connection.paused = False
         self._deadlines.set(connection, monotonic() + _LINGER_S)
         self.go_on(connection)
         return True

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from time import monotonic
 
 from netcomm import descriptors
-from netcomm.connections import Chunk, Closed, ConnectionEvent, Filled, Opened, Unreachable, Writable
+from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Unreachable, Writable
 from netcomm.deadlines import Deadlines
 from netcomm.message import Limits
 from netcomm.transport.acceptor import Acceptor, Listener, Listening
@@ -26,7 +26,6 @@ from netcomm.transport.lingering import Lingering
 from netcomm.transport.spin import AdaptiveSpin
 from netcomm.transport.waker import Waker
 
-_READ_BYTES = 256 * 1024
 # Large enough for the kernel to be kept busy while the loop looks elsewhere, small against the window.
 _OUTPUT_HIGH_BYTES = 1024 * 1024
 _READS_PER_PASS = 4
@@ -64,7 +63,6 @@ class Link:
             lambda sock, connector: self._open(sock, connector.where, connector),
             lambda error: self._events.append(Unreachable(error)),
         )
-        self._scratch = memoryview(bytearray(_READ_BYTES))  # a new buffer for each read would cost more than the copy
 
     # -- Any thread -------------------------------------------------------------------------------------------
 
@@ -143,7 +141,7 @@ class Link:
             self._mark_stale(connection)
 
     def receive_into(self, number: int, buffer: memoryview) -> None:
-        """Let the next bytes of a connection go into a buffer, once, in place of coming as a Chunk."""
+        """Let the bytes of a connection go into a buffer from now on; nothing is read before it has one."""
         connection = self._connections.get(number)
         if connection is not None:
             connection.buffer = buffer
@@ -273,26 +271,24 @@ class Link:
         self._events.append(Opened(connection.number, where, connector.number if connector else 0))
 
     def _receive(self, connection: Connection) -> Iterator[ConnectionEvent]:
-        """Read once; or, while the owner says where to, until there is nothing more, but not for ever."""
+        """Read once; or, while the owner names another buffer, until there is nothing more, but not for ever."""
         for _ in range(_READS_PER_PASS):
-            buffer = connection.buffer
+            buffer, stream = connection.buffer, connection.stream
+            assert buffer is not None  # else it would not be watched
             try:
-                count = connection.stream.receive_into(self._scratch if buffer is None else buffer)
+                count = stream.receive_into(buffer)
             except OSError as error:
                 self._lose(connection, reason(error))
                 return
+            if not stream.reads_on & connection.watched:  # it waits for something else now
+                self._watch(connection)
             if count is None:
-                self._watch(connection)  # what the stream needs may be something else now
                 return
             if not count:
                 self._lose(connection, "closed by the other side")
                 return
-            if buffer is None:
-                yield Chunk(connection.number, self._scratch[:count])
-            else:
-                connection.buffer = None
-                yield Filled(connection.number, count)
-            if connection.buffer is None or connection.paused or connection.lingering:
+            yield BufferUpdated(connection.number, count)
+            if connection.buffer is buffer or connection.paused or connection.lingering:
                 return
 
     def _lose(self, connection: Connection, reason: str) -> None:

@@ -19,6 +19,7 @@ from tests.integration.helpers import (
     SnakemqListener,
     dial,
     listen_at,
+    poll,
     raw_listener,
     wait_until,
 )
@@ -150,11 +151,11 @@ def _opened(link: Link, count: int) -> list[int]:
     """Let connections be opened; returns their numbers."""
     numbers: list[int] = []
 
-    def poll() -> bool:
-        numbers.extend(event.connection for event in link.poll(0.01) if isinstance(event, Opened))
+    def has_opened() -> bool:
+        numbers.extend(event.connection for event in poll(link, 0.01) if isinstance(event, Opened))
         return len(numbers) >= count
 
-    wait_until(poll, f"{count} connections")
+    wait_until(has_opened, f"{count} connections")
     return numbers
 
 
@@ -215,11 +216,11 @@ def _events(link: Link, until: type[ConnectionEvent], timeout: float = DEADLINE_
     """What happens until an event of a kind."""
     events: list[ConnectionEvent] = []
 
-    def poll() -> bool:
-        events.extend(link.poll(0.01))
+    def has_happened() -> bool:
+        events.extend(poll(link, 0.01))
         return any(isinstance(event, until) for event in events)
 
-    wait_until(poll, until.__name__, timeout)
+    wait_until(has_happened, until.__name__, timeout)
     return events
 
 

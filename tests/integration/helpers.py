@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 
 import netcomm
 from netcomm import Limits, logs
+from netcomm.connections import ConnectionEvent, Opened
 from netcomm.protocol import encode, frames
 from netcomm.transport.acceptor import listen
 from netcomm.transport.link import Link
@@ -317,6 +318,14 @@ def listen_at(link: Link, host: str) -> str | tuple[str, int]:
     listening = listen(host, 0)
     link.add_listener(listening)
     return listening.address
+
+
+def poll(link: Link, timeout: float) -> Iterator[ConnectionEvent]:
+    """What happens to a link; new connections are read from."""
+    for event in link.poll(timeout):
+        if isinstance(event, Opened):
+            link.receive_into(event.connection, memoryview(bytearray(100)))
+        yield event
 
 
 @contextlib.contextmanager

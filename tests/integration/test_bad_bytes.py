@@ -317,9 +317,9 @@ def test_an_unknown_frame_is_passed_over(echo: Site, frame_type: int) -> None:
 
 def wire_reader(sock: socket.socket) -> Iterator[frames.Frame]:
     """The frames that come from a connection."""
-    reader = decode.Reader(Limits())
-    while chunk := sock.recv(65536):
-        parsed, error = reader.feed(chunk)
+    reader = decode.Reader(Limits(), memoryview(bytearray(65536)))
+    while count := sock.recv_into(reader.buffer):
+        parsed, error = reader.buffer_updated(count)
         assert error is None
         yield from parsed
 

@@ -15,7 +15,7 @@ import pytest
 from netcomm import ConfigurationError, DeliveryState, LifecycleError, Limits, Message
 from netcomm.connections import ConnectionEvent
 from netcomm.message import Stream
-from netcomm.protocol import decode, encode, frames
+from netcomm.protocol import encode, frames
 from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
@@ -30,6 +30,7 @@ from tests.integration.helpers import (
     threads_of,
     wait_until,
 )
+from tests.unit.helpers import Reader
 
 
 class Pair:
@@ -284,7 +285,7 @@ def test_an_answer_and_the_acknowledgement_go_out_together(pair: Pair, monkeypat
 
 
 def kinds(packets: bytes) -> list[type]:
-    reader = decode.Reader(Limits(max_handshake_frame_bytes=2**20))
+    reader = Reader(Limits(max_handshake_frame_bytes=2**20))
     parsed, error = reader.feed(packets)
     assert error is None
     return [type(frame) for frame in parsed]

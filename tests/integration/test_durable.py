@@ -56,6 +56,7 @@ from tests.integration.helpers import (
     refusing_place,
     wait_until,
 )
+from tests.unit.helpers import receive_on
 
 SNAKEMQ_PEER = Path(__file__).parents[1] / "interop" / "snakemq_peer.py"
 
@@ -793,7 +794,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
 
     def feed(target: Messaging, number: int, source: Messaging, source_number: int) -> None:
         source.next_events()
-        target.sessions.data_received(number, b"".join(source.output(source_number, 1 << 20, 0.0)[0]), 0.0)
+        receive_on(target, number, b"".join(source.output(source_number, 1 << 20, 0.0)[0]), 0.0)
 
     def connect(sender: Messaging, receiver: Messaging, number: int) -> None:
         sender.sessions.connection_opened(number, "there", 1, 0.0)
@@ -828,7 +829,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
     renew = None
     while renew is None:
         feed(receiver, 2, restored, 2)
-        restored.sessions.data_received(2, b"".join(receiver.output(2, 1 << 20, 0.0)[0]), 0.0)
+        receive_on(restored, 2, b"".join(receiver.output(2, 1 << 20, 0.0)[0]), 0.0)
         renew = next((event for event in restored.next_events() if isinstance(event, Renew)), None)
     # The storage has renewed the stream; the receiver has not heard of it, when its callbacks return.
     restored.answered(renew, None, 0.0, 0.0)

@@ -188,7 +188,7 @@ def test_who_uses_a_peer_that_has_failed_hears_the_cause(monkeypatch: pytest.Mon
 # One connection's fault is that connection's
 
 
-@pytest.mark.parametrize(("owner", "method"), [(Sessions, "data_received"), (Messaging, "output")])
+@pytest.mark.parametrize(("owner", "method"), [(Sessions, "buffer_updated"), (Messaging, "output")])
 def test_a_fault_of_one_connection_ends_that_connection_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, owner: type, method: str
 ) -> None:

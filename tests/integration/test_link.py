@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from netcomm import Delivery, DeliveryState, LifecycleError, Limits, Peer
-from netcomm.connections import Chunk, Closed, ConnectionEvent, Opened, Unreachable, Writable
+from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Unreachable, Writable
+from netcomm.transport.byte_stream import ByteStream
 from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
@@ -26,6 +27,7 @@ from tests.integration.helpers import (
     SnakemqListener,
     in_thread,
     listen_at,
+    poll,
     raw_listener,
     read_to_end,
     record,
@@ -267,7 +269,7 @@ def test_what_is_written_while_the_loop_looks_at_the_connection_is_sent(monkeypa
     numbers: list[int] = []
 
     def step() -> bool:
-        for event in link.poll(0.01):
+        for event in poll(link, 0.01):
             if isinstance(event, Opened):
                 numbers.append(event.connection)
             elif isinstance(event, Writable):
@@ -313,7 +315,7 @@ def test_a_connector_that_has_connected_leaves_it_at_that(link: Link, monkeypatc
     with raw_listener() as server, contextlib.ExitStack() as stack:
         link.add_connector("tcp:127.0.0.1", server.getsockname()[1])
         events: list[ConnectionEvent] = []
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or events))
         stack.enter_context(server.accept()[0])
         # However long an attempt may take, that is over now.
         monkeypatch.setattr("netcomm.transport.link.monotonic", lambda: time.monotonic() + 3600)
@@ -328,10 +330,10 @@ def test_a_connector_that_was_given_up_does_not_come_back(link: Link, monkeypatc
     with raw_listener() as server:
         link.add_connector("tcp:127.0.0.1", server.getsockname()[1])
         events: list[ConnectionEvent] = []
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or events))
         link.stop_accepting()
         server.accept()[0].close()
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or len(events) == 2))
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or len(events) == 2))
         assert [type(event) for event in events] == [Opened, Closed]
         monkeypatch.setattr("netcomm.transport.link.monotonic", lambda: time.monotonic() + 3600)
         assert [*link.poll(0), *link.poll(0)] == []
@@ -357,7 +359,7 @@ def test_a_connector_that_has_reached_itself_has_found_nobody(monkeypatch: pytes
         monkeypatch.setattr(socket, "socket", _FromWhereItGoes)
         link.add_connector("tcp:127.0.0.1", port)
         events: list[ConnectionEvent] = []
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or events))
         (unreachable,) = events
         assert isinstance(unreachable, Unreachable)
         assert isinstance(unreachable.error, ConnectionRefusedError)
@@ -369,7 +371,7 @@ def _accepted(link: Link, stack: contextlib.ExitStack) -> tuple[socket.socket, i
     assert isinstance(place, tuple)
     client = stack.enter_context(socket.create_connection(place, DEADLINE_S))
     events: list[ConnectionEvent] = []
-    wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+    wait_until(lambda: bool(events.extend(poll(link, 0.01)) or events))
     (opened,) = events
     assert isinstance(opened, Opened)
     return client, opened.connection
@@ -436,6 +438,8 @@ def test_a_connection_that_is_given_up_is_lost_for_the_reason_given(link: Link) 
 def test_a_paused_connection_is_written_to_and_not_read_until_it_goes_on(link: Link) -> None:
     with contextlib.ExitStack() as stack:
         client, number = _accepted(link, stack)
+        buffer = memoryview(bytearray(100))
+        link.receive_into(number, buffer)
         link.pause(number, True)
         client.sendall(b"early")
         link.write(number, [b"x"])
@@ -443,8 +447,35 @@ def test_a_paused_connection_is_written_to_and_not_read_until_it_goes_on(link: L
         assert [*link.poll(0), *link.poll(0)] == []
         link.pause(number, False)
         (event,) = link.poll(DEADLINE_S)
-        assert isinstance(event, Chunk)
-        assert event.data == b"early"
+        assert event == BufferUpdated(number, len(b"early"))
+        assert buffer[: event.count] == b"early"
+
+
+def _next_read(link: Link) -> BufferUpdated:
+    reads: list[BufferUpdated] = []
+    wait_until(lambda: bool(reads.extend(e for e in poll(link, 0.01) if isinstance(e, BufferUpdated)) or reads))
+    (read,) = reads
+    return read
+
+
+class _SendsFirst(ByteStream):
+    """Before it can receive, it has to be able to send, as encryption may want it."""
+
+    def receive_into(self, buffer: memoryview) -> int | None:
+        if self.reads_on == selectors.EVENT_READ:
+            self.reads_on = selectors.EVENT_WRITE
+            return None
+        self.reads_on = selectors.EVENT_READ
+        return super().receive_into(buffer)
+
+
+def test_a_stream_says_what_it_waits_for_to_be_read(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netcomm.transport.link.ByteStream", _SendsFirst)
+    with contextlib.ExitStack() as stack:
+        client, number = _accepted(link, stack)
+        for data in (b"x", b"yz"):
+            client.sendall(data)
+            assert _next_read(link) == BufferUpdated(number, len(data))
 
 
 def test_the_limit_of_connections_is_warned_of_once_until_there_is_room_again(
@@ -478,9 +509,9 @@ def test_a_crowd_that_comes_at_once_does_not_keep_the_others_waiting(link: Link)
         place = client.getpeername()
         for _ in range(100):
             stack.enter_context(socket.create_connection(place, DEADLINE_S))
-        opened = list(link.poll(0))
+        opened = list(poll(link, 0))
         assert 1 <= len(opened) < 100
         client.sendall(b"x")
         events: list[ConnectionEvent] = []
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or len(opened) + len(events) == 101))
-        assert [event.connection for event in events if isinstance(event, Chunk)] == [number]
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or len(opened) + len(events) == 101))
+        assert [event.connection for event in events if isinstance(event, BufferUpdated)] == [number]

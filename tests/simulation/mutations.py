@@ -301,10 +301,10 @@ def _catalogue() -> Iterator[Mutation]:
         "written though there is no room", f"{node}._write", "more and link.has_room(number)", "more is True", seed=108
     )
     yield Mutation(
-        "bytes asked for in a place of their own come elsewhere",
+        "bytes that came in counted wrong",
         f"{node}._on_link",
-        "messaging.sessions.buffer_filled(connection, count, now)",
-        "messaging.sessions.buffer_filled(connection, count - 1, now)",
+        "messaging.sessions.buffer_updated(connection, count, now)",
+        "messaging.sessions.buffer_updated(connection, count - 1, now)",
     )
     yield Mutation("requests to the storage lost", f"{node}._act_on", "storage.append(event)", "pass")
     yield Mutation(

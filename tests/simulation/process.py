@@ -11,12 +11,11 @@ from itertools import groupby
 from typing import Any
 
 from netcomm.callbacks import Callback
-from netcomm.connections import Chunk, Closed, Filled, Opened, Writable
+from netcomm.connections import BufferUpdated, Closed, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.message import Delivery, Limits
-from netcomm.protocol import events
+from netcomm.protocol import decode, events
 from netcomm.protocol.batch import Batch, Run
-from netcomm.protocol.decode import Reader
 from netcomm.protocol.frames import Data, Frame, FrameType, Messages, Ping, packet_size
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
@@ -24,6 +23,7 @@ from netcomm.protocol.storage_queue import Job, StorageQueue
 from netcomm.storage import Append, StoredMessage
 from tests.simulation.oracle import Sent
 from tests.simulation.world import KERNEL_BYTES, READ_BYTES, Died, End, Violation
+from tests.unit.helpers import Reader, put
 
 TRAPS = (
     "numbered",
@@ -157,14 +157,10 @@ class Process:
             raise Violation(f"{self.node.name} reads from connection {end.number}, which it has paused")
         view = memoryview(chunk)
         while view and end.number in self.ends:
-            buffer, end.buffer = end.buffer, None
-            if buffer is None:
-                self.core.on_link(Chunk(end.number, view), self.now)
-                break
-            count = min(len(buffer), len(view))
-            buffer[:count] = view[:count]
+            assert end.buffer is not None
+            count = put(view, end.buffer)
             view = view[count:]
-            self.core.on_link(Filled(end.number, count), self.now)
+            self.core.on_link(BufferUpdated(end.number, count), self.now)
         self._pass("received")
         self._settle()
         connection = self.messaging.sessions.get(end.number)
@@ -234,9 +230,11 @@ class Process:
         self._settle()
 
     def receive_into(self, number: int, buffer: memoryview) -> None:
-        if self.node.starves("receive_into"):
-            self._starve(self.ends[number])
-        self.ends[number].buffer = buffer
+        end = self.ends[number]
+        # Scratch memory, which connections begin with, is there already.
+        if len(buffer) != decode.READ_BYTES and self.node.starves("receive_into"):
+            self._starve(end)
+        end.buffer = buffer
 
     def _starve(self, end: End) -> None:
         self.untold_fault = not end.connector  # a connector tells of what repeats once

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from netcomm.connections import Chunk, Closed, ConnectionEvent, Filled, Opened, Writable
-from netcomm.errors import NetcommError
+from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Writable
+from netcomm.errors import NetcommError, RemoteProtocolError
 from netcomm.message import Delivery, Limits, Stream
-from netcomm.protocol import events
+from netcomm.protocol import decode, events, frames
 from netcomm.protocol.frames import Data, Item
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.remote_peer import PeerStats
+from netcomm.protocol.session import Session
 from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
 
 # The frame types, written out here so that a changed number in netcomm.protocol.frames is noticed.
@@ -32,6 +33,8 @@ INFINITE = 0xFFFFFFFF
 FIRST_EPOCH = 1 << 32
 # What a message takes on the wire beside its data: size, type, seq, uuid, ttl and flags.
 OVERHEAD = 4 + 1 + 8 + 16 + 4 + 4
+# What the readers of tests share, as those of a peer do.
+SCRATCH = memoryview(bytearray(decode.READ_BYTES))
 
 
 def calls(action: Callable[[], object]) -> int:
@@ -141,6 +144,48 @@ def make_delivery(
     )
 
 
+def put(view: memoryview, buffer: memoryview) -> int:
+    """Let bytes come into a buffer, as many as it takes; returns how many."""
+    count = min(len(buffer), len(view))
+    buffer[:count] = view[:count]
+    return count
+
+
+class Reader(decode.Reader):
+    """A reader that bytes can be fed to."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        super().__init__(limits if limits is not None else Limits(), SCRATCH)
+
+    def feed(self, chunk: bytes) -> tuple[list[frames.Frame], RemoteProtocolError | None]:
+        """Let bytes come in, in as many reads as it takes; returns what comes out, up to the first error."""
+        view = memoryview(chunk)
+        parsed: list[frames.Frame] = []
+        error = None
+        while view and error is None:
+            count = put(view, self.buffer)
+            view = view[count:]
+            more, error = self.buffer_updated(count)
+            parsed += more
+        return parsed, error
+
+
+def receive(session: Session, chunk: bytes, now: float) -> None:
+    """Let bytes come in to a session."""
+    view = memoryview(chunk)
+    while view:
+        count = put(view, session.get_buffer())
+        view = view[count:]
+        session.buffer_updated(count, now)
+
+
+def receive_on(messaging: Messaging, number: int, chunk: bytes, now: float) -> None:
+    """Let bytes come in on a connection, in one read."""
+    count = put(memoryview(chunk), messaging.sessions.get(number).session.get_buffer())
+    assert count == len(chunk)
+    messaging.sessions.buffer_updated(number, count, now)
+
+
 @dataclass(eq=False)
 class End:
     """One host's end of a connection.
@@ -167,15 +212,10 @@ class End:
     def feed(self, chunk: bytes) -> None:
         """Let bytes come in, unless the host has closed the connection."""
         view = memoryview(chunk)
-        while view and not self.gone:
-            buffer, self.buffer = self.buffer, None
-            if buffer is None:
-                self.host.tell(Chunk(self.number, view))
-                return
-            count = min(len(buffer), len(view))
-            buffer[:count] = view[:count]
+        while view and self.buffer is not None and not self.gone:
+            count = put(view, self.buffer)
             view = view[count:]
-            self.host.tell(Filled(self.number, count))
+            self.host.tell(BufferUpdated(self.number, count))
 
     def lose(self, reason: str = "cut") -> None:
         """Let the host notice that the connection is gone."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
-from netcomm.protocol import decode, encode, frames
+from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import MAX_BATCH_COUNT, Batch, BatchDelivery, Deliveries, Entry, Run
 from netcomm.protocol.frames import Ack
 from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
@@ -149,8 +149,8 @@ def test_what_was_delivered_keeps_no_payload() -> None:
     assert [delivery.data for delivery in deliveries] == [None, None, b"c"]
 
 
-def open_reader() -> decode.Reader:
-    reader = decode.Reader(Limits())
+def open_reader() -> helpers.Reader:
+    reader = helpers.Reader()
     reader.feed(helpers.ident("a"))
     return reader
 

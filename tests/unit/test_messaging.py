@@ -213,7 +213,7 @@ def test_the_window_of_the_receiver_bounds_what_is_in_flight() -> None:
 def test_numbers_that_are_not_known_are_passed_over() -> None:
     net = Net()
     host = net.host("a")
-    host.messaging.sessions.data_received(99, b"x", net.now)
+    assert host.messaging.sessions.buffer_updated(99, 1, net.now) is None
     host.messaging.sessions.connection_lost(99, "gone", net.now)
     assert host.messaging.output(99, 1000, net.now) == ([], False)
     assert host.messaging.next_events() == []

@@ -129,8 +129,7 @@ def test_a_fault_with_frames_that_had_to_wait_for_callbacks_is_their_connections
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (Sessions, "data_received"),
-        (Sessions, "buffer_filled"),
+        (Sessions, "buffer_updated"),
         (Messaging, "output"),
         (Sessions, "connection_opened"),
         (Sessions, "connection_lost"),

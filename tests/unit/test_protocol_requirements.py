@@ -4,7 +4,7 @@ import pytest
 
 from netcomm.errors import ConnectionRefusedByPeer
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.protocol import decode, encode, events, frames
+from netcomm.protocol import encode, events, frames
 from netcomm.protocol.frames import Begin
 from netcomm.protocol.outbox import Outbox
 from netcomm.storage import MemoryQueueStorage
@@ -46,8 +46,8 @@ def test_a_size_that_counts_itself_or_no_type_is_not_understood() -> None:
     version = helpers.version()
     for change, parsed in ((4, []), (0, [frames.Version(1)])):
         size = len(version) - 4 + change
-        assert decode.Reader(Limits()).feed(size.to_bytes(4) + version[4:]) == (parsed, None)
-    assert decode.Reader(Limits()).feed((len(version) - 5).to_bytes(4) + version[4:])[1] is not None
+        assert helpers.Reader().feed(size.to_bytes(4) + version[4:]) == (parsed, None)
+    assert helpers.Reader().feed((len(version) - 5).to_bytes(4) + version[4:])[1] is not None
 
 
 @pytest.mark.requirement("P-04", "positive")
@@ -189,7 +189,7 @@ def test_who_has_said_hello_is_told_of_a_protocol_error_and_nobody_else(before: 
 def test_no_text_of_a_refusal_is_longer_than_1024_bytes(size: int) -> None:
     ((_, payload),) = packets(encode.refuse(frames.RefuseCode.PROTOCOL_ERROR, "x" * size))
     assert payload[2:] == b"x" * min(size, 1024)
-    reader = decode.Reader(Limits())
+    reader = helpers.Reader()
     reader.feed(helpers.ident("b"))
     assert reader.feed(helpers.refuse(3, "x" * size)) == ([frames.Refuse(3, "x" * min(size, 1024))], None)
 

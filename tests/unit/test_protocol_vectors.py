@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from netcomm.message import Delivery, Limits, Stream
-from netcomm.protocol import decode, encode, frames
+from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received
 from netcomm.protocol.messaging import Messaging
@@ -109,7 +109,7 @@ def _never(delivery: Delivery, timeout: float | None) -> bool:
 
 
 def read(packet: bytes, *, identified: bool) -> tuple[list[frames.Frame], Exception | None]:
-    reader = decode.Reader(Limits())
+    reader = helpers.Reader()
     if identified:
         reader.feed(IDENT)
     return reader.feed(packet)
@@ -196,7 +196,7 @@ def test_the_conversation_is_what_two_peers_say() -> None:
             said += b"".join(buffers)
         assert said.hex() == portion.hex()
         (hearer,) = peers.keys() - {speaker}
-        peers[hearer].sessions.data_received(1, portion, 0.0)
+        helpers.receive_on(peers[hearer], 1, portion, 0.0)
         for event in peers[hearer].next_events():
             if isinstance(event, Received):
                 peers[hearer].mark_handled(event, 0, len(event.items), 0.0)

@@ -22,14 +22,15 @@ LIMITS = Limits()
 
 
 def new_session(limits: Limits = LIMITS, now: float = 0.0, watched: list[float] | None = None) -> Session:
-    return Session("a", OWN_HELLO, limits, now, [].append if watched is None else watched.append)
+    watch = [].append if watched is None else watched.append
+    return Session("a", OWN_HELLO, limits, helpers.SCRATCH, now, watch)
 
 
 def feed(session: Session, *chunks: bytes, now: float = 0.0) -> list[object]:
     """What comes out of a session after these chunks."""
     events: list[object] = []
     for chunk in chunks:
-        session.receive_data(chunk, now)
+        helpers.receive(session, chunk, now)
         while (event := session.next_event()) is not None:
             events.append(event)
     return events
@@ -199,7 +200,7 @@ def test_what_is_wrong_behind_the_identification_is_told_after_admission() -> No
 
 def test_frames_before_an_error_come_out_before_it() -> None:
     session = admitted()
-    session.receive_data(helpers.data(0, b"d") + helpers.ack(3) + bytes(4), 0)
+    helpers.receive(session, helpers.data(0, b"d") + helpers.ack(3) + bytes(4), 0)
     assert isinstance(session.next_event(), frames.Data)
     assert session.next_event() == ack(3)
     for _ in range(2):
@@ -209,8 +210,8 @@ def test_frames_before_an_error_come_out_before_it() -> None:
 
 def test_bytes_behind_an_error_are_not_read() -> None:
     session = admitted()
-    session.receive_data(bytes(4), 0)
-    session.receive_data(helpers.data(0, b"d"), 0)
+    helpers.receive(session, bytes(4), 0)
+    helpers.receive(session, helpers.data(0, b"d"), 0)
     with pytest.raises(RemoteProtocolError):
         session.next_event()
 
@@ -405,7 +406,7 @@ def test_a_connection_lives_as_long_as_what_is_ahead_of_its_ping_is_taken() -> N
         line.taken += 1
         assert session.check(now, line.progress) is None
     assert said(session) == [(helpers.PING, b"")]
-    session.receive_data(PONG, 500)
+    helpers.receive(session, PONG, 500)
     assert session.deadline() == 515
 
 
@@ -454,7 +455,7 @@ def test_once_the_ping_was_taken_it_is_answered_within_the_wait_though_later_out
 def test_each_ping_has_its_own_output_ahead() -> None:
     session, line = admitted(), Line(1000)
     session.check(15, line.progress)
-    session.receive_data(PONG, 20)
+    helpers.receive(session, PONG, 20)
     line.written, line.taken = 2000, 1000
     assert session.check(35, line.progress) is None  # and the second ping goes out
     for now in (45, 55):
@@ -508,7 +509,7 @@ def test_a_probe_is_answered_within_the_wait_or_the_connection_is_closed() -> No
     session.probe(8, nothing_ahead)  # wins no time
     assert session.deadline() == 13
     assert session.check(13, nothing_ahead) is not None
-    session.receive_data(PONG, 12)
+    helpers.receive(session, PONG, 12)
     assert session.deadline() == 27
 
 
@@ -521,13 +522,13 @@ def test_a_session_says_when_it_is_to_be_looked_at_sooner_than_it_has_said(legac
     assert watched.pop() == session.deadline() == 3 + 0.1
     session.establish()
     assert watched.pop() == session.deadline() == 15
-    session.receive_data(PONG, 4)  # what is later is found when the time has come
+    helpers.receive(session, PONG, 4)  # what is later is found when the time has come
     assert watched == []
     session.check(15, nothing_ahead)
     assert watched.pop() == session.deadline() == 19
     session.check(19, nothing_ahead)
     assert watched.pop() == session.deadline() == 29
-    session.receive_data(PONG, 20)
+    helpers.receive(session, PONG, 20)
     assert watched.pop() == session.deadline() == 35
     session.probe(21, nothing_ahead)
     assert watched.pop() == session.deadline() == 31
