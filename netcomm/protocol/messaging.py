@@ -7,7 +7,7 @@ time, in seconds of a clock that is never set. What is to be done comes back as 
 - `take_writable()` and `output()`: which connections have something to send, and what.
 - `deadline()`: when `tick()` is due, or None.
 
-None of it is thread-safe; `netcomm.peer` holds a lock around it.
+None of it is thread-safe; `netcomm.runtime.loop` holds a lock around it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -88,11 +88,9 @@ class Messaging:
             emit=emit,
             progress=progress,
             handlers={
-                frames.Begin: self._begin,
                 frames.Data: self._receive,
                 frames.Messages: self._receive_legacy,
                 frames.Ack: self._acknowledge,
-                frames.Skip: self._skip,
             },
             on_connected=self._connected,
             on_disconnected=self._disconnected,
@@ -125,14 +123,6 @@ class Messaging:
         self._diagnosis.forget(ident)
 
     # -- Messages in ------------------------------------------------------------------------------------------
-
-    def _begin(self, connection: Connection, frame: frames.Begin, now: float) -> None:
-        connection.owner.inbox.begin(frame)
-        if not connection.session.established:
-            self.sessions.establish(connection, now)
-
-    def _skip(self, connection: Connection, frame: frames.Skip, now: float) -> None:
-        connection.owner.inbox.skip(frame.stream, frame.next_seq)
 
     def _receive(self, connection: Connection, data: frames.Data, now: float) -> None:
         connection.owner.receive(data)

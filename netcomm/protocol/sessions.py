@@ -66,7 +66,12 @@ class Sessions:
         self._deadlines = deadlines
         self._emit = emit
         self._progress = progress
-        self._handlers: Mapping[type, Handler] = {Identified: self._identify, **handlers}
+        self._handlers: Mapping[type, Handler] = {
+            Identified: self._identify,
+            frames.Begin: self._begin,
+            frames.Skip: self._skip,
+            **handlers,
+        }
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._complaints = Complaints(emit)
@@ -156,7 +161,7 @@ class Sessions:
         try:
             while (event := session.next_event()) is not None:
                 if session.legacy and not session.established:
-                    self.establish(connection, now)
+                    self._establish(connection, now)
                 kind = type(event)
                 if kind in _MESSAGES and self.reading.is_full(connection):
                     session.put_back(event)  # until the callbacks of enough messages have returned
@@ -201,7 +206,7 @@ class Sessions:
     def _check_session(self, connection: Connection, now: float) -> None:
         session = connection.session
         if session.legacy and not session.established:
-            self.establish(connection, now)
+            self._establish(connection, now)
             return
         if connection.paused and session.established:
             session.excuse(now)
@@ -286,7 +291,15 @@ class Sessions:
         connection.session.refuse(frames.RefuseCode.DUPLICATE_IDENT, text)
         self._close(connection, "duplicate ident", now)
 
-    def establish(self, connection: Connection, now: float) -> None:
+    def _begin(self, connection: Connection, frame: frames.Begin, now: float) -> None:
+        connection.owner.inbox.begin(frame)
+        if not connection.session.established:
+            self._establish(connection, now)
+
+    def _skip(self, connection: Connection, frame: frames.Skip, now: float) -> None:
+        connection.owner.inbox.skip(frame.stream, frame.next_seq)
+
+    def _establish(self, connection: Connection, now: float) -> None:
         """The other side of an admitted connection has accepted it: messages may flow."""
         peer, session = connection.owner, connection.session
         peer.establish(self._limits)
