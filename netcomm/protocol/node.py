@@ -7,8 +7,8 @@ writes what can be written, does to the connections what has to be done, and ret
 the callbacks, and requests to the storage. `messaging.has_pending_work` tells whether there is anything to do.
 
 It has no socket, no thread, no clock and no random source. A `ConnectionPort` stands for the connections; the owner
-hands in the time, in seconds of a clock that is never set. It is not thread-safe: `netcomm.runtime.loop` holds a lock around
-it.
+hands in the time, in seconds of a clock that is never set. It is not thread-safe: `netcomm.runtime.loop` holds a lock
+around it.
 
 A fault ends with the connection that was being served: no memory for a large message, for instance, or a defect. Where
 it happened is not known, and so not what was written: on the next connection the receiver says what it has.
