@@ -127,6 +127,10 @@ class Sessions:
         self._note_fault(connection, error)
         self._forget(connection, "failed", now)
 
+    def unreachable(self, error: Exception) -> None:
+        """A connector has found nobody to connect with."""
+        self._emit(ErrorReported(error))
+
     def data_received(self, number: int, chunk: bytes | memoryview, now: float) -> memoryview | None:
         """Bytes came in on a connection; a number that is not known is passed over.
 
