@@ -13,20 +13,17 @@ None of it is thread-safe; `netcomm.runtime.loop` holds a lock around it.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from netcomm.deadlines import Action, Deadlines
-from netcomm.logs import Log
 from netcomm.message import Delivery, DeliveryState, Limits
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Entry
 from netcomm.protocol.diagnosis import Diagnosis
-from netcomm.protocol.events import ErrorReported, Event, Received, StorageRequest
+from netcomm.protocol.events import Event, Received, StorageRequest
 from netcomm.protocol.open_run import OpenRun
 from netcomm.protocol.remote_peer import Connection, RemotePeer, RemotePeers
 from netcomm.protocol.session import Session
 from netcomm.protocol.sessions import Sessions
 from netcomm.protocol.storage_sync import StorageSync
 from netcomm.storage import Position, StoredStream
-
-log = Log("netcomm.messaging")
 
 # A message of so many bytes is worth a system call of its own.
 URGENT_BYTES = 128 * 1024
@@ -231,8 +228,8 @@ class Messaging:
             self._drop(peer, peer.outbox.expire(now))
         while (taken := peer.outbox.take(budget)) is not None:
             stream, epoch, next_seq, batch, rejected = taken
-            if rejected:
-                self._reject(peer, session, rejected)
+            if rejected and peer.reject(rejected, self._limits):
+                self.storage_sync.ask(peer)
             if batch and session.legacy:
                 buffers += encode.messages(batch, now)
                 sent_below = batch[-1].seq + batch[-1].count
@@ -253,16 +250,6 @@ class Messaging:
             self._watch_expiry(peer)
         peer.deliver(delivered)
         self.storage_sync.ask(peer)
-
-    def _reject(self, peer: RemotePeer, session: Session, rejected: Sequence[Entry]) -> None:
-        limits = self._limits if session.remote is None else session.remote
-        log.warning(
-            "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
-            len(rejected),
-            peer.ident,
-            limits.max_frame_bytes,
-        )
-        self._drop(peer, rejected)
 
     def _drop(self, peer: RemotePeer, entries: Sequence[Entry]) -> None:
         if peer.drop(entries):
@@ -287,10 +274,6 @@ class Messaging:
             if peer.outbox.may_expire:
                 self._watch_expiry(peer)
             peer.mark_writable()
-
-    def report(self, error: Exception) -> None:
-        """Something has failed that the user should hear of."""
-        self._events.append(ErrorReported(error))
 
     def next_events(self) -> list[Event]:
         """What happened since the last call, in order."""

@@ -117,7 +117,7 @@ class Node:
             case Closed(connection, reason):
                 messaging.sessions.connection_lost(connection, reason, now)
             case Unreachable(error):
-                messaging.report(error)
+                messaging.sessions.unreachable(error)
 
     def on_storage(self, request: StorageRequest, result: Any, now: float, wall_now: float) -> None:
         """The storage has carried out a request. `wall_now` is the system's time in seconds since the epoch."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from netcomm.logs import Log
 from netcomm.message import Delivery, Limits
 from netcomm.protocol import frames
 from netcomm.protocol.admission import Contender, Present
@@ -13,6 +14,8 @@ from netcomm.protocol.inbox import Inbox
 from netcomm.protocol.outbox import Outbox
 from netcomm.protocol.session import Ahead, Session
 from netcomm.storage import Position
+
+log = Log("netcomm.messaging")
 
 Emit = Callable[[Event], None]
 """Takes an event for the owner of the protocol. It is one call of C: an event comes, or it does not."""
@@ -310,6 +313,21 @@ class RemotePeer:
         if delivered[0].persistent:
             assert self.outbox.durable is not None
             self._emit(DeleteBelow(self.ident, self.outbox.durable.deletable_below()))
+
+    def reject(self, rejected: Sequence[Entry], limits: Limits) -> bool:
+        """Messages have ended: they are larger than it accepts; returns whether the storage has some of them.
+
+        limits: of this side, which hold for a snakeMQ peer, too.
+        """
+        assert self.connection is not None
+        remote = self.connection.session.remote
+        log.warning(
+            "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
+            len(rejected),
+            self.ident,
+            limits.max_frame_bytes if remote is None else remote.max_frame_bytes,
+        )
+        return self.drop(rejected)
 
     def drop(self, entries: Sequence[Entry]) -> bool:
         """Messages have ended without being delivered; returns whether the storage has some of them."""

@@ -138,6 +138,10 @@ class Sessions:
         self._note_fault(connection, error)
         self._forget(connection, "failed", now)
 
+    def unreachable(self, error: Exception) -> None:
+        """A connector has found nobody to connect with."""
+        self._emit(ErrorReported(error))
+
     def buffer_updated(self, number: int, count: int, now: float) -> memoryview | None:
         """So many bytes, one at least, have come in on a connection, into the buffer that it was given last.
 
