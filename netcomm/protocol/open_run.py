@@ -1,8 +1,6 @@
 """`OpenRun`: the run that waits last in a queue, while more messages may join it, one by one, from any thread."""
 
-from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from operator import length_hint
 
 from netcomm.message import QUEUED
 from netcomm.protocol.batch import MAX_BATCH_COUNT, BatchDelivery, Run
@@ -10,13 +8,20 @@ from netcomm.protocol.batch import MAX_BATCH_COUNT, BatchDelivery, Run
 MAX_JOINING_BYTES = 4 * 1024
 """The most data of a message that joins a run."""
 
+_PLACES = list(range(MAX_BATCH_COUNT - 1, -1, -1))
+"""All places of a batch, the first one last."""
+
 
 class OpenRun:
     """The last run of a batch, with places reserved behind its last message: messages may join it.
 
-    That takes no lock: each message takes a place of its own, and is put there. The thread that closes the run says so
-    first, and looks then which places were taken. A message that was in its place while the run was open is part of it;
-    of one that came later, `accepted` tells, once the run is closed.
+    That takes no lock: a thread takes a place out of a list, and puts its message there. The thread that closes the run
+    says so first, and looks then which place is the next. A message that was in its place while the run was open is
+    part of it; of one that came later, `accepted` tells, once the run is closed.
+
+    It holds without the interpreter's lock as well. Each list has a lock of its own, under which `pop` and slices run.
+    So a thread that takes a place after the look sees that the run is closed; and so does one that puts its message
+    into its place after `close` has read the messages.
 
     `close` gives back the places that no message has taken:
 
@@ -40,7 +45,8 @@ class OpenRun:
         self._end: int | None = None  # of the places that were taken before the run was closed
         self._gaps: frozenset[int] = frozenset()  # that were taken, and empty when the run was closed
         run.batch.data += [None] * max_count
-        self._places: Iterator[int] = iter(range(run.stop, run.stop + max_count))  # that have not been taken
+        # Those that have not been taken, the first one last.
+        self._places = _PLACES[MAX_BATCH_COUNT - run.stop - max_count : MAX_BATCH_COUNT - run.stop]
         self.is_open = True
 
     @classmethod
@@ -64,9 +70,9 @@ class OpenRun:
             return None
         batch = self._batch
         try:
-            place = next(self._places)
+            place = self._places.pop()
             batch.data[place] = data
-        except (StopIteration, IndexError):  # all are taken, or the run was closed
+        except IndexError:  # all are taken, or the run was closed
             return None
         delivery = BatchDelivery()
         delivery._batch = batch
@@ -76,12 +82,12 @@ class OpenRun:
     @property
     def taken(self) -> int:
         """How many places were taken, while the run is open; 0 once it is closed."""
-        return len(self._batch.data) - self._opened_at - length_hint(self._places) if self.is_open else 0
+        return len(self._batch.data) - self._opened_at - len(self._places) if self.is_open else 0
 
     @property
     def is_full(self) -> bool:
         """Whether there is no room for another message to join, while the run is open."""
-        return self.is_open and not length_hint(self._places)
+        return self.is_open and not self._places
 
     def close(self) -> list[Run]:
         """Let no more messages join, and make those that have joined part of the run.
@@ -92,7 +98,8 @@ class OpenRun:
         self.is_open = False
         run, batch, start = self.run, self._batch, self._opened_at
         if self._end is None:
-            self._end = len(batch.data) - length_hint(self._places)
+            next_place = self._places[-1:]  # and not the length, which is read without the list's lock
+            self._end = next_place[0] if next_place else len(batch.data)
         end = self._end
         del batch.data[end:]
         batch.states[start:] = [QUEUED] * (end - start)

@@ -385,7 +385,34 @@ def test_several_gaps_leave_several_runs() -> None:
     assert outbox.volatile.queued_bytes == 3 * (1 + OVERHEAD)
 
 
-@pytest.mark.parametrize("step", ["length_hint", "accumulate", "pairwise"])
+class WatchedPlaces(list[int]):
+    """The places that have not been taken; behind the first look at the next one, something happens."""
+
+    behind: Callable[[], object] | None = None
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        behind, self.behind = self.behind, None
+        if behind is not None:
+            behind()
+        return found
+
+
+def test_a_place_that_is_taken_behind_the_look_at_the_next_one_is_not_part_of_the_run() -> None:
+    outbox, batch, _, run = interrupted(b"0")
+    assert run.join(b"1") is not None
+    late: list[BatchDelivery | None] = []
+    run._places = places = WatchedPlaces(run._places)
+    places.behind = lambda: late.append(run.join(b"2"))
+    outbox.volatile.close_run()
+    (delivery,) = late
+    assert delivery is not None
+    assert not run.is_open
+    assert not run.accepted(delivery)
+    assert (batch.data, run.run.payloads(), outbox.queued) == ([b"0", b"1"], [b"0", b"1"], 2)
+
+
+@pytest.mark.parametrize("step", ["look", "accumulate", "pairwise"])
 def test_a_run_whose_closing_was_interrupted_is_closed_by_the_next_one(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,7 +423,11 @@ def test_a_run_whose_closing_was_interrupted_is_closed_by_the_next_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"netcomm.protocol.open_run.{step}", interrupt)
+        if step == "look":
+            run._places = places = WatchedPlaces(run._places)
+            places.behind = interrupt
+        else:
+            patch.setattr(f"netcomm.protocol.open_run.{step}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             outbox.volatile.close_run()
     assert not run.is_open
