@@ -7,6 +7,7 @@ other is held.
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from netcomm import clocks
@@ -73,8 +74,15 @@ class GroupCommit:
         self._storage = storage
         self._worker = worker
         self._lock = threading.RLock()  # a finalizer may interrupt the thread that has it, and come here
+        self._owns_lock: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]  # as Condition asks
         self._is_committing = False  # the thread that has the lock
         self._uncommitted: deque[_Uncommitted] = deque()
+
+    def is_interrupting(self) -> bool:
+        """Whether the caller's thread is in a call of the storage, or about to make one: a finalizer interrupts it."""
+        worker = self._worker
+        is_committing = self._is_committing and self._owns_lock()
+        return is_committing or (worker.is_in_storage and worker.is_current())
 
     def commit(self, ident: str, deliveries: list[Delivery], ttl: float | None) -> None:
         """Store persistent messages, which have one time to live, and queue them.
@@ -83,17 +91,14 @@ class GroupCommit:
         """
         if self._life.phase is not RUNNING:  # in a forked child, the commit lock may be held for ever
             self._life.check_running()
-        worker = self._worker
-        if self._loop.is_interrupting() or (worker.is_in_storage and worker.is_current()):
+        in_use = self._is_committing or self._worker.is_in_storage  # the storage, by whichever thread
+        if self._loop.is_interrupting() or (in_use and self.is_interrupting()):
             raise _reentrant()
         if not deliveries:
             return
         batch = _Uncommitted(ident, ttl, deliveries)
         self._uncommitted.append(batch)
         with self._lock:
-            if self._is_committing:
-                self._uncommitted.remove(batch)
-                raise _reentrant()
             if not batch.ended:
                 self._is_committing = True
                 try:

@@ -164,7 +164,7 @@ class Loop:
     def process_pending(self) -> None:
         """Write what can be written, and hand on what is for other threads."""
         if self._deferred:
-            self._queue_deferred()
+            self.queue_deferred()
         if self._messaging.has_pending_work:
             try:
                 self._process_pending()
@@ -192,6 +192,7 @@ class Loop:
             self._link.ring()
         else:
             when = self._next_deadline()
+            # What was deferred waits for room, which only something that happens can make, or has rung by itself.
             if when is not None and (self._wake_at is None or when < self._wake_at):
                 self._wake_at = when
                 self._link.ring()
@@ -231,17 +232,25 @@ class Loop:
         """Whether there are messages that were deferred, and are not queued yet."""
         return bool(self._deferred)
 
-    def _queue_deferred(self) -> None:
-        """Queue what there is room for; the rest waits, in its order."""
+    def defers(self, ident: str) -> bool:
+        """With the mutex held: whether there are messages to a receiver that were deferred, and are not queued yet."""
+        return any(ident == other for other, _ in self._deferred)
+
+    def queue_deferred(self) -> None:
+        """With the mutex held: queue the deferred messages that there is room for; the rest waits, in its order."""
         left: list[tuple[str, Entry]] = []
         full = set()
-        while self._deferred:
-            ident, entry = self._deferred.popleft()
-            count = entry.count
-            if ident in full or self._messaging.send(ident, entry, clocks.now()) < count:
-                full.add(ident)
-                left.append((ident, entry))
-        self._deferred.extendleft(reversed(left))
+        try:
+            while self._deferred:
+                ident, entry = self._deferred[0]
+                if entry.seq < 0:  # else it is queued, and the thread was interrupted just then
+                    count = entry.count
+                    if ident in full or self._messaging.send(ident, entry, clocks.now()) < count:
+                        full.add(ident)
+                        left.append((ident, entry))
+                self._deferred.popleft()
+        finally:
+            self._deferred.extendleft(reversed(left))
 
     # -- Waiting ----------------------------------------------------------------------------------------------
 
@@ -320,7 +329,7 @@ class Loop:
         """With the mutex held: end every transient message that has not ended."""
         self._messaging.discard_all()
         while self._deferred:  # an empty queue takes one message at least
-            self._queue_deferred()
+            self.queue_deferred()
             self._messaging.discard_all()
         self.process_pending()
 

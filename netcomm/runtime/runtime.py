@@ -8,7 +8,7 @@ does its background work. Persistent messages are stored by the callers, before 
 
 import os
 from collections.abc import Callable
-from threading import TIMEOUT_MAX, Thread
+from threading import TIMEOUT_MAX, Thread, get_ident
 from time import monotonic
 
 from netcomm import clocks, logs
@@ -23,7 +23,7 @@ from netcomm.runtime.dispatcher import Dispatcher
 from netcomm.runtime.group_commit import GroupCommit
 from netcomm.runtime.handover import Handover
 from netcomm.runtime.lifecycle import RUNNING, TERMINATED, Lifecycle, Phase
-from netcomm.runtime.loop import CLOSING_S, Loop
+from netcomm.runtime.loop import CLOSING_S, Loop, reentrant
 from netcomm.runtime.sender import Sender
 from netcomm.runtime.storage_worker import StorageWorker
 from netcomm.storage import QueueStorage, open_storage
@@ -96,9 +96,9 @@ class Runtime:
         store = _no_storage if worker is None else worker.put
         self._loop = loop = Loop(life, node, link, self._dispatcher, self._handover, store)
         self.callbacks = CallbackRunner(life, messaging, loop, self._dispatcher, self._handover, encoding)
-        commit = None
+        self._commit = commit = None
         if opened is not None and worker is not None:
-            commit = GroupCommit(life, messaging, loop, node, opened, worker)
+            self._commit = commit = GroupCommit(life, messaging, loop, node, opened, worker)
         self.sender = Sender(
             life,
             messaging,
@@ -166,7 +166,7 @@ class Runtime:
         """See `Peer.terminate`; deputy: the thread that calls `deputize`, where its end is to be awaited."""
         if self._life.phase in (Phase.FORKED, Phase.UNMADE):
             return
-        self._loop.refuse_waiting("terminate")
+        self._refuse_waiting("terminate")
         until = monotonic() + max(0.0, timeout)
         in_callback = self._dispatcher.is_current()
         mutex = self._loop.mutex
@@ -187,7 +187,7 @@ class Runtime:
         if is_new:
             self._end()
         until = min(until, monotonic() + TIMEOUT_MAX / 2)
-        if deputy is not None and deputy.ident is not None:
+        if deputy is not None and deputy.ident not in (None, get_ident()):
             deputy.join(max(2 * CLOSING_S, until - monotonic()))
         self._dispatcher.join(max(0.0, until - monotonic()))
         if self._worker is not None:
@@ -258,10 +258,16 @@ class Runtime:
 
     # -- Waiting ----------------------------------------------------------------------------------------------
 
+    def _refuse_waiting(self, call: str) -> None:
+        """Raise ReentrantCall where the caller's thread is one that others wait for; call: for the error's text."""
+        self._loop.refuse_waiting(call)
+        if self._commit is not None and self._commit.is_interrupting():
+            raise reentrant(call)
+
     def flush(self, timeout: float | None) -> bool:
         """See `Peer.flush`."""
         loop = self._loop
-        loop.refuse_waiting("flush")
+        self._refuse_waiting("flush")
         until = None if timeout is None else monotonic() + timeout
         with loop.mutex:
             self._life.check_running()
@@ -275,7 +281,7 @@ class Runtime:
     def wait_connected(self, ident: str | None, timeout: float | None) -> bool:
         """See `Peer.wait_connected`."""
         loop, messaging = self._loop, self._messaging
-        loop.refuse_waiting("wait_connected")
+        self._refuse_waiting("wait_connected")
         until = None if timeout is None else monotonic() + timeout
 
         def connected() -> bool:
@@ -290,8 +296,8 @@ class Runtime:
         """See `Delivery.wait`."""
         if not delivery.done:
             self._life.check_process()
+            self._refuse_waiting("Delivery.wait")
             loop = self._loop
-            loop.refuse_waiting("Delivery.wait")
             until = None if timeout is None else monotonic() + timeout
             with loop.mutex:
                 loop.wait_until(lambda: delivery.done or self._life.phase is TERMINATED, until)

@@ -45,7 +45,8 @@ UNSET = Unset.UNSET
 class Sender:
     """Queues messages. All methods that have no `_` before their name may be called from any thread.
 
-    open_runs: by ident, what further messages of the peer's own terms may join: see `netcomm.protocol.open_run`.
+    open_runs: by ident, what further messages of the peer's own terms may join: see `netcomm.protocol.open_run`. It is
+        empty while messages are deferred, which none may pass.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class Sender:
         self._terms = ttl, persistent and ttl != 0  # of messages for which `send` says nothing else
         self._uuid_prefix = os.urandom(8)
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
-        self.open_runs: dict[str, OpenRun] = messaging.open_runs if self._terms == (None, False) else {}
+        self._runs: dict[str, OpenRun] = messaging.open_runs if self._terms == (None, False) else {}
+        self.open_runs = self._runs
+        self._is_deferring = False
 
     def abandon(self) -> None:
         """In a forked child: let nothing join what waits, which is the parent's."""
-        self.open_runs.clear()
+        self._runs.clear()
 
     def accepted(self, run: OpenRun, joined: BatchDelivery) -> bool:
         """Whether a message that has joined a run was in its place before the run was closed."""
@@ -227,7 +230,18 @@ class Sender:
 
     def _defer(self, ident: str, entry: Entry) -> None:
         self._life.check_running()
+        self._is_deferring, self.open_runs = True, {}
         self._loop.defer(ident, entry)
+
+    def _is_behind_deferred(self, ident: str) -> bool:
+        """With the mutex held: queue what was deferred; returns whether some for this receiver has to wait for room."""
+        loop = self._loop
+        loop.queue_deferred()
+        if not loop.has_deferred:
+            self._is_deferring, self.open_runs = False, self._runs
+            if loop.has_deferred:  # a finalizer has come in between
+                self._is_deferring, self.open_runs = True, {}
+        return loop.defers(ident)
 
     def _queue_run(self, ident: str, run: Run, until: float | None) -> None:
         if self._loop.is_interrupting():
@@ -248,6 +262,8 @@ class Sender:
         """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
         loop, messaging = self._loop, self._messaging
         try:
+            if self._is_deferring and self._is_behind_deferred(ident):
+                return 0
             loop.has_sent = True
             now = clocks.now()
             if (run := self.open_runs.get(ident)) is not None and run.is_full:
@@ -268,7 +284,9 @@ class Sender:
 
     def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
         def room_or_end() -> bool:
-            return self._life.phase is not RUNNING or self._messaging.peers.has_room(ident, size)
+            if self._life.phase is not RUNNING:
+                return True
+            return self._messaging.peers.has_room(ident, size) and not self._loop.defers(ident)
 
         if self._loop.leadership.is_current():
             raise reentrant("send to a queue that is full")

@@ -69,8 +69,8 @@ class StorageWorker:
             self._requests.put(None)
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread's end, at most `timeout` seconds."""
-        if self._thread is not None:
+        """Wait for the thread's end, at most `timeout` seconds; returns at once on the thread itself."""
+        if self._thread is not None and not self.is_current():
             self._thread.join(timeout)
 
     def is_current(self) -> bool:
