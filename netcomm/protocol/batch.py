@@ -75,7 +75,7 @@ class Run:
     """Consecutive messages of a batch that share their state: an entry of the queue.
 
     start, stop: their place in the batch.
-    seq: the place of the first of them in the stream.
+    seq: the place of the first of them in the stream; -1 before they have one.
     size: the bytes that they take on the wire, each by itself.
     resent: whether they were sent before, and the connection broke.
 
@@ -154,7 +154,8 @@ class Run:
         head.resent = self.resent
         # No call is in between, and so no Ctrl-C: nothing is cut off before it can be returned.
         self.start += count
-        self.seq += count
+        if self.seq >= 0:  # they are numbered
+            self.seq += count
         self.size -= head.size
         return head
 

@@ -188,11 +188,11 @@ class Loop:
         """End the loop's wait, if there is more to be done, or sooner, than it knows of."""
         if not self._link.waiting:
             return
-        if self._messaging.has_pending_work or self._deferred:
+        # What was deferred waits for room, which only something that happens can make, or has rung by itself.
+        if self._messaging.has_pending_work:
             self._link.ring()
         else:
             when = self._next_deadline()
-            # What was deferred waits for room, which only something that happens can make, or has rung by itself.
             if when is not None and (self._wake_at is None or when < self._wake_at):
                 self._wake_at = when
                 self._link.ring()
