@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable
 from time import process_time
 
-from netcomm.connections import Chunk, Filled, Opened
+from netcomm.connections import BufferUpdated, Opened
 from netcomm.message import Delivery, DeliveryState, Limits
 from netcomm.protocol.batch import Batch
+from netcomm.protocol.decode import READ_BYTES
 from netcomm.protocol.events import Received
 from netcomm.protocol.frames import OVERHEAD_BYTES
 from netcomm.protocol.messaging import Messaging
@@ -19,7 +20,6 @@ from netcomm.protocol.node import Node
 COUNT = 20_000
 BATCH = 1000
 ROUNDS = 15
-_READ_BYTES = 256 * 1024
 
 
 def _not_waited_for(delivery: Delivery, timeout: float | None) -> bool:
@@ -32,25 +32,21 @@ class Side:
     def __init__(self, ident: str, limits: Limits, connector: int) -> None:
         ids = ident[:1].encode() * 16
         self.messaging = Messaging(ident, limits, peer_id=ids, boot_id=ids, first_epoch=1, wait=_not_waited_for)
-        self.node = Node(self.messaging, self, _READ_BYTES)
+        self.node = Node(self.messaging, self, READ_BYTES)
         self._written: list[bytes] = []
         self._received: list[Received] = []
-        self._buffer: memoryview | None = None
+        self._buffer = memoryview(b"")
         self.node.on_link(Opened(1, "there", connector), 0.0)
 
     def receive(self, packets: bytes) -> None:
         """Let bytes come in."""
         view = memoryview(packets)
         while view:
-            buffer, self._buffer = self._buffer, None
-            if buffer is None:
-                self.node.on_link(Chunk(1, view[:_READ_BYTES]), 0.0)
-                view = view[_READ_BYTES:]
-            else:
-                count = min(len(buffer), len(view))
-                buffer[:count] = view[:count]
-                view = view[count:]
-                self.node.on_link(Filled(1, count), 0.0)
+            buffer = self._buffer
+            count = min(len(buffer), len(view))
+            buffer[:count] = view[:count]
+            view = view[count:]
+            self.node.on_link(BufferUpdated(1, count), 0.0)
         self._act()
 
     def _act(self) -> None:
@@ -87,7 +83,7 @@ class Side:
     def _never(self, number: int, *_: object) -> None:
         raise AssertionError("nothing of this happens here")
 
-    flush = close = give_up = pause = _never
+    flush = close = abort = pause = _never
 
 
 class Pair:

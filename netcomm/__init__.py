@@ -29,7 +29,7 @@ from netcomm.errors import (
 from netcomm.listener import SnakemqListener
 from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message
 from netcomm.peer import Peer, Stats
-from netcomm.protocol.messaging import PeerStats
+from netcomm.protocol.remote_peer import PeerStats
 
 __version__ = "2.0.0.dev0"
 

@@ -18,16 +18,11 @@ class Opened:
 
 
 @dataclass(slots=True)
-class Chunk:
-    """Bytes came in; they are there until the next event is asked for."""
+class BufferUpdated:
+    """So many bytes came in, into the buffer that `ConnectionPort.receive_into` has named.
 
-    connection: int
-    data: memoryview
-
-
-@dataclass(slots=True)
-class Filled:
-    """So many bytes came in, into the buffer that `ConnectionPort.receive_into` has named."""
+    They are there until the next event is asked for: connections may share a buffer.
+    """
 
     connection: int
     count: int
@@ -55,7 +50,7 @@ class Unreachable:
     error: OSError
 
 
-ConnectionEvent = Opened | Chunk | Filled | Writable | Closed | Unreachable
+ConnectionEvent = Opened | BufferUpdated | Writable | Closed | Unreachable
 
 
 class ConnectionPort(Protocol):
@@ -73,11 +68,15 @@ class ConnectionPort(Protocol):
     def close(self, number: int, farewell: list[bytes]) -> None:
         """Send what was written, then `farewell`, then close."""
 
-    def give_up(self, number: int, reason: str) -> None:
+    def abort(self, number: int, reason: str) -> None:
         """What a connection was to write may not have been written: lose it soon."""
 
     def receive_into(self, number: int, buffer: memoryview) -> None:
-        """Let the next bytes of a connection go into a buffer, once, in place of coming as a Chunk."""
+        """Let the bytes of a connection go into a buffer from now on.
+
+        Nothing is read before a connection has one. Name it while you act on `Opened`, and another one only while you
+        act on `BufferUpdated`: at any other time, bytes may be on their way into it.
+        """
 
     def pause(self, number: int, paused: bool) -> None:
         """Read nothing from a connection, or go on reading."""

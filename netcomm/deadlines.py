@@ -1,11 +1,14 @@
 """`Deadlines`: what falls due when."""
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+
+Action = tuple[Callable[[Any, float], None], Hashable]
+"""A key that says what is to be done: a function, and its first argument; the second one is the time."""
 
 
 class Deadlines(Generic[K]):

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from netcomm import places
 from netcomm.errors import ConfigurationError
 from netcomm.message import Delivery, Limits, check_ident
-from netcomm.protocol.messaging import PeerStats
+from netcomm.protocol.remote_peer import PeerStats
 from netcomm.runtime.runtime import Runtime
 from netcomm.runtime.sender import UNSET, Data, Unset, check_encoding, check_ttl
 from netcomm.storage import QueueStorage
+from netcomm.transport.addresses import check_place
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ class Peer(threading.Thread):
 
         Before or after `start`. Raises ConfigurationError, LifecycleError. May be called from any thread.
         """
-        host, port = places.check_place(host, port)
+        host, port = check_place(host, port)
         self._runtime.add_connector(host, port)
 
     def add_listener(self, host: str, port: int) -> str | tuple[str, int]:
@@ -145,7 +145,7 @@ class Peer(threading.Thread):
         Returns the bound address: (host, port), or `unix:/path`. Before or after `start`. Raises BindError where the
         place can't be had, ConfigurationError, LifecycleError. May be called from any thread.
         """
-        host, port = places.check_place(host, port)
+        host, port = check_place(host, port)
         return self._runtime.add_listener(host, port)
 
     def _setup(self, step: Callable[[], T]) -> T:
@@ -216,7 +216,11 @@ class Peer(threading.Thread):
         sender = self._runtime.sender
         if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
             run = sender.open_runs.get(ident)
-            if run is not None and (joined := run.join(data)) is not None and (run.is_open or sender.has(run, joined)):
+            if (
+                run is not None
+                and (joined := run.join(data)) is not None
+                and (run.is_open or sender.accepted(run, joined))
+            ):
                 return joined
         return sender.send(ident, data, ttl, persistent, timeout)
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -70,7 +70,13 @@ def caplog(caplog: pytest.LogCaptureFixture) -> _Written:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    is_plain = request.node.get_closest_marker("plain_locks") is not None
+    with held_locks.unwatched() if is_plain else nullcontext():
+        yield from _leaves_nothing()
+
+
+def _leaves_nothing() -> Iterator[None]:
     threads = set(threading.enumerate())
     descriptors = _descriptors()
     yield

@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 assert "netcomm" not in sys.modules, "its locks are watched from the first one on"
@@ -168,6 +169,7 @@ def _audit(event: str, args: tuple[object, ...]) -> None:
 def _checking(name: str) -> Callable[..., Any]:
     call = getattr(socket.socket, name)
 
+    @wraps(call)
     def checked(self: socket.socket, *args: Any, **options: Any) -> Any:
         if getattr(_threads, "locks", None) and self.gettimeout() != 0:
             _check(f"socket.{name} of a socket that blocks", storage_may=True)
@@ -205,6 +207,7 @@ def _install() -> None:
 
     handle = logging.Logger.handle
 
+    @wraps(handle)
     def checked_handle(self: logging.Logger, record: logging.LogRecord) -> None:
         if _is_of(self.name, _PACKAGES):
             _check("a log handler", storage_may=False)
@@ -216,6 +219,7 @@ def _install() -> None:
 
     add = Callback.add
 
+    @wraps(add)
     def checked_add(self: Callback, function: Any) -> Any:
         add(self, _Function(function) if _watches else function)
         return function

@@ -1,9 +1,11 @@
-"""`Batch`: transient messages that were sent together; `Run`, which stands for some of them in the queue."""
+"""`Batch`: transient messages that were sent together; `Run`, which stands for some of them in the queue.
+
+Of messages that join a batch later, see `open_run`.
+"""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, pairwise
-from operator import length_hint
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, overload
 
 from netcomm.message import OPEN_STATES, QUEUED, Delivery, DeliveryState
@@ -11,8 +13,7 @@ from netcomm.message import OPEN_STATES, QUEUED, Delivery, DeliveryState
 MAX_BATCH_COUNT = 1000
 MAX_BATCH_BYTES = 256 * 1024
 """The most messages that a batch has, and the size that it does not exceed by more than its last message. Those that
-join it later are small instead: no larger than MAX_JOINING_BYTES each."""
-MAX_JOINING_BYTES = 4 * 1024
+join it later are small instead: see `open_run.MAX_JOINING_BYTES`."""
 
 
 class Batch:
@@ -73,40 +74,15 @@ class Batch:
 class Run:
     """Consecutive messages of a batch that share their state: an entry of the queue.
 
-    While it is *open*, messages may join it, which takes no lock: each takes a place of its own, and is put there.
-    Whoever closes it says so first, and looks then which places were taken. So what was in its place while the run was
-    open is part of it; of what comes later, `has` tells, once the run is closed.
-
-    `open` reserves places behind its last message, and `close` gives back those that nobody has taken:
-
-    | | `stop` | `len(batch.data)` | how many have joined |
-    |---|---|---|---|
-    | never opened | its end | the end of the batch | 0 |
-    | open | where it was opened | the end of the places | `len(batch.data) - stop`, less what is left of `_places` |
-    | closed | its end, before the first gap | the end of the places that were taken | part of it |
-
     start, stop: their place in the batch.
-    seq: the place of the first of them in the stream.
-    size: the bytes that they take on the wire, each by itself; without those that have joined since it was opened.
+    seq: the place of the first of them in the stream; -1 before they have one.
+    size: the bytes that they take on the wire, each by itself.
     resent: whether they were sent before, and the connection broke.
-    is_open: whether messages may join it.
+
+    While messages may join the last run of a batch, `stop` and `size` are without them: see `open_run`.
     """
 
-    __slots__ = (
-        "_end",
-        "_gaps",
-        "_max_joining",
-        "_opened_at",
-        "_places",
-        "_state",
-        "batch",
-        "is_open",
-        "resent",
-        "seq",
-        "size",
-        "start",
-        "stop",
-    )
+    __slots__ = ("_state", "batch", "resent", "seq", "size", "start", "stop")
 
     persistent = False
 
@@ -118,12 +94,6 @@ class Run:
         self.resent = False
         self.size = batch.size(start, stop, batch.overhead)
         self._state = batch.states[start]
-        self.is_open = False
-        self._places: Iterator[int] = iter(())  # that have not been taken
-        self._max_joining = 0
-        self._opened_at = stop
-        self._end: int | None = None  # of the places that were taken before the run was closed
-        self._gaps: frozenset[int] = frozenset()  # that were taken, and empty when the run was closed
 
     @property
     def state(self) -> DeliveryState:
@@ -149,88 +119,6 @@ class Run:
     def first_size(self) -> int:
         """The size on the wire of the first message."""
         return self.batch.size(self.start, self.start + 1, self.batch.overhead)
-
-    def open(self, max_count: int, max_joining: int) -> bool:
-        """Let so many more messages join, of at most so many bytes of data each; returns whether any may.
-
-        They may not where they would have to expire, and where others of the batch come in between.
-        """
-        batch = self.batch
-        room = min(MAX_BATCH_COUNT - len(batch.data), max_count)
-        if room <= 0 or batch.expires_at is not None or self.stop != len(batch.data):
-            return False
-        batch.data += [None] * room
-        self._places = iter(range(self.stop, self.stop + room))
-        self._max_joining = max_joining
-        self._opened_at = self.stop
-        self.is_open = True
-        return True
-
-    def join(self, data: bytes) -> "BatchDelivery | None":
-        """Put a message into a place of its own; None where there is no room for it.
-
-        It has joined if `is_open` is still True afterwards, or if `has` says so. May be called from any thread.
-        """
-        if len(data) > self._max_joining:
-            return None
-        batch = self.batch
-        try:
-            place = next(self._places)
-            batch.data[place] = data
-        except (StopIteration, IndexError):  # all are taken, or the run was closed
-            return None
-        delivery = BatchDelivery()
-        delivery._batch = batch
-        delivery._index = place
-        return delivery
-
-    @property
-    def joined(self) -> int:
-        """How many messages have joined since the run was opened, while it is."""
-        return len(self.batch.data) - self.stop - length_hint(self._places) if self.is_open else 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there is no room for another message to join, in an open run."""
-        return self.is_open and not length_hint(self._places)
-
-    def close(self) -> "list[Run]":
-        """Let no more messages join, and take in those that have joined the open run.
-
-        Who has taken a place, and has not put the message there yet, leaves a gap. Returns the runs behind gaps, which
-        are not part of this one any more. Where this was interrupted (by Ctrl-C), it is to be called again.
-        """
-        self.is_open = False
-        batch, start = self.batch, self._opened_at
-        if self._end is None:
-            self._end = len(batch.data) - length_hint(self._places)
-        end = self._end
-        del batch.data[end:]
-        batch.states[start:] = [QUEUED] * (end - start)
-        joined = batch.data[start:]
-        gaps: list[int] = []
-        try:
-            sizes = list(map(len, joined))  # type: ignore[arg-type]
-        except TypeError:  # one of them is None
-            gaps = [place for place, data in enumerate(joined, start) if data is None]
-            sizes = [len(data or b"") for data in joined]
-        self._gaps = frozenset(gaps)
-        batch.ends[start:] = accumulate(sizes, initial=batch.ends[start])
-        self.stop = gaps[0] if gaps else end
-        self.size = batch.size(self.start, self.stop, batch.overhead)
-        return [Run(batch, gap + 1, stop) for gap, stop in pairwise([*gaps, end]) if gap + 1 < stop]
-
-    def has(self, delivery: "BatchDelivery") -> bool:
-        """Whether a message was in its place in time, now that the run is closed.
-
-        If it was not, it is let go. To be called by who has put it there.
-        """
-        place = delivery._index
-        if place in self._gaps:
-            self.batch.data[place] = None
-            return False
-        # Without an end, closing was interrupted, and will find it when it is taken up again.
-        return self._end is None or place < self._end
 
     def payloads(self) -> list[bytes]:
         """The payloads of messages that have not been delivered."""
@@ -266,13 +154,18 @@ class Run:
         head.resent = self.resent
         # No call is in between, and so no Ctrl-C: nothing is cut off before it can be returned.
         self.start += count
-        self.seq += count
+        if self.seq >= 0:  # they are numbered
+            self.seq += count
         self.size -= head.size
         return head
 
     def deliveries(self) -> "Sequence[Delivery]":
         """One for each message."""
         return [self.batch.delivery(index) for index in range(self.start, self.stop)]
+
+
+Entry = Delivery | Run
+"""What stands in a queue: one message, or consecutive ones of a batch."""
 
 
 class BatchDelivery(Delivery):

@@ -47,6 +47,9 @@ from netcomm.protocol.frames import (
     Version,
 )
 
+READ_BYTES = 256 * 1024
+"""So much is read at once, where it is not for a large message."""
+
 # Larger messages are received into buffers of their own. Below, to copy once more is cheaper than to read once more.
 _LARGE_BYTES = 128 * 1024
 # So much memory is reserved for each byte of a large message that has arrived; and no less than so much in all.
@@ -70,23 +73,15 @@ class _LargeData:
         self._head = bytes(start[: DATA_HEAD.size])
         self.size = packet_size - DATA_HEAD.size
         self._least = least
-        self._arrived = 0
         self._payload = BytesIO()  # its value is taken without being copied
         self._view: memoryview | None = None
         piece = start[DATA_HEAD.size :]
         self._reserve(len(piece))
-        self.fill(piece)
-
-    def fill(self, piece: memoryview) -> int:
-        """Take the next bytes; returns how many of them belonged to the packet."""
-        self._release()
-        self._payload.seek(self._arrived)
-        count = self._payload.write(piece[: self.size - self._arrived])
-        self._arrived += count
-        return count
+        self._payload.seek(0)
+        self._arrived = self._payload.write(piece)
 
     def buffer(self) -> memoryview:
-        self._release()
+        """Where the next bytes go."""
         self._reserve(self._arrived)
         self._view = self._payload.getbuffer()[self._arrived :]
         return self._view
@@ -98,10 +93,12 @@ class _LargeData:
             self._payload.seek(end - 1)
             self._payload.write(b"\0")
 
-    def filled(self, count: int) -> None:
+    def buffer_updated(self, count: int) -> None:
         """So many bytes have been received into `buffer`."""
         self._arrived += count
-        self._release()
+        if self._view is not None:
+            self._view.release()  # what is being looked at can't grow
+            self._view = None
 
     def item(self) -> Item | None:
         """The message, once it is complete."""
@@ -110,101 +107,88 @@ class _LargeData:
         _, _, seq, uuid, ttl, flags = DATA_HEAD.unpack(self._head)
         return seq, uuid, ttl, flags, self._payload.getvalue()
 
-    def _release(self) -> None:
-        if self._view is not None:
-            self._view.release()  # what is being looked at can't grow
-            self._view = None
-
 
 class Reader:
     """Cuts the bytes of one connection into frames.
+
+    buffer: where the next bytes are to be received; `buffer_updated` is to be called then, and names another one,
+        perhaps. Mostly it is the scratch memory, which many readers share: they hold it from a read to the end of
+        `buffer_updated`. A large message has a buffer of its own.
 
     A size is believed only as far as the limit, and memory grows with what has arrived: what was announced
     is reserved at once only as far as a payload of that size has arrived before. The small limit holds until
     an IDENT has been read, the large one after it.
     """
 
-    __slots__ = ("_buffer", "_large", "_largest", "_limit", "_max_frame_bytes", "_needed", "_start")
+    __slots__ = ("_begun", "_large", "_largest", "_limit", "_max_frame_bytes", "_needed", "_scratch", "buffer")
 
-    def __init__(self, limits: Limits) -> None:
-        self._buffer = bytearray()  # the beginning of a packet whose end has not arrived
-        self._needed = SIZE_SIZE  # bytes without which the buffer need not be looked at
-        self._large: _LargeData | None = None  # in place of the buffer
+    def __init__(self, limits: Limits, scratch: memoryview) -> None:
+        """Make it; scratch: memory of at least 2 KiB, best of READ_BYTES."""
+        self.buffer = self._scratch = scratch
+        self._begun = bytearray()  # the beginning of a packet whose end has not arrived
+        self._needed = SIZE_SIZE  # bytes without which the beginning need not be looked at
+        self._large: _LargeData | None = None  # in place of the beginning
         self._largest = 0  # the size of the largest payload that has arrived so
-        self._start: memoryview | None = None  # for what comes behind a large packet, until it is there
         self._limit = limits.max_handshake_frame_bytes
         self._max_frame_bytes = limits.max_frame_bytes
 
-    def feed(self, chunk: bytes | memoryview) -> tuple[list[Frame], RemoteProtocolError | None]:
-        """Read the next bytes, as they came from the socket; they are not needed any more when it returns.
+    def buffer_updated(self, count: int) -> tuple[list[Frame], RemoteProtocolError | None]:
+        """Read the next bytes: so many have been received into `buffer`.
 
-        Returns the frames that are complete, and what was wrong with the bytes behind them, if anything
-        was; after that, the reader is not to be used again.
+        Returns the frames that are complete, and what was wrong with the bytes behind them, if anything was; after
+        that, the reader is not to be used again.
         """
         frames: list[Frame] = []
-        view = memoryview(chunk)
-        self._start = None
+        if self._large is not None:
+            self._large.buffer_updated(count)
+            self._finish_large(self._large, frames)
+            return frames, None
+        view = self.buffer[:count]
+        self.buffer = self._scratch
         try:
-            start = self._complete(view, frames) if self._buffer or self._large else 0
-            end = self._parse(view, start, frames) if start < len(view) else start
+            start = self._complete(view, frames) if self._begun else 0
+            end = self._parse(view, start, frames) if start < count else start
         except RemoteProtocolError as error:
             return frames, error
-        if end < len(view):
+        if end < count:
             self._keep(view[end:])
-        return frames, None
-
-    def buffer(self) -> memoryview | None:
-        """Where the next bytes are best received; None for no matter where.
-
-        Where it is used, `filled` has to be called next, in place of `feed`.
-        """
-        return self._start if self._large is None else self._large.buffer()
-
-    def filled(self, count: int) -> tuple[list[Frame], RemoteProtocolError | None]:
-        """So many bytes have been received into `buffer`; returns what `feed` does."""
-        if self._large is None:
-            assert self._start is not None
-            return self.feed(self._start[:count])
-        self._large.filled(count)
-        frames: list[Frame] = []
-        self._finish_large(frames)
         return frames, None
 
     def _complete(self, chunk: memoryview, frames: list[Frame]) -> int:
         """Bring the packet that has begun to its end; returns how much of the chunk that took."""
         start = 0
-        if self._large is not None:
-            start = self._large.fill(chunk)
-            self._finish_large(frames)
-        buffer = self._buffer
-        while buffer:
-            stop = start + self._needed - len(buffer)
-            buffer += chunk[start:stop]
+        begun = self._begun
+        while begun:
+            stop = start + self._needed - len(begun)
+            begun += chunk[start:stop]
             start = min(stop, len(chunk))
-            if len(buffer) < self._needed:
+            if len(begun) < self._needed:
                 break
-            if self._parse(memoryview(bytes(buffer)), 0, frames):
-                buffer.clear()
+            if self._parse(memoryview(bytes(begun)), 0, frames):
+                begun.clear()
         return start
 
-    def _finish_large(self, frames: list[Frame]) -> None:
-        assert self._large is not None
-        item = self._large.item()
-        if item is not None:
-            seq, uuid, ttl, flags, payload = item
-            data = _last_data(frames, flags)
-            data.runs.append((seq, 1, uuid, ttl, flags))
-            data.payloads.append(payload)
-            self._largest = max(self._largest, self._large.size)
-            self._large = None
-            self._start = memoryview(bytearray(_START_BYTES))
+    def _finish_large(self, large: _LargeData, frames: list[Frame]) -> None:
+        """Append the large message, if it is complete."""
+        item = large.item()
+        if item is None:
+            self.buffer = large.buffer()
+            return
+        seq, uuid, ttl, flags, payload = item
+        data = _last_data(frames, flags)
+        data.runs.append((seq, 1, uuid, ttl, flags))
+        data.payloads.append(payload)
+        self._largest = max(self._largest, large.size)
+        self._large = None
+        self.buffer = self._scratch[:_START_BYTES]
 
     def _keep(self, rest: memoryview) -> None:
         """Keep the beginning of a packet."""
         if self._needed >= _LARGE_BYTES and len(rest) >= DATA_HEAD.size and rest[SIZE_SIZE] == DATA_TYPE:
             self._large = _LargeData(rest, self._needed, max(self._largest, _LARGE_STEP_BYTES))
+            self.buffer = self._large.buffer()
         else:
-            self._buffer += rest
+            self._begun += rest
 
     def _parse(self, chunk: memoryview, start: int, frames: list[Frame]) -> int:
         """Append the complete frames of `chunk` from `start` on; returns where the first incomplete one starts."""

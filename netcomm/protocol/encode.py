@@ -4,8 +4,8 @@ import math
 import struct
 from collections.abc import Sequence
 
-from netcomm.message import DURABLE, FLAG_PERSISTENT, VOLATILE, Delivery, Stream
-from netcomm.protocol.batch import Run
+from netcomm.message import DURABLE, FLAG_PERSISTENT, VOLATILE, Stream
+from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.frames import (
     ACK_PACKET,
     ACK_TYPE,
@@ -108,7 +108,7 @@ def _remaining_ttl(expires_at: float | None, now: float) -> int:
     return min(max(0, math.ceil(expires_at - now)), INFINITE_TTL - 1)
 
 
-def data(batch: Sequence[Delivery | Run], next_seq: int, now: float, max_frame_bytes: int = 0xFFFFFFFF) -> list[bytes]:
+def data(batch: Sequence[Entry], next_seq: int, now: float, max_frame_bytes: int = 0xFFFFFFFF) -> list[bytes]:
     """The packets of messages of one stream, in buffers: headers and payloads, not joined.
 
     A SKIP goes before each message whose seq lies above the one that the receiver, told so far up to `next_seq`,
@@ -180,7 +180,7 @@ def joined(buffers: list[bytes]) -> list[bytes]:
     return result
 
 
-def messages(batch: Sequence[Delivery | Run], now: float) -> list[bytes]:
+def messages(batch: Sequence[Entry], now: float) -> list[bytes]:
     """The packets of a batch for a snakeMQ peer, in buffers: headers and payloads, not joined."""
     buffers: list[bytes] = []
     overhead = MESSAGE_HEAD.size - SIZE_SIZE

@@ -61,13 +61,16 @@ class Dropped:
 
 
 @dataclass(slots=True)
-class Settled:
+class DeliveriesEnded:
     """Messages have ended; a thread that waits for one may look."""
 
 
+DELIVERIES_ENDED = DeliveriesEnded()
+
+
 @dataclass(slots=True)
-class Failed:
-    """Something the user should hear of."""
+class ErrorReported:
+    """An error for `on_error`."""
 
     error: BaseException
 
@@ -184,4 +187,14 @@ class Delete:
 
 
 StorageRequest = Load | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
-Event = Connected | Disconnected | Received | Dropped | Settled | Failed | Close | PauseReading | StorageRequest
+Event = (
+    Connected
+    | Disconnected
+    | Received
+    | Dropped
+    | DeliveriesEnded
+    | ErrorReported
+    | Close
+    | PauseReading
+    | StorageRequest
+)

@@ -140,7 +140,7 @@ class Inbox:
             state.skips.append((state.next_seq, next_seq))
         state.next_seq = next_seq
 
-    def hand_over(self, stream: Stream, epoch: int, next_seq: int) -> Position | None:
+    def mark_handled(self, stream: Stream, epoch: int, next_seq: int) -> Position | None:
         """The callbacks of everything below `next_seq` have returned.
 
         Returns the position that has to be stored before the sender may be told, if it has to be.

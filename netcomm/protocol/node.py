@@ -7,8 +7,8 @@ writes what can be written, does to the connections what has to be done, and ret
 the callbacks, and requests to the storage. `messaging.has_pending_work` tells whether there is anything to do.
 
 It has no socket, no thread, no clock and no random source. A `ConnectionPort` stands for the connections; the owner
-hands in the time, in seconds of a clock that is never set. It is not thread-safe: `netcomm.peer` holds a lock around
-it.
+hands in the time, in seconds of a clock that is never set. It is not thread-safe: `netcomm.runtime.loop` holds a lock
+around it.
 
 A fault ends with the connection that was being served: no memory for a large message, for instance, or a defect. Where
 it happened is not known, and so not what was written: on the next connection the receiver says what it has.
@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from netcomm.connections import (
-    Chunk,
+    BufferUpdated,
     Closed,
     ConnectionEvent,
     ConnectionPort,
-    Filled,
     Opened,
     Unreachable,
     Writable,
@@ -31,11 +30,11 @@ from netcomm.connections import (
 from netcomm.protocol.events import (
     Close,
     Connected,
+    DeliveriesEnded,
     Event,
     Mark,
     PauseReading,
     Received,
-    Settled,
     StorageRequest,
 )
 from netcomm.protocol.messaging import Messaging
@@ -105,23 +104,20 @@ class Node:
     def _on_link(self, event: ConnectionEvent, now: float) -> None:
         messaging = self.messaging
         match event:
-            case Chunk(connection, data):
-                buffer = messaging.data_received(connection, data, now)
-                if buffer is not None:
-                    self._link.receive_into(connection, buffer)
-            case Filled(connection, count):
-                buffer = messaging.buffer_filled(connection, count, now)
+            case BufferUpdated(connection, count):
+                buffer = messaging.sessions.buffer_updated(connection, count, now)
                 if buffer is not None:
                     self._link.receive_into(connection, buffer)
             case Writable(connection):
                 self._link.flush(connection)
                 self._write(connection, now)
             case Opened(connection, where, connector):
-                messaging.connection_opened(connection, where, connector, now)
+                buffer = messaging.sessions.connection_opened(connection, where, connector, now)
+                self._link.receive_into(connection, buffer)
             case Closed(connection, reason):
-                messaging.connection_lost(connection, reason, now)
+                messaging.sessions.connection_lost(connection, reason, now)
             case Unreachable(error):
-                messaging.report(error)
+                messaging.sessions.unreachable(error)
 
     def on_storage(self, request: StorageRequest, result: Any, now: float, wall_now: float) -> None:
         """The storage has carried out a request. `wall_now` is the system's time in seconds since the epoch."""
@@ -133,7 +129,7 @@ class Node:
         if count <= handled:
             return False
         received.handled = count
-        self.messaging.hand_over(received, handled, count, now)
+        self.messaging.mark_handled(received, handled, count, now)
         return True
 
     def tick(self, now: float) -> None:
@@ -152,7 +148,7 @@ class Node:
         """The thread that queued or wrote messages for a receiver was interrupted: the connection ends."""
         number = self.messaging.interrupted(ident)
         if number is not None:
-            self._link.give_up(number, "sending was interrupted")
+            self._link.abort(number, "sending was interrupted")
 
     def _write(self, number: int, now: float) -> None:
         link, output, budget = self._link, self.messaging.output, self._budget
@@ -166,8 +162,8 @@ class Node:
             self._fail(number, error, now)
 
     def _fail(self, number: int, error: Exception, now: float) -> None:
-        self._link.give_up(number, f"failed: {error!r}")
-        self.messaging.connection_failed(number, error, now)
+        self._link.abort(number, f"failed: {error!r}")
+        self.messaging.sessions.connection_failed(number, error, now)
 
     # -- Work out ---------------------------------------------------------------------------------------------
 
@@ -195,7 +191,7 @@ class Node:
             match event:
                 case Received():
                     dispatch.append(event)
-                case Settled():
+                case DeliveriesEnded():
                     awaited = True
                 case Close(connection, farewell):
                     self._link.close(connection, farewell)

@@ -1,8 +1,8 @@
 """`Session`: one connection, without its socket: handshake, identity, keep-alive, legacy acknowledgement.
 
-Bytes go in with `receive_data`, frames that matter to others come out of `next_event`, and what the session itself
-has to say comes out of `take_output`. It reads no clock: every method that needs the time is handed `now`, in
-seconds of a monotonic clock.
+Bytes go in by `get_buffer` and `buffer_updated`, frames that matter to others come out of `next_event`, and what the
+session itself has to say comes out of `take_output`. It reads no clock: every method that needs the time is handed
+`now`, in seconds of a monotonic clock.
 
 Both sides send VERSION, HELLO and IDENT at once. A side whose IDENT came without a HELLO is *legacy*: a snakeMQ
 peer, which knows neither streams nor acknowledgements. To such a peer a ping goes out behind the messages, as a
@@ -36,6 +36,11 @@ LEGACY_GRACE_S = 0.1
 
 # How many bytes were written to a connection, and how many of them the other side's system has taken.
 Progress = Callable[[], tuple[int, int]]
+
+
+def _unwatched(when: float) -> None:
+    pass
+
 
 SessionEvent = Identified | frames.Begin | frames.Data | frames.Messages | frames.Ack | frames.Skip
 # The frames that come out as they are.
@@ -99,7 +104,7 @@ class Session:
     remote_ident: the other side's name, None until it is known.
     remote: its HELLO, None for a legacy peer.
     legacy: whether it is a snakeMQ peer that this side has admitted.
-    established: whether the other side has accepted this one too, so that messages may flow.
+    established: whether the other side has accepted this one too, so that messages may flow: see `establish`.
     """
 
     __slots__ = (
@@ -116,15 +121,29 @@ class Session:
         "_started_at",
         "_state",
         "_waits_since",
+        "_watch",
         "established",
         "legacy",
         "remote",
         "remote_ident",
     )
 
-    def __init__(self, ident: str, hello: frames.Hello, limits: Limits, now: float) -> None:
+    def __init__(
+        self,
+        ident: str,
+        hello: frames.Hello,
+        limits: Limits,
+        scratch: memoryview,
+        now: float,
+        watch: Callable[[float], object] = _unwatched,
+    ) -> None:
+        """Begin the handshake.
+
+        scratch: memory that is shared with other sessions, see `decode.Reader`.
+        watch: called with the time of `deadline` whenever it may be a sooner one than before.
+        """
         self._limits = limits
-        self._reader = decode.Reader(limits)
+        self._reader = decode.Reader(limits, scratch)
         self._frames: deque[frames.Frame] = deque()
         self._error: RemoteProtocolError | None = None
         self._enter(State.AWAIT_VERSION)
@@ -140,35 +159,30 @@ class Session:
         self.remote: frames.Hello | None = None
         self.legacy = False
         self.established = False
+        self._watch = watch
+        watch(self.deadline())
 
     @property
     def extended(self) -> bool:
         """Whether the other side is a netcomm peer that this side has admitted."""
         return self._state is State.EXTENDED
 
-    def receive_data(self, chunk: bytes | memoryview, now: float) -> None:
-        """Take the next bytes of the connection."""
-        self._heard(now)
-        if self._error is None:
-            parsed, self._error = self._reader.feed(chunk)
-            self._frames += parsed
+    def get_buffer(self) -> memoryview:
+        """Where the next bytes of the connection are to be received; until `buffer_updated`, it is the same one."""
+        return self._reader.buffer
 
-    def buffer(self) -> memoryview | None:
-        """See `decode.Reader.buffer`."""
-        return self._reader.buffer() if self._error is None else None
-
-    def buffer_filled(self, count: int, now: float) -> None:
-        """So many bytes of the connection have been received into `buffer`."""
-        self._heard(now)
-        if self._error is None:
-            parsed, self._error = self._reader.filled(count)
-            self._frames += parsed
-
-    def _heard(self, now: float) -> None:
+    def buffer_updated(self, count: int, now: float) -> None:
+        """So many bytes of the connection have been received into the buffer."""
         self._last_received = now
-        self._waits_since = None
-        if len(self._output) > _MAX_OUTPUT and self._error is None:
+        if self._waits_since is not None:
+            self.excuse(now)
+        if self._error is not None:
+            return
+        if len(self._output) > _MAX_OUTPUT:
             self._error = RemoteProtocolError("pings, and nobody reads the answers")
+            return
+        parsed, self._error = self._reader.buffer_updated(count)
+        self._frames += parsed
 
     def next_event(self) -> SessionEvent | None:
         """The next thing that the bytes so far have said, or None where they say no more.
@@ -257,20 +271,24 @@ class Session:
         if self._waits_since is None:
             self._waits_since = now
             self._ahead = Ahead(progress)
-
-    @property
-    def ping_outstanding(self) -> bool:
-        """Whether the other side owes a sign of life."""
-        return self._waits_since is not None
+            self._watch(self.deadline())
 
     def excuse(self, now: float) -> None:
-        """Count the silence from `now` on: nothing was read meanwhile."""
+        """Count the silence from `now` on: something has come, or nothing was read meanwhile."""
         self._last_received = now
-        self._waits_since = None
+        if self._waits_since is not None:
+            self._waits_since = None
+            self._watch(self.deadline())  # the next look may be due before the answer would have been
 
     def wait_for_refusal(self, now: float) -> None:
         """Let `deadline` be the end of the moment in which a legacy peer may refuse the ident, by closing."""
         self._refusable_until = now + LEGACY_GRACE_S
+        self._watch(self.deadline())
+
+    def establish(self) -> None:
+        """The other side has accepted this one: messages may flow."""
+        self.established = True
+        self._watch(self.deadline())
 
     @property
     def has_output(self) -> bool:
@@ -297,15 +315,15 @@ class Session:
 
         progress: called only where something is due, since the system has to be asked.
         """
-        if now < self.deadline():
-            return None
-        if not self.established:
-            return f"no complete handshake within {self._limits.handshake_s:g} s"
-        if self._waits_since is None:
-            self.probe(now, progress)
-            return None
-        assert self._ahead is not None
-        if not self._ahead.has_moved():
-            return f"no answer to a ping within {self._limits.keepalive_wait_s:g} s"
-        self._waits_since = now
+        if now >= self.deadline():
+            if not self.established:
+                return f"no complete handshake within {self._limits.handshake_s:g} s"
+            if self._waits_since is None:
+                self.probe(now, progress)
+            else:
+                assert self._ahead is not None
+                if not self._ahead.has_moved():
+                    return f"no answer to a ping within {self._limits.keepalive_wait_s:g} s"
+                self._waits_since = now
+        self._watch(self.deadline())
         return None

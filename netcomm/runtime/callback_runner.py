@@ -9,7 +9,7 @@ from netcomm.callbacks import Callback
 from netcomm.logs import Log
 from netcomm.message import FLAG_PERSISTENT, Message
 from netcomm.protocol import frames
-from netcomm.protocol.events import Connected, Disconnected, Dropped, Event, Failed, Received
+from netcomm.protocol.events import Connected, Disconnected, Dropped, ErrorReported, Event, Received
 from netcomm.protocol.messaging import Messaging
 from netcomm.runtime import process
 from netcomm.runtime.dispatcher import Dispatcher
@@ -87,11 +87,11 @@ class CallbackRunner:
             case Dropped(deliveries):
                 for delivery in deliveries:
                     self.on_drop(delivery.ident, delivery)
-            case Failed(error):
+            case ErrorReported(error):
                 self.on_error(error)
         if self._life.phase is FORKED:  # by a callback, which has returned
             process.end_child(None)
-        if self._messaging.prompt:  # what a callback has sent
+        if self._messaging.urgent:  # what a callback has sent
             with self._loop.mutex:
                 self._loop.process_pending()
 

@@ -41,13 +41,17 @@ class _Uncommitted:
 
 def _appends(batches: list[_Uncommitted]) -> list[Append]:
     """What is to be stored."""
-    appends: dict[tuple[str, int], list[StoredMessage]] = {}
+    messages: list[StoredMessage]
+    appends: dict[tuple[str, int], Append] = {}
     for batch in batches:
-        messages = appends.setdefault((batch.ident, batch.epoch), [])
+        stream = batch.ident, batch.epoch
+        if stream not in appends:
+            appends[stream] = Append(*stream, [])
+        messages = appends[stream].messages  # type: ignore[assignment]
         for delivery in batch.deliveries:
             message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, batch.at, batch.ttl)  # type: ignore[arg-type]
             messages.append(message)
-    return [Append(ident, epoch, messages) for (ident, epoch), messages in appends.items()]
+    return list(appends.values())
 
 
 class GroupCommit:
@@ -112,10 +116,10 @@ class GroupCommit:
             with self._loop.mutex:
                 if self._life.phase is not RUNNING:
                     self._life.check_running()
-                at = self._messaging.stored_time(*clocks.read())
+                at = self._messaging.storage_sync.stored_time(*clocks.read())
                 for batch in batches:
                     batch.at = at
-                    batch.epoch = self._messaging.number(batch.ident, batch.deliveries)
+                    batch.epoch = self._messaging.storage_sync.number(batch.ident, batch.deliveries)
             self._storage.append(_appends(batches))
         # Whatever a plug-in raises, the callers must hear of it; and of an interruption of this thread, in another way.
         except BaseException as raised:
@@ -143,7 +147,7 @@ class GroupCommit:
                     is_for_all = batch is own or isinstance(error, Exception)
                     batch.error = error if is_for_all else StorageUnavailable("storing was interrupted; try again")
                     if batch.epoch >= 0:
-                        self._messaging.not_stored(batch.ident, batch.deliveries)
+                        self._messaging.storage_sync.not_stored(batch.ident, batch.deliveries)
                 batch.ended = True
             while self._uncommitted and self._uncommitted[0].ended:
                 self._uncommitted.popleft()

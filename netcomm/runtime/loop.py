@@ -25,16 +25,17 @@ from typing import Any
 
 from netcomm import clocks
 from netcomm.errors import NetcommError, ReentrantCall
-from netcomm.link import Link
 from netcomm.logs import Log
-from netcomm.protocol.events import Failed, StorageRequest
+from netcomm.protocol.batch import Entry
+from netcomm.protocol.events import ErrorReported, StorageRequest
 from netcomm.protocol.node import Node
-from netcomm.protocol.outbox import Entry
+from netcomm.protocol.remote_peer import CONVERSATION
 from netcomm.runtime import process
 from netcomm.runtime.dispatcher import Dispatcher
 from netcomm.runtime.handover import Handover
 from netcomm.runtime.leadership import Leadership
 from netcomm.runtime.lifecycle import Lifecycle
+from netcomm.transport.link import Link
 
 log = Log("netcomm.runtime.loop")
 
@@ -42,8 +43,6 @@ log = Log("netcomm.runtime.loop")
 CLOSING_S = 0.25
 # How often a thread that waits, and that the process waits for, looks whether the process is ending.
 _EXIT_LOOK_S = 0.25
-# Where fewer messages have come in at once, and some were sent before, an answer to their answers may come at once.
-_CONVERSATION = 4
 
 
 class Loop:
@@ -157,7 +156,7 @@ class Loop:
 
         Where they are few, and something was sent before, it may go on like that: the loop waits awake for a moment.
         """
-        self._eager = self.has_sent and count < _CONVERSATION
+        self._eager = self.has_sent and count < CONVERSATION
         self.has_sent = False
 
     # -- With the mutex held ----------------------------------------------------------------------------------
@@ -187,11 +186,14 @@ class Loop:
 
     def call(self) -> None:
         """End the loop's wait, if there is more to be done, or sooner, than it knows of."""
-        if self._link.waiting:
+        if not self._link.waiting:
+            return
+        # What was deferred waits for room, which only something that happens can make, or has rung by itself.
+        if self._messaging.has_pending_work:
+            self._link.ring()
+        else:
             when = self._next_deadline()
-            is_sooner = when is not None and (self._wake_at is None or when < self._wake_at)
-            # What was deferred waits for room, which only something that happens can make, or has rung by itself.
-            if is_sooner or self._messaging.has_pending_work:
+            if when is not None and (self._wake_at is None or when < self._wake_at):
                 self._wake_at = when
                 self._link.ring()
 
@@ -240,11 +242,13 @@ class Loop:
         full = set()
         try:
             while self._deferred:
-                ident, entry = self._deferred.popleft()
-                count = entry.count
-                if ident in full or self._messaging.send(ident, entry, clocks.now()) < count:
-                    full.add(ident)
-                    left.append((ident, entry))
+                ident, entry = self._deferred[0]
+                if entry.seq < 0:  # else it is queued, and the thread was interrupted just then
+                    count = entry.count
+                    if ident in full or self._messaging.send(ident, entry, clocks.now()) < count:
+                        full.add(ident)
+                        left.append((ident, entry))
+                self._deferred.popleft()
         finally:
             self._deferred.extendleft(reversed(left))
 
@@ -290,7 +294,7 @@ class Loop:
 
     def report(self, error: BaseException) -> None:
         """From any thread: let the dispatcher call `on_error`."""
-        self._dispatcher.put(Failed(error))
+        self._dispatcher.put(ErrorReported(error))
 
     def fail(self, error: BaseException) -> None:
         """From any thread: end the peer, since something has gone wrong that belongs to no connection."""
@@ -311,7 +315,7 @@ class Loop:
         """Close everything, gently: what was written still goes out, if the other side takes it soon."""
         with self.mutex:
             self.process_pending()
-            self._messaging.close_all("terminated", clocks.now())
+            self._messaging.sessions.close_all("terminated", clocks.now())
             self.process_pending()
         self._link.stop_accepting()
         until = monotonic() + CLOSING_S

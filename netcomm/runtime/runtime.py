@@ -11,12 +11,12 @@ from collections.abc import Callable
 from threading import TIMEOUT_MAX, Thread, get_ident
 from time import monotonic
 
-from netcomm import clocks, logs, places
-from netcomm.link import Link
+from netcomm import clocks, logs
 from netcomm.message import Delivery, DeliveryState, Limits
 from netcomm.protocol.events import Event, StorageRequest
-from netcomm.protocol.messaging import Messaging, PeerStats
+from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
+from netcomm.protocol.remote_peer import PeerStats
 from netcomm.runtime import process
 from netcomm.runtime.callback_runner import CallbackRunner, Release
 from netcomm.runtime.dispatcher import Dispatcher
@@ -27,6 +27,9 @@ from netcomm.runtime.loop import CLOSING_S, Loop, reentrant
 from netcomm.runtime.sender import Sender
 from netcomm.runtime.storage_worker import StorageWorker
 from netcomm.storage import QueueStorage, open_storage
+from netcomm.transport.acceptor import listen
+from netcomm.transport.addresses import Address
+from netcomm.transport.link import Link
 
 
 class Runtime:
@@ -56,7 +59,7 @@ class Runtime:
             self._build(limits, storage, encoding, ttl, persistent)
         except BaseException:
             process.leave(self)
-            self._link.shut()
+            self._link.close_now()
             if self._storage is not None:
                 self._storage.close()
             raise
@@ -123,12 +126,15 @@ class Runtime:
             self._life.check(Phase.NEW, RUNNING)
             self._link.add_connector(host, port)
 
-    def add_listener(self, host: str, port: int) -> str | places.Address:
+    def add_listener(self, host: str, port: int) -> str | Address:
         """See `Peer.add_listener`; host and port are checked."""
         self._loop.refuse_interruption("add_listener")
-        with self._loop.mutex:
+        self._life.check(Phase.NEW, RUNNING)
+        # To look up a name and to bind may take their time. The peer may end meanwhile.
+        with listen(host, port) as listening, self._loop.mutex:
             self._life.check(Phase.NEW, RUNNING)
-            return self._link.add_listener(host, port)
+            self._link.add_listener(listening)
+        return listening.address
 
     def start(self, start_deputy: Callable[[], None]) -> None:
         """Start all threads; start_deputy: starts the one that calls `deputize`. Raises LifecycleError."""
@@ -192,10 +198,10 @@ class Runtime:
         """With the mutex held: wait until nothing is left to be done, as far as the time allows."""
         loop, messaging = self._loop, self._messaging
         self._life.phase = Phase.TERMINATING
-        messaging.stop_gathering()
+        messaging.close_runs()
         loop.changed.notify_all()
-        loop.wait_until(lambda: messaging.may_end and not loop.has_deferred, until)
-        messaging.stop_receiving()
+        loop.wait_until(lambda: messaging.peers.may_end and not loop.has_deferred, until)
+        messaging.sessions.stop_receiving()
         loop.wake()
         if in_callback:
             self._count_callback()
@@ -204,7 +210,7 @@ class Runtime:
     def _may_close(self) -> bool:
         """With the mutex held: whether nothing that was received waits for callbacks, or for the storage."""
         callbacks_are_done = self._handover.muted or self.callbacks.holds_back or self._messaging.all_handed_over
-        return self._messaging.all_stored and callbacks_are_done
+        return self._messaging.storage_sync.all_stored and callbacks_are_done
 
     def _count_callback(self) -> None:
         """With the mutex held: the callback that terminates the peer counts as returned, and is the last one."""
@@ -228,7 +234,7 @@ class Runtime:
                 loop.discard_all()
         finally:  # whatever has failed: no socket, thread or storage is left behind
             with loop.mutex:
-                self._link.shut()
+                self._link.close_now()
                 loop.changed.notify_all()
             self._dispatcher.stop()
             if self._worker is not None:
@@ -270,7 +276,7 @@ class Runtime:
 
     @property
     def _is_idle(self) -> bool:
-        return self._messaging.idle and not self._loop.has_deferred
+        return self._messaging.peers.idle and not self._loop.has_deferred
 
     def wait_connected(self, ident: str | None, timeout: float | None) -> bool:
         """See `Peer.wait_connected`."""
@@ -279,7 +285,7 @@ class Runtime:
         until = None if timeout is None else monotonic() + timeout
 
         def connected() -> bool:
-            return bool(messaging.connected_idents()) if ident is None else messaging.is_connected(ident)
+            return bool(messaging.peers.connected_idents()) if ident is None else messaging.peers.is_connected(ident)
 
         with loop.mutex:
             self._life.check_running()
@@ -304,14 +310,14 @@ class Runtime:
         self._life.check_process()
         self._loop.refuse_interruption("peers")
         with self._loop.mutex:
-            return self._messaging.connected_idents()
+            return self._messaging.peers.connected_idents()
 
     def stats(self) -> dict[str, PeerStats]:
         """What `Peer.stats` shows."""
         self._life.check_process()
         self._loop.refuse_interruption("stats")
         with self._loop.mutex:
-            return self._messaging.stats()
+            return self._messaging.peers.stats()
 
 
 def _no_storage(request: StorageRequest) -> None:

@@ -14,13 +14,14 @@ from netcomm.protocol import frames
 from netcomm.protocol.batch import (
     MAX_BATCH_BYTES,
     MAX_BATCH_COUNT,
-    MAX_JOINING_BYTES,
     Batch,
     BatchDelivery,
     Deliveries,
+    Entry,
     Run,
 )
 from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
 from netcomm.runtime.dispatcher import Dispatcher
 from netcomm.runtime.group_commit import GroupCommit
 from netcomm.runtime.handover import Handover
@@ -44,7 +45,7 @@ UNSET = Unset.UNSET
 class Sender:
     """Queues messages. All methods that have no `_` before their name may be called from any thread.
 
-    open_runs: by ident, what further messages of the peer's own terms may join: see `netcomm.protocol.batch.Run`. It is
+    open_runs: by ident, what further messages of the peer's own terms may join: see `netcomm.protocol.open_run`. It is
         empty while messages are deferred, which none may pass.
     """
 
@@ -85,7 +86,7 @@ class Sender:
         self._terms = ttl, persistent and ttl != 0  # of messages for which `send` says nothing else
         self._uuid_prefix = os.urandom(8)
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
-        self._runs: dict[str, Run] = messaging.gathering if self._terms == (None, False) else {}
+        self._runs: dict[str, OpenRun] = messaging.open_runs if self._terms == (None, False) else {}
         self.open_runs = self._runs
         self._is_deferring = False
 
@@ -93,10 +94,10 @@ class Sender:
         """In a forked child: let nothing join what waits, which is the parent's."""
         self._runs.clear()
 
-    def has(self, run: Run, joined: BatchDelivery) -> bool:
+    def accepted(self, run: OpenRun, joined: BatchDelivery) -> bool:
         """Whether a message that has joined a run was in its place before the run was closed."""
         with self._loop.mutex:  # the thread that closes a run holds it
-            return run.has(joined)
+            return run.accepted(joined)
 
     def send(
         self, ident: str, data: Data, ttl: float | Unset | None, persistent: bool | Unset, timeout: float | None
@@ -122,8 +123,8 @@ class Sender:
         with loop.mutex:
             if self._life.phase is not RUNNING:
                 self._life.check_running()
-            entry: Delivery | Run
-            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.converses(ident):
+            entry: Entry
+            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.peers.has_small_backlog(ident):
                 batch = self._make_batch(ident, [data], None)
                 entry, delivery = batch.run(), batch.delivery(0)
             else:
@@ -227,7 +228,7 @@ class Sender:
 
     # -- Queueing ---------------------------------------------------------------------------------------------
 
-    def _defer(self, ident: str, entry: Delivery | Run) -> None:
+    def _defer(self, ident: str, entry: Entry) -> None:
         self._life.check_running()
         self._is_deferring, self.open_runs = True, {}
         self._loop.defer(ident, entry)
@@ -250,14 +251,14 @@ class Sender:
             self._life.check_running()
             self._queue(ident, run, until)
 
-    def _queue(self, ident: str, entry: Delivery | Run, until: float | None) -> None:
+    def _queue(self, ident: str, entry: Entry, until: float | None) -> None:
         """With the mutex held: queue transient messages, as there is room for them."""
         left = entry.count
         while (taken := self._queue_some(ident, entry)) < left:
             left -= taken
             self._wait_for_room(ident, entry.first_size, until)
 
-    def _queue_some(self, ident: str, entry: Delivery | Run) -> int:
+    def _queue_some(self, ident: str, entry: Entry) -> int:
         """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
         loop, messaging = self._loop, self._messaging
         try:
@@ -269,10 +270,10 @@ class Sender:
                 loop.write_to(ident, now)
             count = entry.count
             taken = messaging.send(ident, entry, now)
-            prompt = messaging.prompt
-            if prompt and self._dispatcher.is_current() and loop.leadership.vacant:
+            urgent = messaging.urgent
+            if urgent and self._dispatcher.is_current() and loop.leadership.vacant:
                 self._handover.attention = True  # it goes out together with what the callback's end brings
-            elif prompt or taken < count:
+            elif urgent or taken < count:
                 loop.write_to(ident, now)
             else:
                 loop.wake()
@@ -285,7 +286,7 @@ class Sender:
         def room_or_end() -> bool:
             if self._life.phase is not RUNNING:
                 return True
-            return self._messaging.has_room(ident, size) and not self._loop.defers(ident)
+            return self._messaging.peers.has_room(ident, size) and not self._loop.defers(ident)
 
         if self._loop.leadership.is_current():
             raise reentrant("send to a queue that is full")

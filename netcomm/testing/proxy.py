@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from netcomm.errors import ConfigurationError, LifecycleError
-from netcomm.link import SEND_FLAGS, prevent_sigpipe
+from netcomm.transport.byte_stream import SEND_FLAGS, prevent_sigpipe
 
 _READ_BYTES = 64 * 1024
 # Held in one direction; the sending side has to wait when one of them is reached.

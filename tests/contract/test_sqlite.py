@@ -9,7 +9,8 @@ import pytest
 
 from netcomm.storage import Append, QueueStorage, StoredMessage
 from netcomm.testing import QueueStorageContract
-from netcomm_sqlite import SqliteQueueStorage
+from netcomm_sqlite import SqliteQueueStorage, open_file
+from netcomm_sqlite.names import Names
 
 
 class TestSqlite(QueueStorageContract):
@@ -68,17 +69,17 @@ def test_opening_reads_the_messages_of_each_stream_and_not_the_whole_table_again
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
 ) -> None:
     statements: list[str] = []
-    connect = SqliteQueueStorage._connect
+    connect = open_file.connect
 
-    def connect_traced(storage: SqliteQueueStorage) -> sqlite3.Connection:
-        db = connect(storage)
+    def connect_traced(names: Names, read_only: bool) -> sqlite3.Connection:
+        db = connect(names, read_only)
         db.set_trace_callback(statements.append)
         return db
 
     path = tmp_path / "queue.db"
     with SqliteQueueStorage(path) as storage:
         storage.append([Append(ident, 1, [StoredMessage(0, bytes(16), b"", 0.0, None)]) for ident in ("bob", "eve")])
-    monkeypatch.setattr(SqliteQueueStorage, "_connect", connect_traced)
+    monkeypatch.setattr(open_file, "connect", connect_traced)
     with SqliteQueueStorage(path, read_only=read_only) as storage:
         looks = [statement for statement in statements if "FROM message" in statement]
         plans = [storage.database.conn.execute(f"EXPLAIN QUERY PLAN {look}").fetchall() for look in looks]

@@ -84,13 +84,14 @@ class MongodbMachine(StorageMachine):
     def append_without_answer(self, found: list[Draft], again: bool, is_made: bool) -> None:
         storage: Any = self.storage
         batch = self.batch_of(found, again)
-        collection = storage._meta
-        storage._meta = LostAnswer(collection, is_made)
+        connection = storage._connection
+        collection = connection.meta
+        connection.meta = LostAnswer(collection, is_made)
         try:
             with pytest.raises(StorageUnavailable):
                 storage.append(batch)
         finally:
-            storage._meta = collection
+            connection.meta = collection
 
     @precondition(lambda self: self.has_place)
     @rule()
@@ -103,13 +104,13 @@ class MongodbMachine(StorageMachine):
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes thousands of messages, or large ones, takes a few here."""
     for name, value in {
-        "_JOURNAL_ENTRIES": 2,
-        "_PART_BYTES": 30,
-        "_LATE_DELETES": 4,
-        "_DELETE_SLICE": 3,
-        "_SINGLE_DELETES": 3,
-        "_MAX_GAPS": 3,
-        "_POSITIONS_SLICE": 2,
+        "documents._PART_BYTES": 30,
+        "garbage._JOURNAL_ENTRIES": 2,
+        "garbage._LATE_DELETES": 4,
+        "messages._DELETE_SLICE": 3,
+        "messages._MAX_GAPS": 3,
+        "storage._POSITIONS_SLICE": 2,
+        "garbage._SINGLE_DELETES": 3,
     }.items():
         monkeypatch.setattr(f"netcomm_mongodb.{name}", value)
     # pymongo's threads look for their end this often.

@@ -9,13 +9,14 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-from netcomm.link import Link
 from netcomm.message import Stream
 from netcomm.peer import Peer
 from netcomm.protocol.events import Received
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.session import Session
-from netcomm_sqlite import SqliteQueueStorage
+from netcomm.transport.link import Link
+from netcomm_sqlite import SqliteQueueStorage, open_file
+from netcomm_sqlite.names import Names
 
 SENDER_POINTS = [
     "before the store",
@@ -115,12 +116,12 @@ def main(config: dict[str, Any]) -> None:
         if count == config["statement"]:
             die()
 
-    connect = SqliteQueueStorage._connect
+    connect = open_file.connect
 
-    def connect_traced(self: SqliteQueueStorage) -> sqlite3.Connection:
-        db = connect(self)
+    def connect_traced(names: Names, read_only: bool) -> sqlite3.Connection:
+        db = connect(names, read_only)
         db.set_trace_callback(trace)
         return db
 
-    SqliteQueueStorage._connect = connect_traced  # type: ignore[method-assign]
+    open_file.connect = connect_traced
     SqliteQueueStorage(config["path"]).close()

@@ -11,13 +11,15 @@ import pytest
 
 from netcomm import Limits
 from netcomm.connections import Closed, ConnectionEvent, Opened, Unreachable
-from netcomm.link import Link
+from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     Program,
     SnakemqConnector,
     SnakemqListener,
     dial,
+    listen_at,
+    poll,
     raw_listener,
     wait_until,
 )
@@ -128,10 +130,10 @@ def test_a_listener_without_descriptors_rests_serves_those_it_has_and_accepts_wh
 
 def test_connections_that_are_being_closed_count_as_open() -> None:
     link = Link(Limits(max_connections=2))
-    place = link.add_listener("tcp:127.0.0.1", 0)
+    place = listen_at(link, "tcp:127.0.0.1")
     assert isinstance(place, tuple)
     with contextlib.ExitStack() as stack:
-        stack.callback(link.shut)
+        stack.callback(link.close_now)
         stack.enter_context(dial(place))
         stack.enter_context(dial(place))
         opened = _opened(link, 2)
@@ -149,11 +151,11 @@ def _opened(link: Link, count: int) -> list[int]:
     """Let connections be opened; returns their numbers."""
     numbers: list[int] = []
 
-    def poll() -> bool:
-        numbers.extend(event.connection for event in link.poll(0.01) if isinstance(event, Opened))
+    def has_opened() -> bool:
+        numbers.extend(event.connection for event in poll(link, 0.01) if isinstance(event, Opened))
         return len(numbers) >= count
 
-    wait_until(poll, f"{count} connections")
+    wait_until(has_opened, f"{count} connections")
     return numbers
 
 
@@ -214,24 +216,24 @@ def _events(link: Link, until: type[ConnectionEvent], timeout: float = DEADLINE_
     """What happens until an event of a kind."""
     events: list[ConnectionEvent] = []
 
-    def poll() -> bool:
-        events.extend(link.poll(0.01))
+    def has_happened() -> bool:
+        events.extend(poll(link, 0.01))
         return any(isinstance(event, until) for event in events)
 
-    wait_until(poll, until.__name__, timeout)
+    wait_until(has_happened, until.__name__, timeout)
     return events
 
 
 def test_a_listener_that_can_not_be_watched_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("netcomm.link._ACCEPT_PAUSE_S", 0.05)
+    monkeypatch.setattr("netcomm.transport.acceptor._ACCEPT_PAUSE_S", 0.05)
     link = Link(Limits())
     full = _Full(link, {1, 2}, monkeypatch)
-    place = link.add_listener("tcp:127.0.0.1", 0)
+    place = listen_at(link, "tcp:127.0.0.1")
     assert isinstance(place, tuple)
     with contextlib.closing(dial(place)), contextlib.ExitStack() as stack:
-        stack.callback(link.shut)
+        stack.callback(link.close_now)
         assert len(_events(link, Opened)) == 1
     assert full.registered == 3
     assert caplog.text.count("can't accept") == 2
@@ -240,8 +242,8 @@ def test_a_listener_that_can_not_be_watched_is_tried_again(
 def test_a_connection_that_can_not_be_watched_begins_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.ExitStack() as stack:
         link = Link(Limits())
-        stack.callback(link.shut)
-        place = link.add_listener("tcp:127.0.0.1", 0)
+        stack.callback(link.close_now)
+        place = listen_at(link, "tcp:127.0.0.1")
         assert isinstance(place, tuple)
         assert [*link.poll(0)] == []
         _Full(link, {1}, monkeypatch)
@@ -259,8 +261,8 @@ def test_a_connection_that_can_not_be_watched_while_it_is_being_closed_is_closed
 ) -> None:
     with contextlib.ExitStack() as stack:
         link = Link(Limits())
-        stack.callback(link.shut)
-        place = link.add_listener("tcp:127.0.0.1", 0)
+        stack.callback(link.close_now)
+        place = listen_at(link, "tcp:127.0.0.1")
         assert isinstance(place, tuple)
         client = stack.enter_context(dial(place))
         (number,) = _opened(link, 1)
@@ -279,7 +281,7 @@ def test_a_connector_whose_socket_can_not_be_watched_goes_on_trying(
 ) -> None:
     with contextlib.ExitStack() as stack, raw_listener() as server:
         link = Link(Limits(reconnect_min_s=0.01, reconnect_max_s=0.02))
-        stack.callback(link.shut)
+        stack.callback(link.close_now)
         # Twice while it connects, and then, when it has connected at last, once more.
         _Full(link, {1, 2, 4}, monkeypatch)
         link.add_connector("tcp:127.0.0.1", server.getsockname()[1])

@@ -15,7 +15,7 @@ import pytest
 
 from netcomm.errors import NetcommError
 from netcomm.message import DeliveryState, Limits
-from netcomm.protocol.events import Failed
+from netcomm.protocol.events import ErrorReported
 from netcomm.protocol.node import Node
 from netcomm.storage import MemoryQueueStorage
 from tests.trials import trials
@@ -93,10 +93,10 @@ def converse(below: Callable[..., Any], place: int) -> tuple[bool, list[BaseExce
         for kind in (True, False):
             wanted = [payload for payload in expected[host] if payload.startswith(b"stored") is kind]
             assert [payload for payload in received if payload.startswith(b"stored") is kind] == wanted
-        assert host.messaging.idle
+        assert host.messaging.peers.idle
         assert host.messaging.all_handed_over
     assert {delivery.state for delivery in deliveries} == {DeliveryState.DELIVERED}
-    return shortage.came, [event.error for event in one.events if isinstance(event, Failed)]
+    return shortage.came, [event.error for event in one.events if isinstance(event, ErrorReported)]
 
 
 @pytest.mark.parametrize("below", PLACES)

@@ -34,11 +34,15 @@ print("ended")
 WRITING = """
 import signal, sys
 from netcomm import Limits
-from netcomm.link import Link, Opened
+from netcomm.connections import Opened
+from netcomm.transport.acceptor import listen
+from netcomm.transport.link import Link
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 _, place, how = sys.argv
 link = Link(Limits())
-address = link.add_listener(place, 0)
+listening = listen(place, 0)
+address = listening.address
+link.add_listener(listening)
 print(address if isinstance(address, str) else address[1])
 opened = []
 while not opened:

@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 from sqlite_utils import Database
 
-import netcomm_sqlite
 from netcomm import Limits, Peer, SnakemqConnector, SnakemqListener
 from netcomm.errors import StorageCorrupt, StorageError, StorageLocked, StorageUnavailable
 from netcomm.storage import Append, Position, StoredMessage
-from netcomm_sqlite import SqliteQueueStorage
+from netcomm_sqlite import SqliteQueueStorage, open_file, owner_lock, schema
+from netcomm_sqlite.failures import Failures
+from netcomm_sqlite.message_table import message_checksum
+from netcomm_sqlite.stream_table import PART_SIZE, Stream, part_checksum
 from tests.faults.helpers import DEADLINE_S, ROOT, wait_until
 from tests.trials import SOAK, trials
 
@@ -279,7 +281,7 @@ def test_a_change_that_is_interrupted_is_stored_or_is_not_and_the_storage_goes_o
     connect_as(InterruptedConnection, monkeypatch)
     with SqliteQueueStorage(path) as storage:
         append(storage, *map(message, first))
-        storage._db.interrupted = statement  # type: ignore[attr-defined]
+        storage.database.conn.interrupted = statement  # type: ignore[attr-defined]
         with pytest.raises(KeyboardInterrupt):
             append(storage, message(1), message(2))
         kept = [*first, 1, 2] if statement == "COMMIT" else first
@@ -315,7 +317,7 @@ def test_one_message_whose_storing_is_interrupted_is_stored_and_the_storage_goes
     connect_as(InterruptedConnection, monkeypatch)
     with SqliteQueueStorage(path) as storage:
         append(storage, message(0))
-        storage._db.interrupted = "INSERT INTO message"  # type: ignore[attr-defined]
+        storage.database.conn.interrupted = "INSERT INTO message"  # type: ignore[attr-defined]
         with pytest.raises(KeyboardInterrupt):
             append(storage, message(1))
         append(storage, message(2))
@@ -329,12 +331,12 @@ def test_one_message_whose_storing_is_interrupted_is_stored_and_the_storage_goes
 def test_a_file_whose_closing_is_interrupted_is_let_go_of_and_keeps_everything(
     path: Path, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netcomm_sqlite, "_BUSY_S", 0.1)
+    monkeypatch.setattr(open_file, "BUSY_S", 0.1)
     connect_as(InterruptedConnection, monkeypatch)
     storage = SqliteQueueStorage(path)
     append(storage, message(0))
     append(storage, message(1))
-    storage._db.interrupted = statement  # type: ignore[attr-defined]
+    storage.database.conn.interrupted = statement  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
         storage.close()
     assert not path.with_name("queue.db-wal").exists()
@@ -350,7 +352,7 @@ def test_a_lock_that_can_not_be_had_is_not_taken_for_another_owner(
     def lock_file(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(netcomm_sqlite, "_lock_file", lock_file)
+    monkeypatch.setattr(owner_lock, "lock_file", lock_file)
     with pytest.raises(StorageError) as raised:
         SqliteQueueStorage(path)
     assert type(raised.value) is error
@@ -359,14 +361,13 @@ def test_a_lock_that_can_not_be_had_is_not_taken_for_another_owner(
 def test_a_protocol_of_locks_that_fails_is_not_taken_for_damage(path: Path) -> None:
     failure = sqlite3.OperationalError("locking protocol")
     failure.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL
-    with SqliteQueueStorage(path) as storage:
-        assert type(storage._mapped(failure)) is StorageUnavailable
+    assert type(Failures(path).translate(failure)) is StorageUnavailable
 
 
 def test_a_database_that_another_program_has_locked_is_reported_and_used_again_after(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netcomm_sqlite, "_BUSY_S", 0.1)
+    monkeypatch.setattr(open_file, "BUSY_S", 0.1)
     with SqliteQueueStorage(path) as storage:
         append(storage, message(0))
         other = sqlite3.connect(path, isolation_level=None)
@@ -383,7 +384,7 @@ def test_a_database_that_another_program_has_locked_is_reported_and_used_again_a
 def test_closing_does_not_wait_for_another_program_that_has_locked_the_database(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netcomm_sqlite, "_BUSY_S", 10 * DEADLINE_S)
+    monkeypatch.setattr(open_file, "BUSY_S", 10 * DEADLINE_S)
     storage = SqliteQueueStorage(path)
     append(storage, message(0))
     append(storage, message(1))
@@ -613,7 +614,7 @@ def test_a_damaged_file_reads_back_exactly_or_says_that_it_is_damaged(
         assert outcomes["corrupt"]
 
 
-# What was stored by itself is ahead of the row of its stream, and counts itself, until the storage is closed.
+# A message that was stored by itself counts itself until the storage is closed: the row of its stream does not.
 
 
 def left_behind(path: Path, count: int) -> Path:
@@ -679,7 +680,7 @@ def test_what_is_missing_of_messages_that_count_themselves_is_damage(path: Path,
         read(storage)
 
 
-def test_damage_of_a_place_is_found_when_the_message_is_read(path: Path) -> None:
+def test_damage_of_a_tail_number_is_found_when_the_message_is_read(path: Path) -> None:
     with SqliteQueueStorage(path) as storage:
         for seq in range(3):
             append(storage, message(seq))
@@ -696,11 +697,11 @@ def test_a_message_of_a_stream_that_there_is_not_is_damage(path: Path, part: int
     with SqliteQueueStorage(path) as storage:
         for ident in ("one", "two"):
             append(storage, message(0), ident=ident)
-    size = netcomm_sqlite._PART_SIZE
+    size = PART_SIZE
     with contextlib.closing(sqlite3.connect(path)) as db:
         # Parts 2 and 4: there is room below the first, between them, and behind the last.
         for old, new, stream in ((2, 4, 2), (1, 2, 1)):
-            checksum = netcomm_sqlite._part_checksum(new, stream, 0)
+            checksum = part_checksum(new, stream, 0)
             db.execute("UPDATE part SET id = ?, checksum = ? WHERE id = ?", (new, checksum, old))
             db.execute("UPDATE message SET id = ? WHERE id = ?", (new * size, old * size))
         db.commit()
@@ -755,8 +756,8 @@ def test_a_peer_reports_a_message_that_is_damaged_and_does_not_deliver_it(path: 
 def make_version_1(path: Path) -> None:
     """A file as the first schema had it: made by the first step alone, and filled by hand."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        netcomm_sqlite._MIGRATIONS[0](Database(db))
-        stream = netcomm_sqlite._Stream(1, "receiver", EPOCH, 20, 5, 20, sum(100 + seq for seq in range(20)))
+        schema.MIGRATIONS[0](Database(db))
+        stream = Stream(1, "receiver", EPOCH, 20, 5, 20, sum(100 + seq for seq in range(20)))
         db.execute(
             "INSERT INTO stream (id, ident, epoch, next_seq, sent_below, count, size, checksum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -774,18 +775,18 @@ def make_version_1(path: Path) -> None:
                     each.queued_at,
                     each.ttl,
                     each.data,
-                    netcomm_sqlite._message_checksum(1, each),
+                    message_checksum(1, each),
                 ),
             )
         db.execute("PRAGMA user_version = 1")
-        db.execute(f"PRAGMA application_id = {netcomm_sqlite._APPLICATION_ID}")
+        db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
 
 
 def make_version_2(path: Path) -> None:
     """The same file, brought up to the second schema."""
     make_version_1(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        netcomm_sqlite._MIGRATIONS[1](Database(db))
+        schema.MIGRATIONS[1](Database(db))
         db.execute("PRAGMA user_version = 2")
 
 
@@ -803,7 +804,7 @@ def test_migration_keeps_messages_and_finds_what_expires(path: Path, make: Calla
         found, _ = storage.expired("receiver", 0, 1_700_000_000.0 + 10, 100)
         assert found == [each for each in version_1_messages() if each.ttl is not None and each.seq * 2 <= 10]
         append(storage, message(20))
-        assert storage.database.conn.execute("PRAGMA user_version").fetchone()[0] == len(netcomm_sqlite._MIGRATIONS)
+        assert storage.database.conn.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
     with SqliteQueueStorage(path) as storage:
         assert read(storage) == [*version_1_messages(), message(20)]
 
@@ -816,11 +817,9 @@ def test_migration_keeps_messages_whose_seqs_are_far_apart(path: Path) -> None:
             db.execute(
                 "INSERT INTO message (stream, seq, size, uuid, queued_at, data, checksum)"
                 " VALUES (1, ?, 100, ?, ?, ?, ?)",
-                (each.seq, each.uuid, each.queued_at, each.data, netcomm_sqlite._message_checksum(1, each)),
+                (each.seq, each.uuid, each.queued_at, each.data, message_checksum(1, each)),
             )
-        stream = netcomm_sqlite._Stream(
-            1, "receiver", EPOCH, 2**61 + 1, 5, 23, sum(100 + seq for seq in range(20)) + 300
-        )
+        stream = Stream(1, "receiver", EPOCH, 2**61 + 1, 5, 23, sum(100 + seq for seq in range(20)) + 300)
         db.execute(
             "UPDATE stream SET next_seq = ?, count = ?, size = ?, checksum = ?",
             (stream.next_seq, stream.stored, stream.size, stream.checksum()),
@@ -848,7 +847,7 @@ def test_a_migration_that_is_cut_short_begins_again(path: Path, monkeypatch: pyt
         raise OSError(errno.EIO, "cut short")
 
     with monkeypatch.context() as patch:
-        patch.setattr(netcomm_sqlite, "_MIGRATIONS", (netcomm_sqlite._MIGRATIONS[0], half))
+        patch.setattr(schema, "MIGRATIONS", (schema.MIGRATIONS[0], half))
         with pytest.raises(StorageError, match="cut short"):
             SqliteQueueStorage(path)
     with SqliteQueueStorage(path) as storage:

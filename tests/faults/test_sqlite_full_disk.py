@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-import netcomm_sqlite
 from netcomm.errors import StorageUnavailable
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm_sqlite import SqliteQueueStorage
+from netcomm_sqlite.blocks import RESERVE, RESERVE_BESIDE, RESERVE_OF_LOG
+from netcomm_sqlite.failures import Failures
 from tests.faults.helpers import ROOT
 
 EPOCH = 2**62 + 1
@@ -202,9 +203,9 @@ def test_a_look_at_a_closed_queue_on_a_full_disk_gives_the_reserve_back(path: Pa
     lock = path.with_name("queue.db-lock")
     with SqliteQueueStorage(path, read_only=True) as look:
         assert read(look) == accepted
-        assert blocks(lock) < netcomm_sqlite._RESERVE
+        assert blocks(lock) < RESERVE
     # But for what a look leaves behind: the index of the log.
-    assert blocks(lock) >= netcomm_sqlite._RESERVE - 64 * 1024
+    assert blocks(lock) >= RESERVE - 64 * 1024
     with SqliteQueueStorage(path) as storage:
         drain(storage, accepted)
 
@@ -212,20 +213,20 @@ def test_a_look_at_a_closed_queue_on_a_full_disk_gives_the_reserve_back(path: Pa
 def test_the_reserve_is_of_real_blocks_and_no_append_uses_it(path: Path) -> None:
     lock, log = path.with_name("queue.db-lock"), path.with_name("queue.db-wal")
     with SqliteQueueStorage(path) as storage:
-        assert blocks(log) >= netcomm_sqlite._RESERVE_OF_LOG
-        assert blocks(lock) >= netcomm_sqlite._RESERVE_BESIDE
+        assert blocks(log) >= RESERVE_OF_LOG
+        assert blocks(lock) >= RESERVE_BESIDE
         accepted = fill(storage)
         for seq in range(len(accepted) + 1, len(accepted) + 200):
             with contextlib.suppress(StorageUnavailable):
                 append(storage, message(seq, seq % 100))
-        assert blocks(log) >= netcomm_sqlite._RESERVE_OF_LOG
-        assert blocks(lock) >= netcomm_sqlite._RESERVE_BESIDE
+        assert blocks(log) >= RESERVE_OF_LOG
+        assert blocks(lock) >= RESERVE_BESIDE
         assert blocks(path) >= path.stat().st_size
         # Each page that the file has, or will get from its log, has its place.
         assert path.stat().st_size >= 4096 * storage.database.conn.execute("PRAGMA page_count").fetchone()[0]
-    assert netcomm_sqlite._RESERVE <= blocks(lock) <= 1024 * 1024
+    assert RESERVE <= blocks(lock) <= 1024 * 1024
     SqliteQueueStorage(path).close()
-    assert netcomm_sqlite._RESERVE <= blocks(lock) <= 1024 * 1024
+    assert RESERVE <= blocks(lock) <= 1024 * 1024
 
 
 def test_an_append_that_is_too_large_gives_back_what_it_took(path: Path) -> None:
@@ -266,8 +267,8 @@ def test_positions_of_new_senders_are_stored_on_a_disk_that_others_have_filled(p
         append(storage, message(9000))
         assert read(storage)[-1] == message(9000)
         assert len(read(storage)) == len(accepted) + 1
-        assert blocks(path.with_name("queue.db-lock")) >= netcomm_sqlite._RESERVE_BESIDE
-        assert blocks(path.with_name("queue.db-wal")) >= netcomm_sqlite._RESERVE_OF_LOG
+        assert blocks(path.with_name("queue.db-lock")) >= RESERVE_BESIDE
+        assert blocks(path.with_name("queue.db-wal")) >= RESERVE_OF_LOG
 
 
 def test_a_queue_from_before_the_reserve_is_opened_and_emptied_where_there_is_hardly_space(path: Path) -> None:
@@ -303,5 +304,4 @@ def test_a_log_whose_index_has_no_space_is_taken_for_a_full_disk(path: Path) -> 
     # SQLite calls that an error of input and output; and a small disk has a page left for it where it has any.
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR | 19 << 8  # SQLITE_IOERR_SHMSIZE
-    with SqliteQueueStorage(path) as storage:
-        assert "no space left" in str(storage._mapped(error))
+    assert "no space left" in str(Failures(path).translate(error))

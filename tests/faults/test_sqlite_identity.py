@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-import netcomm_sqlite
 from netcomm.errors import ConfigurationError, StorageCorrupt, StorageError, StorageLocked, StorageUnavailable
 from netcomm.storage import Append, Position, StoredMessage
-from netcomm_sqlite import SqliteQueueStorage
+from netcomm_sqlite import SqliteQueueStorage, file_watch, forks, open_file, owner_lock
+from netcomm_sqlite.names import ATTRIBUTE
+from netcomm_sqlite.owned_file import OwnedFile
 from tests.faults.helpers import DEADLINE_S, ROOT
 
 
@@ -168,8 +169,8 @@ def test_each_kind_of_change_is_looked_after(
 
 
 def test_a_log_is_looked_at_again_after_the_folder_has_been_still(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(netcomm_sqlite, "_RECENT_NS", 0)
-    monkeypatch.setattr(netcomm_sqlite, "_RECENT_COARSE_NS", 0)
+    monkeypatch.setattr(file_watch, "_RECENT_NS", 0)
+    monkeypatch.setattr(file_watch, "_RECENT_COARSE_NS", 0)
     with SqliteQueueStorage(path) as storage:
         append(storage, 0)
         (path.parent / "other").touch()
@@ -384,9 +385,9 @@ def test_messages_that_a_killed_owner_has_left_beside_another_name_are_not_passe
 
 def test_a_log_beside_another_name_can_be_given_up(path: Path, second_name: Path) -> None:
     assert in_a_process(_DIE, path).returncode == -signal.SIGKILL
-    with pytest.raises(StorageError, match=f"setfattr -x {netcomm_sqlite._ATTRIBUTE}"):
+    with pytest.raises(StorageError, match=f"setfattr -x {ATTRIBUTE}"):
         SqliteQueueStorage(second_name)
-    os.removexattr(second_name, netcomm_sqlite._ATTRIBUTE)
+    os.removexattr(second_name, ATTRIBUTE)
     with SqliteQueueStorage(second_name) as storage:
         assert seqs(storage) == [0]
 
@@ -596,19 +597,27 @@ class Paused:
         return self.storage
 
 
-@pytest.mark.parametrize("where", ["_lock_file", "_meets_locks_of_sqlite", "_enter", "_connect", "_open"])
+@pytest.mark.parametrize(
+    ("owner", "where"),
+    [
+        (owner_lock, "lock_file"),
+        (owner_lock, "meets_locks_of_sqlite"),
+        (open_file, "enter"),
+        (open_file, "connect"),
+        (OwnedFile, "_begin_log"),
+    ],
+)
 def test_a_child_that_is_forked_while_a_storage_is_opened_keeps_no_lock_of_it(
-    path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, owner: object, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = SqliteQueueStorage if hasattr(SqliteQueueStorage, where) else netcomm_sqlite
     paused = Paused(path, owner, where, monkeypatch)
     with Fork():
         storage = paused.result()
         append(storage, 0)
         # What the child has closed is still locked here.
         assert opened_elsewhere(path) == "StorageLocked"
-        if where == "_open":  # a kill, so that only the child could hold the lock
-            for lock in list(netcomm_sqlite._locks):
+        if where == "_begin_log":  # a kill, so that only the child could hold the lock
+            for lock in list(forks.locks):
                 lock.let_go()
         else:
             storage.close()
@@ -638,7 +647,7 @@ def test_a_fork_waits_until_a_descriptor_that_a_child_has_to_close_is_known(
     with Fork():
         forked.set()
         thread.join(DEADLINE_S)
-        for lock in list(netcomm_sqlite._locks):
+        for lock in list(forks.locks):
             lock.let_go()
         assert opened_elsewhere(path) == "opened"
 
@@ -679,7 +688,7 @@ def test_a_forked_child_is_told_so_by_every_method_also_while_another_thread_has
             held, go_on = threading.Event(), threading.Event()
 
             def hold() -> None:
-                with storage._lock:
+                with storage._file.lock:
                     held.set()
                     go_on.wait(DEADLINE_S)
 

@@ -11,6 +11,7 @@ from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.session import Identified
 from tests.fuzz import reference
 from tests.fuzz.reference import Packet
+from tests.unit import helpers
 from tests.unit.helpers import not_waited_for
 
 # Small ones, so that few bytes are enough to break them.
@@ -88,33 +89,18 @@ def as_read(packets: Sequence[Packet]) -> list[Packet]:
 # -- Reader -------------------------------------------------------------------------------------------------------
 
 
-def read(
-    chunks: Sequence[bytes], limits: Limits = LIMITS, into_buffers: bool = False
-) -> tuple[list[frames.Frame], str | None]:
-    """The frames, and the error, that come out of a new reader; it never holds more than one packet.
-
-    into_buffers: whether the bytes go into the reader's own buffers, where it has some.
-    """
-    reader = decode.Reader(limits)
+def read(chunks: Sequence[bytes], limits: Limits = LIMITS) -> tuple[list[frames.Frame], str | None]:
+    """The frames, and the error, that come out of a new reader; it never holds more than one packet."""
+    reader = helpers.Reader(limits)
     parsed: list[frames.Frame] = []
     most = 4 + max(limits.max_frame_bytes, limits.max_handshake_frame_bytes)
     for chunk in chunks:
-        error = None
-        while chunk and error is None:
-            buffer = reader.buffer() if into_buffers else None
-            if buffer is None:
-                more, error = reader.feed(chunk)
-                chunk = b""
-            else:
-                count = min(len(buffer), len(chunk))
-                buffer[:count] = chunk[:count]
-                more, error = reader.filled(count)
-                chunk = chunk[count:]
-            parsed += more
+        more, error = reader.feed(chunk)
+        parsed += more
         if error is not None:
             assert type(error) is RemoteProtocolError
             return parsed, str(error)
-        held = sys.getsizeof(reader._buffer)
+        held = sys.getsizeof(reader._begun)
         assert held <= _EMPTY_BYTES + _GROWTH * most, f"a reader holds {held} bytes"
     return parsed, None
 
@@ -132,7 +118,7 @@ def check_reader(chunks: Sequence[bytes], limits: Limits = LIMITS) -> None:
     assert packets_of(split_frames) == packets, "another split, other frames"
     assert split_error == error, "another split, another error"
     with patch.multiple(decode, _LARGE_BYTES=48, _LARGE_STEP_BYTES=4):  # so that few bytes are a large message
-        large_frames, large_error = read(chunks, limits, into_buffers=True)
+        large_frames, large_error = read(chunks, limits)
     assert packets_of(large_frames) == packets, "large messages are read otherwise"
     assert large_error == error, "with large messages, another error"
     for frame in parsed:
@@ -141,7 +127,7 @@ def check_reader(chunks: Sequence[bytes], limits: Limits = LIMITS) -> None:
 
 def _check_writing(frame: frames.Frame) -> None:
     written = write(frame)
-    back, error = decode.Reader(Limits(max_handshake_frame_bytes=1 << 20)).feed(written)
+    back, error = helpers.Reader(Limits(max_handshake_frame_bytes=1 << 20)).feed(written)
     assert error is None, error
     match frame:
         case frames.Refuse(code, text):

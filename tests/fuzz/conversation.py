@@ -10,6 +10,7 @@ from netcomm.protocol.session import Identified, Session
 from tests.fuzz import reference
 from tests.fuzz.codec import LIMITS, as_read, packets_of
 from tests.fuzz.reference import Packet
+from tests.unit import helpers
 
 OWN_HELLO = frames.Hello(1, b"P" * 16, b"O" * 16, 2, LIMITS.max_frame_bytes, LIMITS.window_bytes)
 
@@ -22,12 +23,12 @@ def converse(chunks: Sequence[bytes], barriers: int = 0, limits: Limits = LIMITS
 
     barriers: how many of them it sends to a legacy peer once that is admitted.
     """
-    session = Session("a", OWN_HELLO, limits, 0.0)
+    session = Session("a", OWN_HELLO, limits, helpers.SCRATCH, 0.0)
     events: list[object] = []
     said = session.take_output()
     ending = ""
     for chunk in chunks:
-        session.receive_data(chunk, 0.0)
+        helpers.receive(session, chunk, 0.0)
         try:
             while (event := session.next_event()) is not None:
                 events.append(event)

@@ -38,6 +38,6 @@ def check_legacy(chunks: Sequence[bytes], queued: int) -> None:
     assert delivered == sorted(delivered, reverse=True), "acknowledged out of order"
     assert sum(delivered) <= kinds.count(reference.PONG)
     end.lose("gone")
-    stats = host.messaging.stats()["b"]
+    stats = host.messaging.peers.stats()["b"]
     assert (stats.queued, stats.in_flight) == (queued - sum(delivered), 0)
     assert all(delivery.state is DeliveryState.QUEUED for delivery in deliveries[sum(delivered) :])

@@ -6,12 +6,24 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from netcomm.protocol import decode, encode, frames, inbox, messaging, outbox, session
+from netcomm.protocol import (
+    decode,
+    durable_out_stream,
+    encode,
+    expiry,
+    frames,
+    inbox,
+    messaging,
+    out_stream,
+    outbox,
+    session,
+)
 from tests.fuzz.measures import fails
 from tests.fuzz.planted import DEFECTS, HIDDEN
 from tests.fuzz.targets import run_input
 
-_FILES = frozenset(module.__file__ for module in (frames, encode, decode, session, inbox, outbox, messaging))
+_CORE = (frames, encode, decode, session, inbox, expiry, out_stream, durable_out_stream, outbox, messaging)
+_FILES = frozenset(module.__file__ for module in _CORE)
 
 Arc = tuple[str, int, int]
 

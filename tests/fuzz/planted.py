@@ -15,7 +15,7 @@ DEFECTS = {
             "except struct.error:",
             "except ZeroDivisionError:",
         ),
-        Mutation("split-forgets-bytes", "protocol.decode:Reader.feed", "view[end:]", "view[end:-1]"),
+        Mutation("split-forgets-bytes", "protocol.decode:Reader.buffer_updated", "view[end:]", "view[end:-1]"),
         Mutation(
             "durable-is-volatile",
             "protocol.decode:_last_data",

@@ -45,7 +45,7 @@ def test_byte_by_byte_is_a_way_to_cut(stream: bytes) -> None:
     | st.sampled_from([frames.Ping(), frames.Pong(), frames.Incompatible()])
 )
 def test_what_is_written_is_read(frame: frames.Frame) -> None:
-    assert decode.Reader(Limits()).feed(write(frame)) == ([frame], None)
+    assert helpers.Reader().feed(write(frame)) == ([frame], None)
 
 
 @given(payloads=st.lists(strategies.PAYLOAD, min_size=1), gaps=st.data(), first=st.integers(0, 2**63))
@@ -97,7 +97,7 @@ def test_a_run_is_read_as_its_messages(
 
 @given(text=st.text(st.characters(codec="utf-8"), max_size=1500), code=st.sampled_from(frames.RefuseCode))
 def test_a_refusal_of_any_text_is_read(text: str, code: frames.RefuseCode) -> None:
-    ((frame,), error) = decode.Reader(Limits()).feed(encode.refuse(code, text))
+    ((frame,), error) = helpers.Reader().feed(encode.refuse(code, text))
     assert error is None
     assert isinstance(frame, frames.Refuse)
     assert frame.code == code
@@ -112,7 +112,7 @@ def test_nothing_is_allocated_for_what_a_size_announces(size: int, kind: int) ->
     limits = Limits()
     tracemalloc.start()
     try:
-        reader = decode.Reader(limits)
+        reader = helpers.Reader(limits)
         reader.feed(helpers.ident("b"))
         _, error = reader.feed(size.to_bytes(4) + bytes([kind]))
         peak = tracemalloc.get_traced_memory()[1]
@@ -122,7 +122,7 @@ def test_nothing_is_allocated_for_what_a_size_announces(size: int, kind: int) ->
     assert peak < 8 * 1024
 
 
-class CountingReader(decode.Reader):
+class CountingReader(helpers.Reader):
     """Counts the bytes that it looks at, each as often as it does."""
 
     looked_at = 0
@@ -135,7 +135,7 @@ class CountingReader(decode.Reader):
 @given(sizes=SIZES, piece=st.integers(1, 40))
 def test_bytes_are_looked_at_a_bounded_number_of_times(sizes: list[int], piece: int) -> None:
     stream = helpers.ident("b") + b"".join(helpers.data(0, bytes(size * size)) for size in sizes)
-    reader = CountingReader(Limits())
+    reader = CountingReader()
     feeds = 0
     for start in range(0, len(stream), piece):
         assert reader.feed(stream[start : start + piece])[1] is None
@@ -147,11 +147,11 @@ def test_bytes_are_looked_at_a_bounded_number_of_times(sizes: list[int], piece: 
 @given(chunks=strategies.chunks(strategies.streams()))
 def test_eight_times_the_bytes_are_eight_times_the_work(chunks: list[bytes]) -> None:
     def work(chunks: list[bytes]) -> int:
-        reader = decode.Reader(Limits())
+        reader = helpers.Reader()
         return calls(lambda: [reader.feed(chunk) for chunk in chunks])
 
-    reader = decode.Reader(Limits())
-    assume(all(reader.feed(chunk)[1] is None for chunk in chunks) and not reader._buffer)
+    reader = helpers.Reader()
+    assume(all(reader.feed(chunk)[1] is None for chunk in chunks) and not reader._begun)
     assert work(chunks * 8) <= 8 * work(chunks)
 
 

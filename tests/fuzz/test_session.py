@@ -72,9 +72,9 @@ def test_two_peers_and_a_stranger_come_to_a_good_end(script: bytes) -> None:
 
 @given(chunks=strategies.chunks())
 def test_a_caller_who_admits_at_the_wrong_time_is_told_so(chunks: list[bytes]) -> None:
-    session = Session("a", OWN_HELLO, Limits(), 0.0)
+    session = Session("a", OWN_HELLO, Limits(), helpers.SCRATCH, 0.0)
     for chunk in chunks:
-        session.receive_data(chunk, 0.0)
+        helpers.receive(session, chunk, 0.0)
         if session.remote_ident is None:
             with pytest.raises(LocalProtocolError):
                 session.admit()
@@ -85,14 +85,14 @@ def test_a_caller_who_admits_at_the_wrong_time_is_told_so(chunks: list[bytes]) -
 
 @given(packets=st.integers(1, 3000))
 def test_what_waits_to_be_said_is_bounded_by_what_was_read(packets: int) -> None:
-    session = Session("a", OWN_HELLO, Limits(), 0.0)
-    session.receive_data(helpers.legacy_handshake("b"), 0.0)
+    session = Session("a", OWN_HELLO, Limits(), helpers.SCRATCH, 0.0)
+    helpers.receive(session, helpers.legacy_handshake("b"), 0.0)
     session.next_event()
     session.admit()
     session.take_output()
     answered = 0
     for _ in range(packets):
-        session.receive_data(encode.PING, 0.0)  # and nobody reads the answers
+        helpers.receive(session, encode.PING, 0.0)  # and nobody reads the answers
         try:
             session.next_event()
         except RemoteProtocolError:

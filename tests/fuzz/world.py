@@ -12,7 +12,7 @@ the network be well again. What must hold then:
 from enum import IntEnum, auto
 
 from netcomm.message import Delivery, DeliveryState
-from netcomm.protocol.events import Failed
+from netcomm.protocol.events import ErrorReported
 from netcomm.protocol.frames import packet_size
 from netcomm.storage import MemoryQueueStorage
 from tests.fuzz.codec import LIMITS
@@ -169,7 +169,7 @@ class World(Net):
         ttl = 0.0 if how & 0x40 else 1.0 if how & 0x20 else None
         if host.storage is not None and how & 0x80:
             delivery = host.send_persistent(to, payload, ttl)
-        elif host.messaging.has_room(to, packet_size(len(payload))):
+        elif host.messaging.peers.has_room(to, packet_size(len(payload))):
             delivery = host.send(to, payload, ttl)
         else:
             return
@@ -251,13 +251,13 @@ class World(Net):
         for host, name in ((self.a, "b"), (self.b, "a")):
             for delivery, _ in self.sent[host]:
                 assert delivery.done, f"{delivery!r} never ends"
-            stats = host.messaging.stats()[name]
+            stats = host.messaging.peers.stats()[name]
             assert (stats.connected, stats.queued, stats.in_flight) == (True, 0, 0)
         if self.posed or self.strangers > LIMITS.max_idle_peers - 2:  # b may have been forgotten
             return
         self._check_handed_over(self.a, self.b)
         self._check_handed_over(self.b, self.a)
-        assert not [event for event in self.b.happened(Failed) if "protocol error" in str(event)]
+        assert not [event for event in self.b.happened(ErrorReported) if "protocol error" in str(event)]
 
     def _check_handed_over(self, sender: Host, receiver: Host) -> None:
         for persistent in (False, True):

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import netcomm
-from netcomm import Limits
+from netcomm import Limits, logs
+from netcomm.connections import ConnectionEvent, Opened
 from netcomm.protocol import encode, frames
+from netcomm.transport.acceptor import listen
+from netcomm.transport.link import Link
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0
@@ -114,12 +117,12 @@ def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def held() -> tuple[set[threading.Thread], set[str]]:
-    """The threads of this process, and its descriptors."""
+    """The threads of this process, but for the one that writes log records, and its descriptors."""
     descriptors = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the one that listdir itself used
             descriptors.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
-    return set(threading.enumerate()), descriptors
+    return {thread for thread in threading.enumerate() if thread.name != logs.WRITER}, descriptors
 
 
 @contextlib.contextmanager
@@ -308,6 +311,21 @@ def send_all(sock: socket.socket, data: bytes) -> None:
     """Send as much as the other side takes before it closes."""
     with contextlib.suppress(ConnectionError):
         sock.sendall(data)
+
+
+def listen_at(link: Link, host: str) -> str | tuple[str, int]:
+    """Let a link accept connections at a host, at a port that is free; returns the address."""
+    listening = listen(host, 0)
+    link.add_listener(listening)
+    return listening.address
+
+
+def poll(link: Link, timeout: float) -> Iterator[ConnectionEvent]:
+    """What happens to a link; new connections are read from."""
+    for event in link.poll(timeout):
+        if isinstance(event, Opened):
+            link.receive_into(event.connection, memoryview(bytearray(100)))
+        yield event
 
 
 @contextlib.contextmanager

@@ -80,6 +80,26 @@ def test_a_listener_that_is_not_started_keeps_its_place_and_those_who_come_wait(
             assert delivery.wait(DEADLINE_S)
 
 
+def test_a_listener_whose_name_is_looked_up_for_long_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess, SnakemqConnector("bob", *niess.address) as bob:
+        assert bob.wait_connected("niess", DEADLINE_S)
+        real = socket.getaddrinfo
+        asked, answered = threading.Event(), threading.Event()
+
+        def look_up(*args: Any, **options: Any) -> Any:
+            asked.set()
+            assert answered.wait(DEADLINE_S)
+            return real(*args, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        added = in_thread(lambda: niess.add_listener("localhost", 0))
+        assert asked.wait(DEADLINE_S)
+        assert bob.send("niess", b"x").wait(DEADLINE_S)
+        assert niess.peers == ["bob"]
+        answered.set()
+        assert added()
+
+
 def test_one_peer_listens_and_connects_at_many_places(tmp_path: Path) -> None:
     with SnakemqListener("left", "127.0.0.1", 0) as left, SnakemqListener("right", "127.0.0.1", 0) as right:
         hub = Peer("hub")
@@ -271,7 +291,8 @@ from tests.integration.helpers import SnakemqConnector, SnakemqListener
 place = "unix:" + chr(0) + "netcomm-" + str(os.getpid())
 with SnakemqListener("niess", place, 0) as niess, SnakemqConnector("bob", place, 0) as bob:
     print(bob.send("niess", b"x").wait(20))
-print(threading.active_count(), [name for name in os.listdir("/proc/self/fd") if int(name) > 2][1:])
+threads = [thread for thread in threading.enumerate() if thread.name != "netcomm-log"]
+print(len(threads), [name for name in os.listdir("/proc/self/fd") if int(name) > 2][1:])
 """
 
 
@@ -574,7 +595,7 @@ def test_a_connection_that_never_identifies_does_not_set_the_delay_back() -> Non
 
 
 def test_while_nobody_listens_there_the_delay_stays_short(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "netcomm.link")
+    caplog.set_level(logging.DEBUG, "netcomm.transport.dialer")
     limits = Limits(reconnect_min_s=0.005, reconnect_refused_s=0.01, reconnect_max_s=1000)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

@@ -14,10 +14,10 @@ import pytest
 
 from netcomm import ConfigurationError, DeliveryState, LifecycleError, Limits, Message
 from netcomm.connections import ConnectionEvent
-from netcomm.link import Link
 from netcomm.message import Stream
-from netcomm.protocol import decode, encode, frames
+from netcomm.protocol import encode, frames
 from netcomm.runtime import leadership
+from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -31,6 +31,7 @@ from tests.integration.helpers import (
     threads_of,
     wait_until,
 )
+from tests.unit.helpers import Reader
 
 
 class Pair:
@@ -200,6 +201,7 @@ def read_until(sock: socket.socket, end: bytes) -> None:
         received += chunk
 
 
+@pytest.mark.plain_locks  # they are left as they were by themselves, not by Python's code around them
 def test_sends_that_are_interrupted_leave_no_lock_behind_and_lose_no_other_message(pair: Pair) -> None:
     received = record(pair.niess.on_recv)
     interrupts = sent = 0
@@ -278,16 +280,16 @@ def test_an_answer_and_the_acknowledgement_go_out_together(pair: Pair, monkeypat
         pair.bob.send("niess", b"%d" % number)
         answers.wait(number + 1)
     assert pair.bob.flush(DEADLINE_S)
-    both = [frames for frames in map(kinds, packets) if frames == [frames.Ack, frames.Data]]
+    both = [found for found in map(kinds, packets) if found == [frames.Ack, frames.Data]]
     # Where the callback has taken long, for this machine, the deputy has sent the answer before.
     assert len(both) > count * 0.8
 
 
 def kinds(packets: bytes) -> list[type]:
-    reader = decode.Reader(Limits(max_handshake_frame_bytes=2**20))
-    frames, error = reader.feed(packets)
+    reader = Reader(Limits(max_handshake_frame_bytes=2**20))
+    parsed, error = reader.feed(packets)
     assert error is None
-    return [type(frame) for frame in frames]
+    return [type(frame) for frame in parsed]
 
 
 def test_callbacks_run_on_one_thread_whoever_reads(pair: Pair) -> None:

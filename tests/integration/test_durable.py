@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import netcomm_sqlite
+import netcomm_sqlite.storage
 from netcomm import (
     ConfigurationError,
     Delivery,
@@ -32,7 +32,7 @@ from netcomm import (
     StorageUnavailable,
     clocks,
 )
-from netcomm.protocol import messaging, outbox
+from netcomm.protocol import durable_out_stream, storage_sync
 from netcomm.protocol.events import Load, Mark, Received, Renew, StorePosition
 from netcomm.protocol.messaging import Messaging
 from netcomm.runtime import runtime, storage_worker
@@ -56,6 +56,7 @@ from tests.integration.helpers import (
     refusing_place,
     wait_until,
 )
+from tests.unit.helpers import receive_on
 
 SNAKEMQ_PEER = Path(__file__).parents[1] / "interop" / "snakemq_peer.py"
 
@@ -234,8 +235,8 @@ def sleep_for(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def keep_little_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "_MAX_LOADED", 4)
-    monkeypatch.setattr(outbox, "_LOAD_COUNT", 3)
+    monkeypatch.setattr(durable_out_stream, "_MAX_LOADED", 4)
+    monkeypatch.setattr(durable_out_stream, "_LOAD_COUNT", 3)
 
 
 # -- Restarts -------------------------------------------------------------------------------------------------
@@ -401,7 +402,7 @@ def test_send_many_stores_all_or_none(url: str, monkeypatch: pytest.MonkeyPatch)
                 raise sqlite3.OperationalError("disk I/O error")
 
             # The messages are in, and the transaction is not at its end.
-            patch.setattr(netcomm_sqlite.SqliteQueueStorage, "_update_stream", staticmethod(fail))
+            patch.setattr(netcomm_sqlite.storage, "update_stream", fail)
             with pytest.raises(StorageError):
                 peer.send_many("receiver", numbered(0, 100))
         assert in_storage(url) in ([], [b"before"])
@@ -579,7 +580,7 @@ def test_a_message_expires_in_time_while_nothing_else_happens(url: str, persiste
 def test_a_large_backlog_expires_to_its_end_while_nothing_else_happens(
     url: str, nowhere: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messaging, "_FIND_COUNT", 10)
+    monkeypatch.setattr(storage_sync, "_FIND_COUNT", 10)
     queue(nowhere, url, numbered(0, 100), ttl=100)
     set_clock(monkeypatch, +200)
     peer = Peer("sender", storage=url)
@@ -634,7 +635,7 @@ def test_a_message_that_has_expired_is_not_sent_by_a_load_that_was_under_way(now
             with Receiver(nowhere) as receiver:
                 assert peer.wait_connected("receiver", DEADLINE_S)
                 # The receiver's first answer makes it ask for the backlog.
-                wait_until(lambda: peer._runtime._messaging._peers["receiver"].outbox.durable._asked_for)
+                wait_until(lambda: peer._runtime._messaging.peers["receiver"].outbox.durable._asked_for)
                 storage.let_go.set()
                 assert peer.flush(DEADLINE_S)
                 assert [delivery.data for _, delivery in drops.wait(10)] == numbered(10, 20)
@@ -656,7 +657,7 @@ def test_a_message_sent_while_an_emptied_backlog_is_being_loaded_is_sent_once(no
             assert storage.reached.wait(DEADLINE_S)
             with Receiver(nowhere) as receiver:
                 assert peer.wait_connected("receiver", DEADLINE_S)
-                wait_until(lambda: peer._runtime._messaging._peers["receiver"].outbox.durable._asked_for)
+                wait_until(lambda: peer._runtime._messaging.peers["receiver"].outbox.durable._asked_for)
                 # Stored before the load reads, and queued behind what is about to turn out as expired.
                 storage.let_go.set()
                 deliveries = [peer.send("receiver", data) for data in numbered(10, 30)]
@@ -687,7 +688,7 @@ def test_a_backlog_far_above_the_receivers_position_is_sent(
     nowhere: Any, inbox_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A mark of what may be sent lies some way ahead of what was; here everything below it has expired since.
-    monkeypatch.setattr(outbox, "_MARK_AHEAD", 100)
+    monkeypatch.setattr(durable_out_stream, "_MARK_AHEAD", 100)
     storage = LastingStorage()
     with Receiver(nowhere) as receiver, sender_to(nowhere, storage) as peer:
         peer.send_many("receiver", numbered(0, 10))
@@ -793,15 +794,15 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
 
     def feed(target: Messaging, number: int, source: Messaging, source_number: int) -> None:
         source.next_events()
-        target.data_received(number, b"".join(source.output(source_number, 1 << 20, 0.0)[0]), 0.0)
+        receive_on(target, number, b"".join(source.output(source_number, 1 << 20, 0.0)[0]), 0.0)
 
     def connect(sender: Messaging, receiver: Messaging, number: int) -> None:
-        sender.connection_opened(number, "there", 1, 0.0)
-        receiver.connection_opened(number, "here", 0, 0.0)
+        sender.sessions.connection_opened(number, "there", 1, 0.0)
+        receiver.sessions.connection_opened(number, "here", 0, 0.0)
 
     def send(sender: Messaging, count: int) -> list[Delivery]:
         deliveries = [Delivery("receiver", bytes(16), b"x", 38, None, True, lambda *args: False) for _ in range(count)]
-        sender.number("receiver", deliveries)
+        sender.storage_sync.number("receiver", deliveries)
         sender.send_stored("receiver", deliveries, 0.0)
         return deliveries
 
@@ -817,7 +818,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
         feed(sender, 1, receiver, 1)
     assert sum(len(event.items) for event in received) == 105
     epoch = received[0].epoch
-    receiver.connection_lost(1, "cut", 0.0)
+    receiver.sessions.connection_lost(1, "cut", 0.0)
 
     restored = messaging_of("sender", first_epoch=200)
     restored.restore([StoredStream("receiver", epoch, 5, 5, 0, 0, None, None, None)], {}, 0.0, 0.0)
@@ -828,12 +829,12 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
     renew = None
     while renew is None:
         feed(receiver, 2, restored, 2)
-        restored.data_received(2, b"".join(receiver.output(2, 1 << 20, 0.0)[0]), 0.0)
+        receive_on(restored, 2, b"".join(receiver.output(2, 1 << 20, 0.0)[0]), 0.0)
         renew = next((event for event in restored.next_events() if isinstance(event, Renew)), None)
     # The storage has renewed the stream; the receiver has not heard of it, when its callbacks return.
     restored.answered(renew, None, 0.0, 0.0)
     for event in received:
-        receiver.hand_over(event, 0, len(event.items), 0.0)
+        receiver.mark_handled(event, 0, len(event.items), 0.0)
         position = Position(epoch, event.items[-1][0] + 1)
         receiver.answered(StorePosition("sender", position), None, 0.0, 0.0)
     feed(restored, 2, receiver, 2)
@@ -1073,7 +1074,7 @@ def test_a_storage_that_was_given_is_closed_with_the_peer(started: bool) -> None
 def test_a_peer_that_cannot_start_gives_its_storage_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = Peer("bob", storage=url)
 
-    def fail(self: object) -> None:
+    def fail(self: object, *arguments: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from netcomm import DeliveryState, LifecycleError, NetcommError
-from netcomm.link import Link
+from netcomm import DeliveryState, LifecycleError, NetcommError, logs
 from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.remote_peer import RemotePeer
+from netcomm.protocol.sessions import Sessions
 from netcomm.runtime import callback_runner
+from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -108,6 +110,7 @@ def test_a_log_filter_that_raises_while_a_callback_is_reported_loses_no_message(
             assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
             assert received.calls == [("bob", data) for data in PAYLOADS]
             assert [error.args for error in errors.calls] == [(b"3",), (b"4",), (b"19",)]
+            assert logs.flush(DEADLINE_S)
             assert refuses.met == 3
             assert niess.is_alive()
 
@@ -185,12 +188,12 @@ def test_who_uses_a_peer_that_has_failed_hears_the_cause(monkeypatch: pytest.Mon
 # One connection's fault is that connection's
 
 
-@pytest.mark.parametrize("method", ["data_received", "output"])
+@pytest.mark.parametrize(("owner", "method"), [(Sessions, "buffer_updated"), (Messaging, "output")])
 def test_a_fault_of_one_connection_ends_that_connection_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, owner: type, method: str
 ) -> None:
     """No memory for a large message, for instance: what is queued goes out on the next connection, once."""
-    real = getattr(Messaging, method)
+    real = getattr(owner, method)
     failing = threading.Event()
 
     with SnakemqListener("niess", "127.0.0.1", 0) as niess:
@@ -203,15 +206,17 @@ def test_a_fault_of_one_connection_ends_that_connection_alone(
             gone = record(eve.on_disconnect)
             for one in (bob, eve):
                 assert one.send("niess", b"before").wait(DEADLINE_S)
-            unlucky = niess._runtime._messaging._peers["bob"].connection
+            messaging = niess._runtime._messaging
+            unlucky = messaging.peers["bob"].connection
 
-            def fail_once(self: Messaging, number: int, *arguments: Any) -> Any:
-                if self is niess._runtime._messaging and number == unlucky.number and not failing.is_set():
+            def fail_once(self: Any, number: int, *arguments: Any) -> Any:
+                is_its_own = self in (messaging, messaging.sessions)
+                if is_its_own and number == unlucky.number and not failing.is_set():
                     failing.set()
                     raise MemoryError
                 return real(self, number, *arguments)
 
-            monkeypatch.setattr(Messaging, method, fail_once)
+            monkeypatch.setattr(owner, method, fail_once)
             deliveries = bob.send_many("niess", PAYLOADS)
             assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
             assert failing.is_set()
@@ -228,10 +233,10 @@ def test_a_fault_of_one_connection_ends_that_connection_alone(
 
 def test_messages_that_memory_runs_out_for_when_they_come_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The receiver knows their numbers by then: it must not take them for messages that it has."""
-    real = Messaging._took
+    real = RemotePeer._note_received
     failing = threading.Event()
 
-    def fail_once(self: Messaging, *arguments: Any) -> None:
+    def fail_once(self: RemotePeer, *arguments: Any) -> None:
         if not failing.is_set():
             failing.set()
             raise MemoryError
@@ -243,7 +248,7 @@ def test_messages_that_memory_runs_out_for_when_they_come_are_not_lost(monkeypat
     ):
         received = record(niess.on_recv)
         assert bob.wait_connected("niess", DEADLINE_S)
-        monkeypatch.setattr(Messaging, "_took", fail_once)
+        monkeypatch.setattr(RemotePeer, "_note_received", fail_once)
         deliveries = bob.send_many("niess", PAYLOADS)
         assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
         assert received.calls == [("bob", data) for data in PAYLOADS]

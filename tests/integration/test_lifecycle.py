@@ -21,6 +21,7 @@ from netcomm import (
     Peer,
     SnakemqConnector,
 )
+from netcomm.transport.acceptor import Listening, listen
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
@@ -122,6 +123,25 @@ def test_adding_places_after_terminate_raises() -> None:
             peer.add_connector("127.0.0.1", 9)
         with pytest.raises(LifecycleError):
             peer.add_listener("127.0.0.1", 0)
+
+
+def test_a_listener_of_a_peer_that_ends_while_it_is_made_is_closed_and_its_file_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = Peer("a")
+    peer.start()
+    path = tmp_path / "place"
+
+    def listen_and_end(host: str, port: int) -> Listening:
+        listening = listen(host, port)
+        assert path.exists()
+        peer.terminate()
+        return listening
+
+    monkeypatch.setattr("netcomm.runtime.runtime.listen", listen_and_end)
+    with leaves_nothing(), pytest.raises(LifecycleError):
+        peer.add_listener(f"unix:{path}", 0)
+    assert not path.exists()
 
 
 def test_a_terminated_peer_can_still_be_looked_at() -> None:
@@ -509,7 +529,7 @@ except KeyboardInterrupt:
 started = time.monotonic()
 bob.terminate(1)
 assert time.monotonic() - started < 1.5
-threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("netcomm")]
+threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("netcomm-bob")]
 print("alive" if bob.is_alive() else "ended", threads)
 """
 

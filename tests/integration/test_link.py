@@ -17,14 +17,17 @@ from typing import Any
 import pytest
 
 from netcomm import Delivery, DeliveryState, LifecycleError, Limits, Peer
-from netcomm.connections import Chunk, Closed, ConnectionEvent, Opened, Unreachable, Writable
-from netcomm.link import Link
+from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Unreachable, Writable
+from netcomm.transport.byte_stream import ByteStream
+from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     Program,
     SnakemqConnector,
     SnakemqListener,
     in_thread,
+    listen_at,
+    poll,
     raw_listener,
     read_to_end,
     record,
@@ -262,11 +265,11 @@ def test_a_listener_that_runs_out_of_descriptors_serves_those_it_has_and_recover
 def test_what_is_written_while_the_loop_looks_at_the_connection_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     much = bytes(20_000_000)
     link = Link(Limits())
-    host, port = link.add_listener("tcp:127.0.0.1", 0)
+    host, port = listen_at(link, "tcp:127.0.0.1")
     numbers: list[int] = []
 
     def step() -> bool:
-        for event in link.poll(0.01):
+        for event in poll(link, 0.01):
             if isinstance(event, Opened):
                 numbers.append(event.connection)
             elif isinstance(event, Writable):
@@ -298,24 +301,24 @@ def test_what_is_written_while_the_loop_looks_at_the_connection_is_sent(monkeypa
         wait_until(lambda: step() and bool(written))
         wait_until(lambda: step() and not link._connections[number].output)
         assert received() == 2 * len(much)
-    link.shut()
+    link.close_now()
 
 
 @pytest.fixture
 def link() -> Iterator[Link]:
     made = Link(Limits())
     yield made
-    made.shut()
+    made.close_now()
 
 
 def test_a_connector_that_has_connected_leaves_it_at_that(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     with raw_listener() as server, contextlib.ExitStack() as stack:
         link.add_connector("tcp:127.0.0.1", server.getsockname()[1])
         events: list[ConnectionEvent] = []
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or events))
         stack.enter_context(server.accept()[0])
         # However long an attempt may take, that is over now.
-        monkeypatch.setattr("netcomm.link.monotonic", lambda: time.monotonic() + 3600)
+        monkeypatch.setattr("netcomm.transport.link.monotonic", lambda: time.monotonic() + 3600)
         events += [*link.poll(0), *link.poll(0)]
         assert events == [Opened(1, f"127.0.0.1:{server.getsockname()[1]}", 1)]
         server.setblocking(False)
@@ -327,12 +330,12 @@ def test_a_connector_that_was_given_up_does_not_come_back(link: Link, monkeypatc
     with raw_listener() as server:
         link.add_connector("tcp:127.0.0.1", server.getsockname()[1])
         events: list[ConnectionEvent] = []
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or events))
         link.stop_accepting()
         server.accept()[0].close()
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or len(events) == 2))
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or len(events) == 2))
         assert [type(event) for event in events] == [Opened, Closed]
-        monkeypatch.setattr("netcomm.link.monotonic", lambda: time.monotonic() + 3600)
+        monkeypatch.setattr("netcomm.transport.link.monotonic", lambda: time.monotonic() + 3600)
         assert [*link.poll(0), *link.poll(0)] == []
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -352,11 +355,11 @@ def test_a_connector_that_has_reached_itself_has_found_nobody(monkeypatch: pytes
         port = free.getsockname()[1]
     link = Link(Limits(reconnect_min_s=1000, reconnect_refused_s=1000, reconnect_max_s=1000))
     with contextlib.ExitStack() as stack:
-        stack.callback(link.shut)
+        stack.callback(link.close_now)
         monkeypatch.setattr(socket, "socket", _FromWhereItGoes)
         link.add_connector("tcp:127.0.0.1", port)
         events: list[ConnectionEvent] = []
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or events))
         (unreachable,) = events
         assert isinstance(unreachable, Unreachable)
         assert isinstance(unreachable.error, ConnectionRefusedError)
@@ -364,11 +367,11 @@ def test_a_connector_that_has_reached_itself_has_found_nobody(monkeypatch: pytes
 
 def _accepted(link: Link, stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
     """A connection to a link: its other end, and its number."""
-    place = link.add_listener("tcp:127.0.0.1", 0)
+    place = listen_at(link, "tcp:127.0.0.1")
     assert isinstance(place, tuple)
     client = stack.enter_context(socket.create_connection(place, DEADLINE_S))
     events: list[ConnectionEvent] = []
-    wait_until(lambda: bool(events.extend(link.poll(0.01)) or events))
+    wait_until(lambda: bool(events.extend(poll(link, 0.01)) or events))
     (opened,) = events
     assert isinstance(opened, Opened)
     return client, opened.connection
@@ -377,7 +380,7 @@ def _accepted(link: Link, stack: contextlib.ExitStack) -> tuple[socket.socket, i
 def test_a_closed_connection_says_that_it_ends_and_is_gone_when_the_other_side_has_closed_too(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("netcomm.link._LINGER_S", 3600)
+    monkeypatch.setattr("netcomm.transport.lingering._LINGER_S", 3600)
     with contextlib.ExitStack() as stack:
         client, number = _accepted(link, stack)
         link.pause(number, True)  # whatever it was before
@@ -396,7 +399,7 @@ def test_a_closed_connection_says_that_it_ends_and_is_gone_when_the_other_side_h
 def test_what_was_written_to_a_closed_connection_goes_out_though_the_kernel_takes_it_in_parts(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("netcomm.link._LINGER_S", DEADLINE_S)
+    monkeypatch.setattr("netcomm.transport.lingering._LINGER_S", DEADLINE_S)
     much = bytes(20_000_000)
     with contextlib.ExitStack() as stack:
         client, number = _accepted(link, stack)
@@ -417,7 +420,7 @@ def test_what_was_written_to_a_closed_connection_goes_out_though_the_kernel_take
 def test_a_closed_connection_is_gone_after_a_while_though_the_other_side_stays(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("netcomm.link._LINGER_S", 0.05)
+    monkeypatch.setattr("netcomm.transport.lingering._LINGER_S", 0.05)
     with contextlib.ExitStack() as stack:
         _, number = _accepted(link, stack)
         link.close(number, [])
@@ -427,7 +430,7 @@ def test_a_closed_connection_is_gone_after_a_while_though_the_other_side_stays(
 def test_a_connection_that_is_given_up_is_lost_for_the_reason_given(link: Link) -> None:
     with contextlib.ExitStack() as stack:
         client, number = _accepted(link, stack)
-        link.give_up(number, "as the test wants")
+        link.abort(number, "as the test wants")
         assert [*link.poll(0)] == [Closed(number, "as the test wants")]
         assert client.recv(1) == b""
 
@@ -435,6 +438,8 @@ def test_a_connection_that_is_given_up_is_lost_for_the_reason_given(link: Link) 
 def test_a_paused_connection_is_written_to_and_not_read_until_it_goes_on(link: Link) -> None:
     with contextlib.ExitStack() as stack:
         client, number = _accepted(link, stack)
+        buffer = memoryview(bytearray(100))
+        link.receive_into(number, buffer)
         link.pause(number, True)
         client.sendall(b"early")
         link.write(number, [b"x"])
@@ -442,21 +447,48 @@ def test_a_paused_connection_is_written_to_and_not_read_until_it_goes_on(link: L
         assert [*link.poll(0), *link.poll(0)] == []
         link.pause(number, False)
         (event,) = link.poll(DEADLINE_S)
-        assert isinstance(event, Chunk)
-        assert event.data == b"early"
+        assert event == BufferUpdated(number, len(b"early"))
+        assert buffer[: event.count] == b"early"
+
+
+def _next_read(link: Link) -> BufferUpdated:
+    reads: list[BufferUpdated] = []
+    wait_until(lambda: bool(reads.extend(e for e in poll(link, 0.01) if isinstance(e, BufferUpdated)) or reads))
+    (read,) = reads
+    return read
+
+
+class _SendsFirst(ByteStream):
+    """Before it can receive, it has to be able to send, as encryption may want it."""
+
+    def receive_into(self, buffer: memoryview) -> int | None:
+        if self.reads_on == selectors.EVENT_READ:
+            self.reads_on = selectors.EVENT_WRITE
+            return None
+        self.reads_on = selectors.EVENT_READ
+        return super().receive_into(buffer)
+
+
+def test_a_stream_says_what_it_waits_for_to_be_read(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netcomm.transport.link.ByteStream", _SendsFirst)
+    with contextlib.ExitStack() as stack:
+        client, number = _accepted(link, stack)
+        for data in (b"x", b"yz"):
+            client.sendall(data)
+            assert _next_read(link) == BufferUpdated(number, len(data))
 
 
 def test_the_limit_of_connections_is_warned_of_once_until_there_is_room_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.DEBUG, "netcomm.link")
+    caplog.set_level(logging.DEBUG, "netcomm.transport.acceptor")
     link = Link(Limits(max_connections=1))
 
     def refused() -> list[int]:
         return [entry.levelno for entry in caplog.records if "which is the limit" in entry.getMessage()]
 
     with contextlib.ExitStack() as stack:
-        stack.callback(link.shut)
+        stack.callback(link.close_now)
         client, number = _accepted(link, stack)
         place = client.getpeername()
         for _ in range(2):
@@ -477,9 +509,9 @@ def test_a_crowd_that_comes_at_once_does_not_keep_the_others_waiting(link: Link)
         place = client.getpeername()
         for _ in range(100):
             stack.enter_context(socket.create_connection(place, DEADLINE_S))
-        opened = list(link.poll(0))
+        opened = list(poll(link, 0))
         assert 1 <= len(opened) < 100
         client.sendall(b"x")
         events: list[ConnectionEvent] = []
-        wait_until(lambda: bool(events.extend(link.poll(0.01)) or len(opened) + len(events) == 101))
-        assert [event.connection for event in events if isinstance(event, Chunk)] == [number]
+        wait_until(lambda: bool(events.extend(poll(link, 0.01)) or len(opened) + len(events) == 101))
+        assert [event.connection for event in events if isinstance(event, BufferUpdated)] == [number]

@@ -415,9 +415,9 @@ class LossyCollection:
 
 
 def make_lossy(storage: MongoQueueStorage, chance: random.Random, late: list[Callable[[], object]]) -> LossyCollection:
-    for name in ("_meta", "_stream_documents", "_positions", "_messages", "_parts"):
-        lossy = LossyCollection(getattr(storage, name), chance, late)
-        setattr(storage, name, lossy)
+    for name in ("meta", "streams", "positions", "messages", "parts"):
+        lossy = LossyCollection(getattr(storage._connection, name), chance, late)
+        setattr(storage._connection, name, lossy)
     return lossy
 
 
@@ -457,9 +457,9 @@ class Model:
 def test_changes_that_fail_are_undone_however_late_they_come(
     own_mongodb: MongodbServer, place: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr("netcomm_mongodb._PART_BYTES", 100)
-    monkeypatch.setattr("netcomm_mongodb._JOURNAL_ENTRIES", 4)
-    monkeypatch.setattr("netcomm_mongodb._LATE_DELETES", 5)
+    monkeypatch.setattr("netcomm_mongodb.documents._PART_BYTES", 100)
+    monkeypatch.setattr("netcomm_mongodb.garbage._JOURNAL_ENTRIES", 4)
+    monkeypatch.setattr("netcomm_mongodb.garbage._LATE_DELETES", 5)
     url = own_mongodb.url + place
     chance = random.Random(seed)
     model = Model()
@@ -485,8 +485,8 @@ def test_changes_that_fail_are_undone_however_late_they_come(
                     lossy.deliver(len(late))
                     model.check(heir)
             finally:
-                storage._stop.set()
-                storage._client.close()
+                storage._lease.stop()
+                storage._connection.close()
             late.clear()
 
 

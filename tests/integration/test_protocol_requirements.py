@@ -32,12 +32,12 @@ BREACHES = {
 
 def frames_of(data: bytes) -> list[tuple[int, bytes]]:
     """The (type, payload) pairs of bytes; the last may be incomplete."""
-    frames = []
+    found = []
     while len(data) > 4:
         size = int.from_bytes(data[:4])
-        frames.append((data[4], data[5 : 4 + size]))
+        found.append((data[4], data[5 : 4 + size]))
         data = data[4 + size :]
-    return frames
+    return found
 
 
 def read_frames(sock: socket.socket) -> list[tuple[int, bytes]]:
@@ -58,10 +58,10 @@ def test_a_refusal_can_be_read_by_who_goes_on_talking_and_what_that_says_is_not_
         with dial(niess.address) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
             sock.sendall(said + packet(0x82, bytes(32) + b"x") + FLOOD)
-            frames = read_frames(sock)
+            found = read_frames(sock)
             sock.sendall(FLOOD)  # a connection that is closed already would be reset
-        assert frames[-1][0] == last
-        assert frames.FrameType.PONG not in [kind for kind, _ in frames]
+        assert found[-1][0] == last
+        assert frames.FrameType.PONG not in [kind for kind, _ in found]
         assert received.calls == []
 
 
@@ -111,8 +111,8 @@ def greeting(storage: str | None = None) -> tuple[bytes, bytes, bytes]:
     with SnakemqListener("niess", "127.0.0.1", 0, storage=storage) as niess, dial(niess.address) as sock:
         sock.sendall(netcomm_handshake("bob") + BEGIN)
         sock.shutdown(socket.SHUT_WR)
-        frames = dict(read_frames(sock))
-    their_hello, begin = frames[frames.FrameType.HELLO], frames[frames.FrameType.BEGIN]
+        found = dict(read_frames(sock))
+    their_hello, begin = found[frames.FrameType.HELLO], found[frames.FrameType.BEGIN]
     return their_hello[2:18], their_hello[18:34], begin[1:9]
 
 

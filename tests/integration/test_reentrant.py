@@ -136,7 +136,7 @@ def test_what_is_sent_with_the_mutex_held_is_queued_and_arrives_in_order(pair: P
         deliveries = [pair.bob.send("niess", payload) for payload in payloads[:-1]]
         deliveries.append(pair.bob.send("niess", payloads[-1], ttl=DEADLINE_S))
         assert {delivery.state for delivery in deliveries} == {DeliveryState.QUEUED}
-        assert pair.bob._runtime._messaging.stats()["niess"].queued == 0
+        assert pair.bob._runtime._messaging.peers.stats()["niess"].queued == 0
     assert all_delivered(deliveries)
     assert pair.payloads() == payloads
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from netcomm import Limits
-from netcomm.link import Link, Opened
+from netcomm.connections import Opened
 from netcomm.message import Stream
 from netcomm.protocol import encode, frames
 from netcomm.testing import FaultProxy
+from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     SnakemqConnector,
@@ -20,6 +21,7 @@ from tests.integration.helpers import (
     dial,
     hello,
     in_thread,
+    listen_at,
     packet,
     record,
     wait_until,
@@ -149,11 +151,11 @@ def test_a_link_tells_how_much_of_its_output_the_other_side_has_taken(kind: str,
     link = Link(Limits())
     try:
         if kind == "tcp":
-            address = link.add_listener("tcp:127.0.0.1", 0)
+            address = listen_at(link, "tcp:127.0.0.1")
             assert isinstance(address, tuple)
             sock = dial(address)
         else:
-            link.add_listener(f"unix:{tmp_path / 'place'}", 0)
+            listen_at(link, f"unix:{tmp_path / 'place'}")
             sock = socket.socket(socket.AF_UNIX)
             sock.settimeout(DEADLINE_S)
             sock.connect(str(tmp_path / "place"))
@@ -172,7 +174,7 @@ def test_a_link_tells_how_much_of_its_output_the_other_side_has_taken(kind: str,
             wait_until(lambda: link.progress(number) == (size, size), "the last acknowledgement")
             assert link.progress(number + 1) == (0, 0)
     finally:
-        link.shut()
+        link.close_now()
 
 
 def _accept(link: Link) -> int:

@@ -68,8 +68,10 @@ class Mutation:
 
 def _catalogue() -> Iterator[Mutation]:
     inbox, outbox = "protocol.inbox:Inbox", "protocol.outbox:Outbox"
-    stream, durable = "protocol.outbox:OutStream", "protocol.outbox:DurableOutStream"
+    stream, durable = "protocol.out_stream:OutStream", "protocol.durable_out_stream:DurableOutStream"
     messaging, session = "protocol.messaging:Messaging", "protocol.session:Session"
+    sessions, peers = "protocol.sessions:Sessions", "protocol.remote_peer:RemotePeers"
+    peer, sync = "protocol.remote_peer:RemotePeer", "protocol.storage_sync:StorageSync"
     node, queue = "protocol.node:Node", "protocol.storage_queue:StorageQueue"
     # The receiver
     yield Mutation(
@@ -80,7 +82,7 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "acknowledged before the position is stored",
-        f"{inbox}.hand_over",
+        f"{inbox}.mark_handled",
         "return Position(epoch, next_seq)",
         "self.acknowledge(stream, epoch, next_seq); return Position(epoch, next_seq)",
     )
@@ -122,23 +124,23 @@ def _catalogue() -> Iterator[Mutation]:
         "frame.first_seq, frame.first_seq, frame.sent_below + 3)",
     )
     yield Mutation("BEGIN not answered", f"{inbox}.begin", "known.begun = known.ack_due = True", "known.begun = True")
-    yield Mutation("stored positions not restored", f"{messaging}.restore", "(ident, position)", "(ident)")
+    yield Mutation("stored positions not restored", f"{sync}.restore", "(ident, position)", "(ident)")
     yield Mutation(
         "a message too many counted as handed over",
-        f"{messaging}.hand_over",
+        f"{peer}.mark_handled",
         "received.runs[0][0] + stop",
         "received.runs[0][0] + stop + 1",
     )
     yield Mutation(
         "what waits for callbacks miscounted",
-        f"{messaging}.hand_over",
+        f"{peer}.mark_handled",
         "pending_bytes -= received.size if whole",
         "pending_bytes -= received.size // 2 if whole",
     )
-    yield Mutation("reading not resumed", f"{messaging}.hand_over", "if connection.paused", "if False")
+    yield Mutation("reading not resumed", f"{messaging}.mark_handled", "if connection.paused", "if False")
     yield Mutation(
         "reading not paused",
-        f"{messaging}._most_pending",
+        "protocol.reading:Reading._most_pending",
         "if connection.session.legacy:\n        return self._limits.window_bytes",
         "if connection.session.legacy:\n        return 2**60",
     )
@@ -150,16 +152,16 @@ def _catalogue() -> Iterator[Mutation]:
         "stream.next_seq = stream.added_below = max(0, state.next_seq - 1)",
     )
     yield Mutation(
-        "volatile epochs used again after a restart", f"{messaging}._new_epoch", "epoch = self._next_epoch", "epoch = 7"
+        "volatile epochs used again after a restart", f"{peers}.new_epoch", "epoch = self._next_epoch", "epoch = 7"
     )
     yield Mutation(
         "off by one message in the window",
-        f"{outbox}._take_from",
+        f"{stream}.take",
         "in_flight_bytes + size > window",
         "in_flight_bytes > window",
     )
-    yield Mutation("expired messages sent", f"{outbox}._take_from", "if entry.state is not QUEUED", "if False")
-    yield Mutation("rejected though it fits", f"{outbox}._take_from", "if size > largest and", "if size >= largest and")
+    yield Mutation("expired messages sent", f"{stream}.take", "if entry.state is not QUEUED", "if False")
+    yield Mutation("rejected though it fits", f"{stream}.take", "if size > largest and", "if size >= largest and")
     yield Mutation("sent before the mark", f"{durable}.may_send_below", "return self.marked_below", "return 2**64")
     yield Mutation(
         "in-flight messages lost when put back",
@@ -173,7 +175,7 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation("not sent again", f"{outbox}.acknowledge", "self._requeue(state, ack.received_seq)", "pass")
     yield Mutation(
         "in flight miscounted when put back",
-        f"{outbox}._requeue",
+        f"{stream}.requeue",
         "self.in_flight_bytes -= sum([entry.size for entry in returned])",
         "pass",
     )
@@ -189,8 +191,8 @@ def _catalogue() -> Iterator[Mutation]:
         "acknowledge(ack.next_seq)",
         "acknowledge(ack.next_seq + 1)",
     )
-    yield Mutation("messages in doubt expire", f"{outbox}.disconnect", "if self._legacy:", "if True:")
-    yield Mutation("messages expire early", f"{outbox}.expire", "when <= now", "when <= now + 0.5")
+    yield Mutation("messages in doubt expire", f"{outbox}.disconnect", "if was_legacy:", "if True:")
+    yield Mutation("messages expire early", "protocol.expiry:Expiry.pop_due", "when > now", "when > now + 0.5")
     yield Mutation(
         "queued bytes leak", f"{stream}._count_ended", "self.queued_bytes -= size", "self.queued_bytes -= size // 2"
     )
@@ -208,7 +210,7 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "what has joined not numbered",
-        "protocol.outbox:VolatileOutStream.close_run",
+        "protocol.out_stream:VolatileOutStream.close_run",
         "self.next_seq = self.added_below = next_seq",
         "pass",
     )
@@ -236,7 +238,7 @@ def _catalogue() -> Iterator[Mutation]:
         "0",
     )
     yield Mutation("mark not moved on", f"{durable}.marked", "self._marking = False", "pass")
-    yield Mutation("ended messages not deleted", f"{messaging}._drop", "if stored:", "if False:")
+    yield Mutation("ended messages not deleted", f"{peer}.drop", "if stored:", "if False:")
     yield Mutation(
         "the epoch of an ACK is ignored", f"{outbox}.acknowledge", "if ack.epoch != state.epoch:", "if False:", seed=324
     )
@@ -276,21 +278,21 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "a connection that has failed is kept",
         f"{node}._fail",
-        'self._link.give_up(number, f"failed: {error!r}")',
+        'self._link.abort(number, f"failed: {error!r}")',
         "pass",
         seed=66,
     )
     yield Mutation(
         "a connection that has failed is not forgotten",
         f"{node}._fail",
-        "self.messaging.connection_failed(number, error, now)",
+        "self.messaging.sessions.connection_failed(number, error, now)",
         "pass",
     )
     yield Mutation(
         "callbacks counted from the start of their batch again",
         f"{node}.on_handled",
-        "self.messaging.hand_over(received, handled, count, now)",
-        "self.messaging.hand_over(received, 0, count, now)",
+        "self.messaging.mark_handled(received, handled, count, now)",
+        "self.messaging.mark_handled(received, 0, count, now)",
     )
     yield Mutation(
         "callbacks that have returned not remembered", f"{node}.on_handled", "received.handled = count", "pass"
@@ -299,10 +301,10 @@ def _catalogue() -> Iterator[Mutation]:
         "written though there is no room", f"{node}._write", "more and link.has_room(number)", "more is True", seed=108
     )
     yield Mutation(
-        "bytes asked for in a place of their own come elsewhere",
+        "bytes that came in counted wrong",
         f"{node}._on_link",
-        "messaging.buffer_filled(connection, count, now)",
-        "messaging.buffer_filled(connection, count - 1, now)",
+        "messaging.sessions.buffer_updated(connection, count, now)",
+        "messaging.sessions.buffer_updated(connection, count - 1, now)",
     )
     yield Mutation("requests to the storage lost", f"{node}._act_on", "storage.append(event)", "pass")
     yield Mutation(
@@ -328,7 +330,7 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "the loss of a connection not heard",
         f"{node}._on_link",
-        "messaging.connection_lost(connection, reason, now)",
+        "messaging.sessions.connection_lost(connection, reason, now)",
         "pass",
     )
     # Storage requests
@@ -347,7 +349,7 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "an answer for the wrong question",
-        f"{messaging}.answered",
+        f"{sync}.answered",
         "self._marked(self._peers[ident], below)",
         "self._marked(self._peers[ident], below + 5)",
     )
@@ -388,22 +390,22 @@ def _catalogue() -> Iterator[Mutation]:
     )
     yield Mutation(
         "a challenger wins though the output progresses",
-        f"{messaging}._end_challenge",
+        f"{sessions}._end_challenge",
         "if ahead.has_moved() and not ahead.passed:",
         "if False:",
         symptom="closes a connection that took output",
         seed=138,
     )
-    yield Mutation("challenger not read", f"{messaging}._disconnect", "self._pause(challenger, False)", "pass")
+    yield Mutation("challenger not read", f"{sessions}._disconnect", "self.reading.resume(challenger)", "pass")
 
 
 def _regressions() -> Iterator[Mutation]:
     """Defects that netcomm had until a schedule showed them, as they were."""
-    durable = "protocol.outbox:DurableOutStream"
+    durable = "protocol.durable_out_stream:DurableOutStream"
     yield Mutation(
         "a challenger closed twice at the end",
-        "protocol.messaging:Messaging.close_all",
-        "if connection.number in self._connections:",
+        "protocol.sessions:Sessions.close_all",
+        "if connection.number in self._by_number:",
         "if True:",
         symptom="KeyError",
         seed=6,
@@ -449,7 +451,7 @@ def _regressions() -> Iterator[Mutation]:
     yield Mutation(
         "nobody asks for a mark behind places left empty",
         "protocol.messaging:Messaging.output",
-        "self._ask_storage(peer)  # what is first now",
+        "self.storage_sync.ask(peer)  # what is first now",
         "pass  #",
         symptom="stuck",
         seed=245,

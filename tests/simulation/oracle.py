@@ -5,7 +5,7 @@ from math import ceil
 from typing import Any
 
 from netcomm.message import Delivery, DeliveryState, Stream
-from netcomm.protocol import outbox
+from netcomm.protocol import durable_out_stream as memory
 from netcomm.protocol.frames import INFINITE_TTL, packet_size
 from tests.simulation.world import End, Violation, World
 
@@ -302,9 +302,9 @@ class Oracle:
     def check_handed_over(process: Any, ident: str) -> None:
         """Where nothing waits for callbacks or for the storage, all that has come may be acknowledged."""
         core, sender = process.messaging, process.node.world_nodes[ident]
-        inbox = core._peers[ident].inbox
+        inbox = core.peers[ident].inbox
         # A sender that comes back with an epoch that it has left is told of more than there is.
-        if inbox.pending_bytes or ident in core._unstored or sender.went_back:
+        if inbox.pending_bytes or ident in core.storage_sync._unstored or sender.went_back:
             return
         for stream, state in inbox._streams.items():
             if state.handed_seq != state.next_seq:
@@ -313,16 +313,16 @@ class Oracle:
     @staticmethod
     def check_memory(process: Any) -> None:
         """However much is stored, only a part of it may be in memory."""
-        for ident, peer in process.messaging._peers.items():
-            durable = peer.outbox.durable
+        for peer in process.messaging.peers:
+            ident, durable = peer.ident, peer.outbox.durable
             if durable is None:
                 continue
             loaded = len(durable.waiting) + len(durable.in_flight)
-            most = max(outbox._MAX_LOADED, outbox._MAX_LOADED // 2 + outbox._LOAD_COUNT)
+            most = max(memory._MAX_LOADED, memory._MAX_LOADED // 2 + memory._LOAD_COUNT)
             if loaded > most:
                 raise Violation(f"{process.node.name} has {loaded} messages for {ident} in memory, {most} are allowed")
             most = (
-                outbox._MAX_LOADED_BYTES + packet_size(0) * outbox._LOAD_COUNT + 2 * process.node.limits.max_frame_bytes
+                memory._MAX_LOADED_BYTES + packet_size(0) * memory._LOAD_COUNT + 2 * process.node.limits.max_frame_bytes
             )
             if durable.loaded_bytes > most:
                 raise Violation(f"{process.node.name} has {durable.loaded_bytes} bytes for {ident} in memory")
@@ -374,8 +374,8 @@ class Oracle:
 
     @staticmethod
     def _check_counters(node: Any) -> None:
-        for ident, peer in node.process.messaging._peers.items():
-            outbox = peer.outbox
+        for peer in node.process.messaging.peers:
+            ident, outbox = peer.ident, peer.outbox
             counters = {"in_flight_bytes": outbox.in_flight_bytes, "pending_bytes": peer.inbox.pending_bytes}
             for stream in outbox._streams:
                 name = stream.stream.name

@@ -11,12 +11,11 @@ from itertools import groupby
 from typing import Any
 
 from netcomm.callbacks import Callback
-from netcomm.connections import Chunk, Closed, Filled, Opened, Writable
+from netcomm.connections import BufferUpdated, Closed, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.message import Delivery, Limits
-from netcomm.protocol import events
+from netcomm.protocol import decode, events
 from netcomm.protocol.batch import Batch, Run
-from netcomm.protocol.decode import Reader
 from netcomm.protocol.frames import Data, Frame, FrameType, Messages, Ping, packet_size
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
@@ -24,6 +23,7 @@ from netcomm.protocol.storage_queue import Job, StorageQueue
 from netcomm.storage import Append, StoredMessage
 from tests.simulation.oracle import Sent
 from tests.simulation.world import KERNEL_BYTES, READ_BYTES, Died, End, Violation
+from tests.unit.helpers import Reader, put
 
 TRAPS = (
     "numbered",
@@ -152,22 +152,18 @@ class Process:
         self._settle()
 
     def received(self, end: End, chunk: bytes) -> None:
-        connection = self.messaging._connections.get(end.number)
+        connection = self.messaging.sessions.get(end.number)
         if connection is not None and connection.paused:
             raise Violation(f"{self.node.name} reads from connection {end.number}, which it has paused")
         view = memoryview(chunk)
         while view and end.number in self.ends:
-            buffer, end.buffer = end.buffer, None
-            if buffer is None:
-                self.core.on_link(Chunk(end.number, view), self.now)
-                break
-            count = min(len(buffer), len(view))
-            buffer[:count] = view[:count]
+            assert end.buffer is not None
+            count = put(view, end.buffer)
             view = view[count:]
-            self.core.on_link(Filled(end.number, count), self.now)
+            self.core.on_link(BufferUpdated(end.number, count), self.now)
         self._pass("received")
         self._settle()
-        connection = self.messaging._connections.get(end.number)
+        connection = self.messaging.sessions.get(end.number)
         if connection is not None and connection.peer is not None:
             pending = connection.peer.inbox.pending_bytes
             limits = self.node.limits
@@ -221,7 +217,7 @@ class Process:
             end.close(b"".join(farewell))
             self.node.reconnect(self, end)
 
-    def give_up(self, number: int, reason: str) -> None:
+    def abort(self, number: int, reason: str) -> None:
         end = self.ends.pop(number, None)
         if end is not None:
             self.world.trace(f"{self.node.name}: gives connection {number} up: {reason}")
@@ -234,9 +230,11 @@ class Process:
         self._settle()
 
     def receive_into(self, number: int, buffer: memoryview) -> None:
-        if self.node.starves("receive_into"):
-            self._starve(self.ends[number])
-        self.ends[number].buffer = buffer
+        end = self.ends[number]
+        # Scratch memory, which connections begin with, is there already.
+        if len(buffer) != decode.READ_BYTES and self.node.starves("receive_into"):
+            self._starve(end)
+        end.buffer = buffer
 
     def _starve(self, end: End) -> None:
         self.untold_fault = not end.connector  # a connector tells of what repeats once
@@ -270,7 +268,7 @@ class Process:
             anew = anew or (bool(self._renewed) and isinstance(frame, Data | Messages))
             if self.world.lines is not None:
                 self.world.trace(f"{self.node.name}: on connection {number} {_short(frame)}")
-        self.oracle.check_window(self.messaging._connections.get(number), self)
+        self.oracle.check_window(self.messaging.sessions.get(number), self)
         self._pass("written")
         if anew and self.rng.random() < 0.5:
             self._pass("written anew")
@@ -282,7 +280,7 @@ class Process:
         work = self.core.process_pending(self.now)
         for number, end in list(self.ends.items()):
             if not end.blocked:
-                self.oracle.check_progress(self.messaging._connections.get(number), self)
+                self.oracle.check_progress(self.messaging.sessions.get(number), self)
         if work.awaited:
             self.oracle.look(self)
         for request in work.storage:
@@ -297,7 +295,7 @@ class Process:
                     for delivery in deliveries:
                         self.oracle.dropped(delivery, self)
                     continue
-                case events.Failed(error):
+                case events.ErrorReported(error):
                     self._failed(error)
                 case events.Connected(ident):
                     other = self.node.world_nodes[ident]
@@ -342,7 +340,7 @@ class Process:
             receiver = batch[0].receiver
             if persistent:
                 deliveries = [self._make_delivery(message, release) for message in batch]
-                epoch = self.messaging.number(receiver, deliveries)
+                epoch = self.messaging.storage_sync.number(receiver, deliveries)
                 self._uncommitted.append(_Batch(receiver, epoch, ttl, batch, deliveries))
                 numbered = True
             else:
@@ -363,13 +361,14 @@ class Process:
 
     def _gathered(self, message: Sent, release: float) -> bool:
         """Whether a message has joined those that wait for its receiver; not, where its uuid would be another one."""
-        run = self.messaging.gathering.get(message.receiver)
-        if message.ttl is not None or run is None:
+        open_run = self.messaging.open_runs.get(message.receiver)
+        if message.ttl is not None or open_run is None:
             return False
-        next_uuid = run.batch.uuid_prefix + (run.batch.number + run.stop + run.joined).to_bytes(8)
+        batch, place = open_run.run.batch, open_run.run.stop + open_run.taken
+        next_uuid = batch.uuid_prefix + (batch.number + place).to_bytes(8)
         if message.uuid != next_uuid:
             return False
-        delivery = run.join(message.data)
+        delivery = open_run.join(message.data)
         if delivery is None:
             return False
         assert delivery.uuid == message.uuid
@@ -403,7 +402,7 @@ class Process:
 
     def _commit(self) -> None:
         batches, self._uncommitted = self._uncommitted, []
-        at = self.messaging.stored_time(self.now, self.wall)
+        at = self.messaging.storage_sync.stored_time(self.now, self.wall)
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
         for batch in batches:
             streams.setdefault((batch.receiver, batch.epoch), []).extend(
@@ -427,7 +426,7 @@ class Process:
             else:
                 for message in batch.messages:
                     message.delivery = None
-                self.messaging.not_stored(batch.receiver, batch.deliveries)
+                self.messaging.storage_sync.not_stored(batch.receiver, batch.deliveries)
         batches.clear()
         self._settle()
         self.oracle.check_memory(self)
@@ -539,12 +538,12 @@ class Process:
         """End, without much patience: as `Peer.terminate` with a short timeout."""
         if not self.ending:
             self.ending = True
-            self.messaging.stop_receiving()
+            self.messaging.sessions.stop_receiving()
             self._settle()
             self._after(0.3 * self.rng.random(), self._terminate)
 
     def _terminate(self) -> None:
-        self.messaging.close_all("terminated", self.now)
+        self.messaging.sessions.close_all("terminated", self.now)
         self._settle()
         self.messaging.discard_all()
         self._settle()
@@ -590,7 +589,7 @@ class Process:
             return False
         if self.storage is not None and not self.keeper_idle:
             return False
-        return self.messaging.idle and self.messaging.all_handed_over
+        return self.messaging.peers.idle and self.messaging.all_handed_over
 
 
 def _frames(packets: bytes) -> list[Frame]:

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from netcomm.errors import StorageError
 from netcomm.message import Limits
-from netcomm.protocol import decode, encode, messaging, outbox
+from netcomm.protocol import decode, durable_out_stream, encode, storage_sync
 from tests.simulation.legacy import LegacyProcess
 from tests.simulation.oracle import Oracle, Sent
 from tests.simulation.process import STARVING, TRAPS, Process
@@ -286,7 +286,7 @@ class Schedule:
                 if node.legacy:
                     found.append(f"{node.name} is busy")
                     continue
-                stats = node.process.messaging.stats()
+                stats = node.process.messaging.peers.stats()
                 waiting = {ident: (peer.connected, peer.queued) for ident, peer in stats.items() if peer.queued}
                 found.append(f"{node.name} has (connected, queued) {waiting}")
         return "; ".join(found)
@@ -479,8 +479,8 @@ def _small_sizes(messages: int, size: int, load: int, mark: int) -> Iterator[Non
     try:
         logging.disable(logging.CRITICAL)
         with (
-            patch.multiple(outbox, **small),
-            patch.object(messaging, "_FIND_COUNT", _FIND_COUNT),
+            patch.multiple(durable_out_stream, **small),
+            patch.object(storage_sync, "_FIND_COUNT", _FIND_COUNT),
             patch.object(encode, "_MAX_BATCH_FRAME_BYTES", _BATCH_FRAME_BYTES),
             patch.multiple(decode, _LARGE_BYTES=100, _LARGE_STEP_BYTES=8),
         ):

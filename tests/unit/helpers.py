@@ -1,5 +1,6 @@
 """What the unit tests share: packets made by hand, deliveries, hosts joined by byte queues and a fake clock; costs."""
 
+import logging
 import random
 import struct
 import sys
@@ -9,13 +10,17 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from netcomm.connections import Chunk, Closed, ConnectionEvent, Filled, Opened, Writable
-from netcomm.errors import NetcommError
+import pytest
+
+from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Writable
+from netcomm.errors import NetcommError, RemoteProtocolError
 from netcomm.message import Delivery, Limits, Stream
-from netcomm.protocol import events
+from netcomm.protocol import decode, events, frames
 from netcomm.protocol.frames import Data, Item
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
+from netcomm.protocol.remote_peer import PeerStats
+from netcomm.protocol.session import Session
 from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
 
 # The frame types, written out here so that a changed number in netcomm.protocol.frames is noticed.
@@ -28,6 +33,8 @@ INFINITE = 0xFFFFFFFF
 FIRST_EPOCH = 1 << 32
 # What a message takes on the wire beside its data: size, type, seq, uuid, ttl and flags.
 OVERHEAD = 4 + 1 + 8 + 16 + 4 + 4
+# What the readers of tests share, as those of a peer do.
+SCRATCH = memoryview(bytearray(decode.READ_BYTES))
 
 
 def calls(action: Callable[[], object]) -> int:
@@ -137,6 +144,48 @@ def make_delivery(
     )
 
 
+def put(view: memoryview, buffer: memoryview) -> int:
+    """Let bytes come into a buffer, as many as it takes; returns how many."""
+    count = min(len(buffer), len(view))
+    buffer[:count] = view[:count]
+    return count
+
+
+class Reader(decode.Reader):
+    """A reader that bytes can be fed to."""
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        super().__init__(limits if limits is not None else Limits(), SCRATCH)
+
+    def feed(self, chunk: bytes) -> tuple[list[frames.Frame], RemoteProtocolError | None]:
+        """Let bytes come in, in as many reads as it takes; returns what comes out, up to the first error."""
+        view = memoryview(chunk)
+        parsed: list[frames.Frame] = []
+        error = None
+        while view and error is None:
+            count = put(view, self.buffer)
+            view = view[count:]
+            more, error = self.buffer_updated(count)
+            parsed += more
+        return parsed, error
+
+
+def receive(session: Session, chunk: bytes, now: float) -> None:
+    """Let bytes come in to a session."""
+    view = memoryview(chunk)
+    while view:
+        count = put(view, session.get_buffer())
+        view = view[count:]
+        session.buffer_updated(count, now)
+
+
+def receive_on(messaging: Messaging, number: int, chunk: bytes, now: float) -> None:
+    """Let bytes come in on a connection, in one read."""
+    count = put(memoryview(chunk), messaging.sessions.get(number).session.get_buffer())
+    assert count == len(chunk)
+    messaging.sessions.buffer_updated(number, count, now)
+
+
 @dataclass(eq=False)
 class End:
     """One host's end of a connection.
@@ -163,15 +212,10 @@ class End:
     def feed(self, chunk: bytes) -> None:
         """Let bytes come in, unless the host has closed the connection."""
         view = memoryview(chunk)
-        while view and not self.gone:
-            buffer, self.buffer = self.buffer, None
-            if buffer is None:
-                self.host.tell(Chunk(self.number, view))
-                return
-            count = min(len(buffer), len(view))
-            buffer[:count] = view[:count]
+        while view and self.buffer is not None and not self.gone:
+            count = put(view, self.buffer)
             view = view[count:]
-            self.host.tell(Filled(self.number, count))
+            self.host.tell(BufferUpdated(self.number, count))
 
     def lose(self, reason: str = "cut") -> None:
         """Let the host notice that the connection is gone."""
@@ -245,14 +289,14 @@ class Host:
     def number(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
         """The first half of sending persistently."""
         delivery = make_delivery(to, payload, ttl, self.net.now, persistent=True)
-        self._epoch = self.messaging.number(to, [delivery])
+        self._epoch = self.messaging.storage_sync.number(to, [delivery])
         return delivery
 
     def store(self, delivery: Delivery, ttl: float | None = None) -> None:
         """The second half."""
         assert self.storage is not None
         assert delivery.data is not None
-        stored_at = self.messaging.stored_time(self.net.now, self.net.wall_now)
+        stored_at = self.messaging.storage_sync.stored_time(self.net.now, self.net.wall_now)
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, stored_at, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
         self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
@@ -284,7 +328,7 @@ class Host:
         self.awaited += work.awaited
         for event in work.dispatch:
             # The node has ended a connection for a fault of its own: a defect, where the test does not play one.
-            if isinstance(event, events.Failed) and type(event.error) is NetcommError and not self.has_faults:
+            if isinstance(event, events.ErrorReported) and type(event.error) is NetcommError and not self.has_faults:
                 raise AssertionError(event.error)
         self.events += work.dispatch
         self.events += work.storage
@@ -331,7 +375,7 @@ class Host:
             end.write(b"".join(farewell))
             end.closing = end.gone = True
 
-    def give_up(self, number: int, reason: str) -> None:
+    def abort(self, number: int, reason: str) -> None:
         self.moved = True
         self.given_up.append((number, reason))
 
@@ -488,3 +532,28 @@ class Net:
                 if (its := host.messaging.deadline()) is not None and its <= self.now:
                     host.node.tick(self.now)
         raise AssertionError("time does not get on")
+
+
+def pair(net: Net, limits: Limits | None = None, other_limits: Limits | None = None) -> tuple[Host, Host, Wire]:
+    one, other = net.host("a", limits), net.host("b", other_limits if other_limits is not None else limits)
+    wire_ = net.connect(one, other)
+    net.settle()
+    return one, other, wire_
+
+
+def kinds(answer: list[tuple[int, bytes]]) -> list[int]:
+    return [kind for kind, _ in answer]
+
+
+def established_raw(net: Net, host: Host, name: str = "b", boot: bytes = b"1" * 16, connector: int = 1) -> End:
+    end = net.raw(host)
+    net.exchange(end, netcomm_handshake(name, boot=boot, connector=connector) + begin())
+    return end
+
+
+def warnings(caplog: pytest.LogCaptureFixture, part: str = "", level: int = logging.WARNING) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level and part in record.getMessage()]
+
+
+def peer_stats(host: Host, ident: str) -> PeerStats:
+    return host.messaging.peers.stats()[ident]

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "netcomm"
+STORAGE = ROOT / "storage"
 
 # Imports point only upward in this list.
 LIBRARY = [
@@ -24,6 +25,7 @@ LIBRARY = [
     "protocol",
     "protocol.wall_clock",
     "protocol.batch",
+    "protocol.open_run",
     "protocol.frames",
     "protocol.encode",
     "protocol.decode",
@@ -31,11 +33,29 @@ LIBRARY = [
     "protocol.storage_queue",
     "protocol.session",
     "protocol.inbox",
+    "protocol.expiry",
+    "protocol.out_stream",
+    "protocol.durable_out_stream",
     "protocol.outbox",
+    "protocol.admission",
+    "protocol.remote_peer",
+    "protocol.complaints",
+    "protocol.reading",
+    "protocol.storage_sync",
+    "protocol.diagnosis",
+    "protocol.sessions",
     "protocol.messaging",
     "protocol.node",
-    "places",
-    "link",
+    "transport",
+    "transport.addresses",
+    "transport.byte_stream",
+    "transport.waker",
+    "transport.spin",
+    "transport.acceptor",
+    "transport.dialer",
+    "transport.connection",
+    "transport.lingering",
+    "transport.link",
     "runtime",
     "runtime.process",
     "runtime.lifecycle",
@@ -75,7 +95,75 @@ ON_TOP = [
     "cli",
     "__main__",
 ]
+# The rooms of the plug-ins that are packages. Imports point only upward in these lists.
+PLUG_INS = {
+    "netcomm_sqlite": [
+        "failures",
+        "stream_table",
+        "message_table",
+        "position_table",
+        "loading",
+        "schema",
+        "names",
+        "blocks",
+        "forks",
+        "owner_lock",
+        "file_watch",
+        "disk_space",
+        "open_file",
+        "look",
+        "owned_file",
+        "storage",
+    ],
+    "netcomm_mongodb": [
+        "errors",
+        "documents",
+        "connection",
+        "head",
+        "lease",
+        "messages",
+        "message_reader",
+        "garbage",
+        "storage",
+    ],
+}
+SQLITE_TABLES = {"stream_table", "message_table", "position_table", "loading", "schema"}
+SQLITE_DISK = {"names", "blocks", "forks", "owner_lock", "file_watch", "disk_space"}
 SANS_IO = ["deadlines", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
+
+# Modules that stand in no folder: the words that all use, and what users start with.
+VOCABULARY = {
+    "errors",
+    "logs",
+    "clocks",
+    "descriptors",
+    "callbacks",
+    "deadlines",
+    "message",
+    "storage",
+    "connections",
+}
+ENTRANCES = {"peer", "connector", "listener"}
+# By folder, those that it may import from, and nothing of others.
+FOLDERS: dict[str, set[str]] = {
+    "vocabulary": set(),
+    "protocol": {"vocabulary"},
+    "transport": {"vocabulary"},
+    "runtime": {"vocabulary", "protocol", "transport"},
+    "entrances": {"vocabulary", "protocol", "transport", "runtime"},
+    "testing": {"vocabulary", "protocol", "transport", "runtime", "entrances"},
+    "cli": {"vocabulary", "protocol", "entrances", "testing"},
+}
+
+MOST_LINES, MOST_METHODS = 600, 30
+# Larger ones, each with its reason.
+LARGE_FILES = {
+    "netcomm/testing/storage_contract.py",  # one contract, which a plug-in's author reads from top to bottom
+}
+LARGE_CLASSES = {
+    "QueueStorageContract",  # its methods are the contract's tests
+    "FaultProxy",  # each fault is a verb of its own, and users find all of them in one place
+}
 
 SOCKETS = {"socket", "selectors", "select", "ssl", "socketserver", "asyncio"}
 THREADS = {"threading", "_thread", "queue", "multiprocessing", "concurrent"}
@@ -116,6 +204,7 @@ def imports(source: str, names: set[str], package: str = "netcomm") -> set[str]:
 
 
 SOURCES = modules()
+LIBRARY_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "storage").rglob("*.py")])
 NAMES = set(SOURCES)
 
 
@@ -137,6 +226,25 @@ def internal(name: str) -> set[str]:
     }
 
 
+PLUG_IN_FILES = sorted(STORAGE.rglob("*.py"))
+
+
+def plug_in_parts(path: Path) -> tuple[str, ...]:
+    """The dotted name of a plug-in's file, in its parts."""
+    return path.relative_to(STORAGE).with_suffix("").parts
+
+
+def plug_in_imports(path: Path) -> set[str]:
+    names = {*NAMES, *(".".join(plug_in_parts(each)) for each in PLUG_IN_FILES)}
+    return imports(path.read_text(), names, ".".join(plug_in_parts(path)[:-1]))
+
+
+def rooms_imported(plug_in: str, room: str) -> set[str]:
+    """The rooms of its own package that a room imports; "" for the package itself."""
+    found = plug_in_imports(STORAGE / plug_in / f"{room}.py")
+    return {name.removeprefix(plug_in).removeprefix(".") for name in found if name.split(".")[0] == plug_in}
+
+
 def place(name: str) -> int:
     order = [*LIBRARY, *ON_TOP]
     if name.startswith("testing.") and name not in order:
@@ -144,12 +252,20 @@ def place(name: str) -> int:
     return order.index(name)
 
 
+def folder_of(name: str) -> str:
+    """The folder of a module; that of a module which stands by itself, see VOCABULARY and ENTRANCES."""
+    first = name.split(".")[0]
+    if first in VOCABULARY:
+        return "vocabulary"
+    return "entrances" if first in ENTRANCES else "cli" if first == "__main__" else first
+
+
 def test_the_reader_of_imports_finds_them_all() -> None:
     source = """
 import os.path, socket as s
 from netcomm import wire, Peer
 from netcomm.errors import NetcommError
-from . import link
+from . import session
 from .peer import Peer
 from collections.abc import Callable
 if True:
@@ -160,13 +276,13 @@ def function():
     except ImportError:
         pass
 """
-    assert imports(source, {"wire", "link", "peer", "errors"}) == {
+    assert imports(source, {"wire", "session", "peer", "errors"}) == {
         "os.path",
         "socket",
         "netcomm.wire",
         "netcomm",
         "netcomm.errors",
-        "netcomm.link",
+        "netcomm.session",
         "netcomm.peer",
         "collections.abc",
         "time",
@@ -189,29 +305,54 @@ def test_imports_point_only_upward(name: str) -> None:
             assert place(imported) < place(name), f"{name} imports {imported}"
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_folders_import_only_the_folders_below_them(name: str) -> None:
+    folder = folder_of(name)
+    allowed = {folder, *FOLDERS[folder]}
+    for imported in internal(name):
+        if imported:
+            assert folder_of(imported) in allowed, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", LIBRARY_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_classes_are_of_a_size_that_one_can_keep_in_mind(path: Path) -> None:
+    source = path.read_text()
+    name = str(path.relative_to(ROOT))
+    if name not in LARGE_FILES:
+        assert source.count("\n") <= MOST_LINES
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and node.name not in LARGE_CLASSES:
+            methods = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            assert len(methods) <= MOST_METHODS, node.name
+
+
+def test_exceptions_of_size_are_still_needed() -> None:
+    for name in LARGE_FILES:
+        assert (ROOT / name).read_text().count("\n") > MOST_LINES
+    classes = [node for path in LIBRARY_FILES for node in ast.walk(ast.parse(path.read_text()))]
+    counts = {
+        node.name: sum(isinstance(each, ast.FunctionDef) for each in node.body)
+        for node in classes
+        if isinstance(node, ast.ClassDef)
+    }
+    assert all(counts[name] > MOST_METHODS for name in LARGE_CLASSES)
+
+
 def test_the_package_imports_the_library_and_nothing_on_top() -> None:
     found = imports((PACKAGE / "__init__.py").read_text(), NAMES)
     assert {name.removeprefix("netcomm.") for name in found if name.startswith("netcomm.")} <= set(LIBRARY)
 
 
-def test_the_protocol_and_the_transport_do_not_know_each_other() -> None:
-    transport = {"places", "link"}
-    for name in LIBRARY:
-        if name.startswith("protocol"):
-            assert not internal(name) & transport, name
-    for name in transport:
-        assert not [imported for imported in internal(name) if imported.startswith("protocol")], name
-
-
 @pytest.mark.parametrize("name", LIBRARY)
-def test_only_places_and_link_import_sockets(name: str) -> None:
-    if name not in ("places", "link"):
+def test_only_the_transport_imports_sockets(name: str) -> None:
+    if not name.startswith("transport."):
         assert external(name) & SOCKETS == set()
 
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_some_rooms_know_threads(name: str) -> None:
-    if not name.startswith("runtime") and name not in ("peer", "link", "callbacks", "descriptors", "logs", "storage"):
+    rooms = ("peer", "callbacks", "descriptors", "logs", "storage", "transport.dialer", "transport.waker")
+    if not name.startswith("runtime") and name not in rooms:
         assert external(name) & THREADS == set()
 
 
@@ -230,16 +371,43 @@ def test_the_library_needs_nothing_but_the_standard_library(name: str) -> None:
     assert external(name) <= set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "storage").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PLUG_IN_FILES, ids=lambda path: ".".join(plug_in_parts(path)))
 def test_plug_ins_import_little_of_netcomm(path: Path) -> None:
-    found = {name for name in imports(path.read_text(), NAMES) if name.split(".")[0] == "netcomm"}
+    found = {name for name in plug_in_imports(path) if name.split(".")[0] == "netcomm"}
     assert found <= {"netcomm.storage", "netcomm.message", "netcomm.errors", "netcomm.logs"}
 
 
-def run(code: str) -> str:
+def test_every_room_of_a_plug_in_has_its_place() -> None:
+    packages = {path.parent.name: set[str]() for path in PLUG_IN_FILES if path.parent != STORAGE}
+    for path in PLUG_IN_FILES:
+        if path.parent != STORAGE and path.name != "__init__.py":
+            packages[path.parent.name].add(path.stem)
+    assert packages == {name: set(rooms) for name, rooms in PLUG_INS.items()}
+    assert all(len(rooms) == len(set(rooms)) for rooms in PLUG_INS.values())
+
+
+@pytest.mark.parametrize(("plug_in", "room"), [(name, room) for name, rooms in PLUG_INS.items() for room in rooms])
+def test_imports_of_a_plug_in_point_only_upward(plug_in: str, room: str) -> None:
+    rooms = PLUG_INS[plug_in]
+    for imported in rooms_imported(plug_in, room):
+        assert imported in rooms[: rooms.index(room)], f"{room} imports {imported}"
+
+
+def test_tables_and_the_disk_under_them_do_not_know_each_other() -> None:
+    for room in SQLITE_TABLES:
+        assert not rooms_imported("netcomm_sqlite", room) & SQLITE_DISK, room
+    for room in SQLITE_DISK:
+        assert not rooms_imported("netcomm_sqlite", room) & SQLITE_TABLES, room
+
+
+def run(code: str, *arguments: str) -> str:
     """The output of a fresh interpreter, in which every warning is an error."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -293,7 +461,22 @@ def test_importing_netcomm_starts_no_thread_and_configures_no_logging() -> None:
     assert run(code).strip() == "1 [] 0 <class 'logging.NullHandler'>"
 
 
-@pytest.mark.parametrize("name", LIBRARY)
-def test_every_module_of_the_library_can_be_imported_first(name: str) -> None:
+IMPORT_EACH_FIRST = """
+import importlib, os, sys, traceback
+for name in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.waitpid(child, 0)
+print("done")
+"""
+
+
+def test_every_module_can_be_imported_first() -> None:
     # A circle of imports shows only when somebody enters it at the wrong place.
-    assert run(f"import netcomm.{name}; print('done')").strip() == "done"
+    names = [f"netcomm.{name}" for name in (*LIBRARY, *ON_TOP) if name not in ("testing.*", "__main__")]
+    assert run(IMPORT_EACH_FIRST, *names).strip() == "done"

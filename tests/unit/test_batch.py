@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
-from netcomm.protocol import decode, encode, frames
-from netcomm.protocol.batch import MAX_BATCH_COUNT, MAX_JOINING_BYTES, Batch, BatchDelivery, Deliveries, Run
+from netcomm.protocol import encode, frames
+from netcomm.protocol.batch import MAX_BATCH_COUNT, Batch, BatchDelivery, Deliveries, Entry, Run
 from netcomm.protocol.frames import Ack
-from netcomm.protocol.outbox import Entry, Outbox
+from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
+from netcomm.protocol.outbox import Outbox
 from tests.simulation.mutations import Mutation
 from tests.unit import helpers
 from tests.unit.helpers import OVERHEAD, not_waited_for
@@ -148,8 +149,8 @@ def test_what_was_delivered_keeps_no_payload() -> None:
     assert [delivery.data for delivery in deliveries] == [None, None, b"c"]
 
 
-def open_reader() -> decode.Reader:
-    reader = decode.Reader(Limits())
+def open_reader() -> helpers.Reader:
+    reader = helpers.Reader()
     reader.feed(helpers.ident("a"))
     return reader
 
@@ -190,8 +191,9 @@ def test_a_message_joins_the_run_that_waits_last() -> None:
 def test_nothing_joins_what_has_been_sent() -> None:
     outbox = new_outbox()
     batch = make_batch(b"0", b"1", b"2")
-    run = batch.run()
-    outbox.append(run, 0.0)
+    outbox.append(batch.run(), 0.0)
+    run = outbox.volatile.open_run
+    assert run is not None
     assert join(outbox, b"3") == batch.delivery(3)
     outbox.connect(LARGE, LARGE, BOOT)
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 0, 0))
@@ -204,7 +206,7 @@ def test_nothing_joins_what_has_been_sent() -> None:
 
 def test_nothing_joins_where_others_of_the_batch_come_behind() -> None:
     first, second, third = split_in_three()[1:]
-    assert [run.open(10, 100) for run in (first, second, third)] == [False, False, True]
+    assert [OpenRun.of(run, 10, 100) is not None for run in (first, second, third)] == [False, False, True]
 
 
 def test_what_can_be_joined() -> None:
@@ -220,8 +222,9 @@ def test_what_can_be_joined() -> None:
     outbox.append(make_batch(b"").run(), 0.0)
     assert join(outbox, b"x") is None  # the queue is full
     outbox = new_outbox()
-    run = make_batch(b"").run()
-    outbox.append(run, 0.0)
+    outbox.append(make_batch(b"").run(), 0.0)
+    run = outbox.volatile.open_run
+    assert run is not None
     outbox.append(make_batch(b"", expires_at=5.0).run(), 0.0)
     assert join(outbox, b"x") is None
     assert run.join(b"x") is None  # another waits behind
@@ -280,7 +283,7 @@ class Interrupted(list[bytes | None]):
             behind()
 
 
-def interrupted(*payloads: bytes) -> tuple[Outbox, Batch, Interrupted, Run]:
+def interrupted(*payloads: bytes) -> tuple[Outbox, Batch, Interrupted, OpenRun]:
     """An outbox with an open run."""
     outbox = new_outbox()
     batch = make_batch(*payloads)
@@ -298,10 +301,10 @@ def test_what_is_in_its_place_when_the_run_is_closed_has_joined() -> None:
     joined = run.join(b"1")
     assert joined is not None
     assert not run.is_open
-    assert run.has(joined)
-    assert (run.payloads(), outbox.queued) == ([b"0", b"1"], 2)
+    assert run.accepted(joined)
+    assert (run.run.payloads(), outbox.queued) == ([b"0", b"1"], 2)
     assert joined.state is DeliveryState.QUEUED
-    run.state = DeliveryState.SENT
+    run.run.state = DeliveryState.SENT
     assert joined.state is DeliveryState.SENT
 
 
@@ -311,8 +314,8 @@ def test_what_is_not_in_its_place_when_the_run_is_closed_has_not_joined_and_is_l
     joined = run.join(b"1")
     assert joined is not None
     assert not run.is_open
-    assert not run.has(joined)
-    assert (run.payloads(), outbox.queued) == ([b"0"], 1)
+    assert not run.accepted(joined)
+    assert (run.run.payloads(), outbox.queued) == ([b"0"], 1)
     assert batch.data == [b"0", None]
 
 
@@ -337,8 +340,8 @@ def test_what_others_have_put_behind_a_gap_has_joined() -> None:
     places.before = others_join_and_it_is_closed
     late = run.join(b"1")
     assert late is not None
-    assert not run.has(late)
-    assert all(other is not None and run.has(other) for other in others)
+    assert not run.accepted(late)
+    assert all(other is not None and run.accepted(other) for other in others)
     assert outbox.queued == 4
     assert [entry.payloads() for entry in outbox.volatile.waiting if isinstance(entry, Run)] == [
         [b"0"],
@@ -372,7 +375,7 @@ def test_several_gaps_leave_several_runs() -> None:
 
     places.before = another_is_late
     late.append(run.join(b"1"))
-    assert [delivery is not None and run.has(delivery) for delivery in late] == [False, False]
+    assert [delivery is not None and run.accepted(delivery) for delivery in late] == [False, False]
     assert [entry.payloads() for entry in outbox.volatile.waiting if isinstance(entry, Run)] == [
         [b"0"],
         [b"2"],
@@ -382,7 +385,34 @@ def test_several_gaps_leave_several_runs() -> None:
     assert outbox.volatile.queued_bytes == 3 * (1 + OVERHEAD)
 
 
-@pytest.mark.parametrize("step", ["length_hint", "accumulate", "pairwise"])
+class WatchedPlaces(list[int]):
+    """The places that have not been taken; behind the first look at the next one, something happens."""
+
+    behind: Callable[[], object] | None = None
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        behind, self.behind = self.behind, None
+        if behind is not None:
+            behind()
+        return found
+
+
+def test_a_place_that_is_taken_behind_the_look_at_the_next_one_is_not_part_of_the_run() -> None:
+    outbox, batch, _, run = interrupted(b"0")
+    assert run.join(b"1") is not None
+    late: list[BatchDelivery | None] = []
+    run._places = places = WatchedPlaces(run._places)
+    places.behind = lambda: late.append(run.join(b"2"))
+    outbox.volatile.close_run()
+    (delivery,) = late
+    assert delivery is not None
+    assert not run.is_open
+    assert not run.accepted(delivery)
+    assert (batch.data, run.run.payloads(), outbox.queued) == ([b"0", b"1"], [b"0", b"1"], 2)
+
+
+@pytest.mark.parametrize("step", ["look", "accumulate", "pairwise"])
 def test_a_run_whose_closing_was_interrupted_is_closed_by_the_next_one(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,18 +423,22 @@ def test_a_run_whose_closing_was_interrupted_is_closed_by_the_next_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"netcomm.protocol.batch.{step}", interrupt)
+        if step == "look":
+            run._places = places = WatchedPlaces(run._places)
+            places.behind = interrupt
+        else:
+            patch.setattr(f"netcomm.protocol.open_run.{step}", interrupt)
         with pytest.raises(KeyboardInterrupt):
             outbox.volatile.close_run()
     assert not run.is_open
     late = run.join(b"4")
-    is_late = late is None or not run.has(late)
+    is_late = late is None or not run.accepted(late)
     outbox.volatile.close_run()
     count = 4 if is_late else 5
-    assert run.payloads() == [b"0", b"1", b"2", b"3", b"4"][:count]
+    assert run.run.payloads() == [b"0", b"1", b"2", b"3", b"4"][:count]
     assert (outbox.queued, outbox.volatile.queued_bytes) == (count, count * (1 + OVERHEAD))
     assert outbox.volatile.next_seq == count
-    assert all(delivery is not None and run.has(delivery) for delivery in joined)
+    assert all(delivery is not None and run.accepted(delivery) for delivery in joined)
     assert batch.states == [DeliveryState.QUEUED] * count
 
 
@@ -526,15 +560,15 @@ def test_a_batch_goes_the_way_of_its_messages(seed: int) -> None:
     [
         Mutation(
             "put back whole, where part has arrived",
-            "protocol.outbox:OutStream.requeue",
+            "protocol.out_stream:OutStream.requeue",
             "entry.seq < from_seq",
             "False",
         ),
         Mutation(
-            "joined what others wait behind", "protocol.outbox:VolatileOutStream.append", "self.close_run()", "pass"
+            "joined what others wait behind", "protocol.out_stream:VolatileOutStream.append", "self.close_run()", "pass"
         ),
         Mutation("joined what was sent", "protocol.outbox:Outbox.take", "self.volatile.close_run()", "pass"),
-        Mutation("not counted", "protocol.outbox:VolatileOutStream.close_run", "self.queued_bytes += size", "pass"),
+        Mutation("not counted", "protocol.out_stream:VolatileOutStream.close_run", "self.queued_bytes += size", "pass"),
     ],
     ids=lambda mutation: mutation.name.replace(" ", "-"),
 )

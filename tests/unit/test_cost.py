@@ -14,7 +14,6 @@ from netcomm.message import DeliveryState
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received
 from netcomm.storage import MemoryQueueStorage
-from tests import held_locks
 from tests.unit.helpers import OVERHEAD, calls, make_delivery, not_waited_for
 
 COUNT = 1000
@@ -30,10 +29,7 @@ def make_batch(count: int) -> Batch:
     return Batch("niess", b"p" * 8, 0, [PAYLOAD] * count, OVERHEAD, None, not_waited_for)
 
 
-@pytest.fixture(autouse=True)
-def _plain_locks() -> Iterator[None]:
-    with held_locks.unwatched():
-        yield
+pytestmark = pytest.mark.plain_locks
 
 
 @pytest.fixture

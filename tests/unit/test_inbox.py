@@ -59,10 +59,10 @@ def test_taking_is_not_acknowledging() -> None:
     inbox.due_acks()
     accept(inbox, 0, 1, 2)
     assert inbox.due_acks() == []
-    inbox.hand_over(VOLATILE, 7, 2)
+    inbox.mark_handled(VOLATILE, 7, 2)
     assert told(inbox) == [(2, 3)]
     assert inbox.due_acks() == []
-    inbox.hand_over(VOLATILE, 7, 3)
+    inbox.mark_handled(VOLATILE, 7, 3)
     assert told(inbox) == [(3, 3)]
 
 
@@ -85,7 +85,7 @@ def test_a_duplicate_within_one_chunk_is_dropped() -> None:
 def test_a_duplicate_is_acknowledged_again() -> None:
     inbox = begun()
     accept(inbox, 0, 1)
-    inbox.hand_over(VOLATILE, 7, 2)
+    inbox.mark_handled(VOLATILE, 7, 2)
     inbox.due_acks()
     accept(inbox, 1)
     assert told(inbox) == [(2, 2)]
@@ -96,7 +96,7 @@ def test_a_duplicate_is_acknowledged_again() -> None:
 def test_a_duplicate_of_what_is_still_pending_acknowledges_only_what_was_handed_over() -> None:
     inbox = begun()
     accept(inbox, 0, 1, 2)
-    inbox.hand_over(VOLATILE, 7, 1)
+    inbox.mark_handled(VOLATILE, 7, 1)
     inbox.due_acks()
     accept(inbox, 2)
     assert told(inbox) == [(1, 3)]
@@ -186,9 +186,9 @@ def test_what_was_skipped_counts_as_handed_over_once_all_before_it_is() -> None:
     accept(inbox, 0)
     inbox.skip(VOLATILE, 5)
     accept(inbox, 5)
-    inbox.hand_over(VOLATILE, 7, 1)
+    inbox.mark_handled(VOLATILE, 7, 1)
     assert told(inbox) == [(5, 6)]
-    inbox.hand_over(VOLATILE, 7, 6)
+    inbox.mark_handled(VOLATILE, 7, 6)
     assert told(inbox) == [(6, 6)]
 
 
@@ -199,9 +199,9 @@ def test_what_was_skipped_last_counts_as_handed_over_though_nothing_follows() ->
     accept(inbox, 2)
     inbox.skip(VOLATILE, 4)
     inbox.skip(VOLATILE, 5)
-    inbox.hand_over(VOLATILE, 7, 1)
+    inbox.mark_handled(VOLATILE, 7, 1)
     assert told(inbox) == [(2, 5)]
-    inbox.hand_over(VOLATILE, 7, 3)
+    inbox.mark_handled(VOLATILE, 7, 3)
     assert told(inbox) == [(5, 5)]
 
 
@@ -218,7 +218,7 @@ def test_an_epoch_that_was_left_and_comes_back_is_to_be_renewed() -> None:
         inbox.disconnect()
     # The callbacks of its first time return late: they must not count for more than has come.
     inbox.begin(Begin(DURABLE, 7, 3, 3))
-    inbox.hand_over(DURABLE, 7, 30)
+    inbox.mark_handled(DURABLE, 7, 30)
     (ack,) = inbox.due_acks()
     assert ack.next_seq <= ack.received_seq
 
@@ -282,7 +282,7 @@ def test_streams_are_independent() -> None:
     inbox.begin(Begin(DURABLE, 99, 50, 50))
     assert accept(inbox, 0, 1) == [0, 1]
     assert accept(inbox, 50, stream=DURABLE) == [50]
-    inbox.hand_over(DURABLE, 99, 51)
+    inbox.mark_handled(DURABLE, 99, 51)
     assert sorted(inbox.due_acks(), key=lambda ack: ack.stream) == [Ack(VOLATILE, 7, 0, 2), Ack(DURABLE, 99, 51, 51)]
 
 
@@ -290,7 +290,7 @@ def test_streams_are_independent() -> None:
 def test_after_a_reconnect_the_position_is_told_and_duplicates_are_recognised() -> None:
     inbox = begun()
     accept(inbox, 0, 1, 2, 3)
-    inbox.hand_over(VOLATILE, 7, 2)
+    inbox.mark_handled(VOLATILE, 7, 2)
     inbox.disconnect()
     assert inbox.due_acks() == []  # there is nobody to tell
     inbox.begin(Begin(VOLATILE, 7, 0, 4))
@@ -302,7 +302,7 @@ def test_what_is_handed_over_while_disconnected_is_told_at_the_next_begin() -> N
     inbox = begun()
     accept(inbox, 0, 1)
     inbox.disconnect()
-    inbox.hand_over(VOLATILE, 7, 2)
+    inbox.mark_handled(VOLATILE, 7, 2)
     assert inbox.due_acks() == []
     inbox.begin(Begin(VOLATILE, 7, 0, 2))
     assert told(inbox) == [(2, 2)]
@@ -324,25 +324,25 @@ def test_the_callbacks_of_an_old_epoch_acknowledge_nothing_of_the_new_one() -> N
     inbox.begin(Begin(VOLATILE, 8, 0, 0))
     inbox.due_acks()
     accept(inbox, 0, 1, 2)
-    inbox.hand_over(VOLATILE, 7, 3)
+    inbox.mark_handled(VOLATILE, 7, 3)
     assert inbox.due_acks() == []
-    inbox.hand_over(VOLATILE, 8, 1)
+    inbox.mark_handled(VOLATILE, 8, 1)
     assert inbox.due_acks() == [Ack(VOLATILE, 8, 1, 3)]
 
 
 def test_the_position_never_goes_back() -> None:
     inbox = begun()
     accept(inbox, 0, 1, 2)
-    inbox.hand_over(VOLATILE, 7, 3)
+    inbox.mark_handled(VOLATILE, 7, 3)
     inbox.due_acks()
-    inbox.hand_over(VOLATILE, 7, 2)
-    inbox.hand_over(VOLATILE, 7, 3)
+    inbox.mark_handled(VOLATILE, 7, 2)
+    inbox.mark_handled(VOLATILE, 7, 3)
     assert inbox.due_acks() == []
 
 
 def test_handing_over_a_stream_that_is_not_known_is_passed_over() -> None:
     inbox = Inbox(False)
-    inbox.hand_over(VOLATILE, 7, 3)
+    inbox.mark_handled(VOLATILE, 7, 3)
     assert inbox.due_acks() == []
 
 
@@ -354,7 +354,7 @@ def test_a_new_epoch_may_begin_on_an_open_connection() -> None:
     inbox.begin(Begin(DURABLE, 99, 50, 52))
     accept(inbox, 50, 51, stream=DURABLE)
     inbox.begin(Begin(DURABLE, 100, 10, 12))
-    inbox.hand_over(DURABLE, 99, 52)  # the callbacks of the old one return late
+    inbox.mark_handled(DURABLE, 99, 52)  # the callbacks of the old one return late
     assert Ack(DURABLE, 100, 10, 10) in inbox.due_acks()
     state, fresh = inbox.accept(messages(10, 11, stream=DURABLE))
     assert (state.epoch, state.redelivered_below) == (100, 12)
@@ -369,12 +369,12 @@ def test_a_sender_that_has_forgotten_more_than_was_taken_moves_the_position() ->
     # It knows, by its own user, that what is below will never come.
     inbox = begun()
     accept(inbox, 0, 1)
-    inbox.hand_over(VOLATILE, 7, 1)
+    inbox.mark_handled(VOLATILE, 7, 1)
     inbox.disconnect()
     inbox.begin(Begin(VOLATILE, 7, 9, 9))
     assert told(inbox) == [(9, 9)]
     assert accept(inbox, 9) == [9]
-    inbox.hand_over(VOLATILE, 7, 2)
+    inbox.mark_handled(VOLATILE, 7, 2)
     assert told(inbox) == []
 
 
@@ -385,8 +385,8 @@ def test_without_stored_positions_nothing_has_to_be_stored() -> None:
     inbox = begun()
     inbox.begin(Begin(DURABLE, 99, 0, 0))
     accept(inbox, 0, stream=DURABLE)
-    assert inbox.hand_over(DURABLE, 99, 1) is None
-    assert inbox.hand_over(VOLATILE, 7, 1) is None
+    assert inbox.mark_handled(DURABLE, 99, 1) is None
+    assert inbox.mark_handled(VOLATILE, 7, 1) is None
 
 
 @pytest.mark.requirement("P-36", "positive")
@@ -396,7 +396,7 @@ def test_a_durable_position_is_stored_before_it_is_acknowledged() -> None:
     inbox.begin(Begin(DURABLE, 99, 5, 5))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 5, 5)]
     accept(inbox, 5, 6, 7, stream=DURABLE)
-    assert inbox.hand_over(DURABLE, 99, 7) == Position(99, 7)
+    assert inbox.mark_handled(DURABLE, 99, 7) == Position(99, 7)
     assert inbox.due_acks() == []
     inbox.acknowledge(DURABLE, 99, 7)
     assert inbox.due_acks() == [Ack(DURABLE, 99, 7, 8)]
@@ -409,7 +409,7 @@ def test_what_is_handed_over_and_not_stored_is_not_acknowledged_on_the_next_conn
     inbox = Inbox(True)
     inbox.begin(Begin(DURABLE, 99, 0, 0))
     accept(inbox, 0, 1, stream=DURABLE)
-    inbox.hand_over(DURABLE, 99, 2)
+    inbox.mark_handled(DURABLE, 99, 2)
     inbox.disconnect()
     inbox.begin(Begin(DURABLE, 99, 0, 2))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 0, 2)]
@@ -423,7 +423,7 @@ def test_transient_messages_are_acknowledged_without_a_storage() -> None:
     inbox.begin(Begin(VOLATILE, 7, 0, 0))
     inbox.due_acks()
     accept(inbox, 0)
-    assert inbox.hand_over(VOLATILE, 7, 1) is None
+    assert inbox.mark_handled(VOLATILE, 7, 1) is None
     assert told(inbox) == [(1, 1)]
 
 
@@ -431,7 +431,7 @@ def test_a_stored_position_of_an_epoch_that_has_ended_acknowledges_nothing() -> 
     inbox = Inbox(True)
     inbox.begin(Begin(DURABLE, 99, 0, 0))
     accept(inbox, 0, stream=DURABLE)
-    position = inbox.hand_over(DURABLE, 99, 1)
+    position = inbox.mark_handled(DURABLE, 99, 1)
     assert position == Position(99, 1)
     inbox.begin(Begin(DURABLE, 100, 0, 1))
     inbox.due_acks()
@@ -490,7 +490,7 @@ def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_firs
     state, fresh = inbox.accept(messages(60, 61, stream=DURABLE))
     assert fresh == messages(60, 61, stream=DURABLE)
     assert state.redelivered_below == 65
-    assert inbox.hand_over(DURABLE, 99, 61) == Position(99, 61)
+    assert inbox.mark_handled(DURABLE, 99, 61) == Position(99, 61)
     inbox.acknowledge(DURABLE, 99, 61)
     assert inbox.due_acks() == [Ack(DURABLE, 99, 61, 62)]
 
@@ -557,7 +557,7 @@ def test_random_traffic_is_taken_once_and_in_order(seed: int) -> None:
             case 4 | 5:
                 if handed < len(taken):
                     handed = chance.randint(handed + 1, len(taken))
-                    inbox.hand_over(VOLATILE, epoch, taken[handed - 1] + 1)
+                    inbox.mark_handled(VOLATILE, epoch, taken[handed - 1] + 1)
             case 6:
                 inbox.disconnect()
                 assert inbox.due_acks() == []

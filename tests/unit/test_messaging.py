@@ -10,9 +10,8 @@ from netcomm.connections import Writable
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
 from netcomm.message import DeliveryState, Limits, Stream
 from netcomm.protocol import events, frames
-from netcomm.protocol.messaging import PeerStats
 from tests.unit import helpers
-from tests.unit.helpers import Host, Net, Wire, packets
+from tests.unit.helpers import Host, Net, Wire, established_raw, kinds, packets, pair, peer_stats, warnings
 
 DELIVERED = DeliveryState.DELIVERED
 EXPIRED = DeliveryState.EXPIRED
@@ -20,30 +19,11 @@ PING = helpers.packet(helpers.PING)
 PONG = helpers.packet(helpers.PONG)
 
 
-def pair(net: Net, limits: Limits | None = None, other_limits: Limits | None = None) -> tuple[Host, Host, Wire]:
-    one, other = net.host("a", limits), net.host("b", other_limits if other_limits is not None else limits)
-    wire_ = net.connect(one, other)
-    net.settle()
-    return one, other, wire_
-
-
-def kinds(answer: list[tuple[int, bytes]]) -> list[int]:
-    return [kind for kind, _ in answer]
-
-
-def warnings(caplog: pytest.LogCaptureFixture, part: str = "", level: int = logging.WARNING) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno == level and part in record.getMessage()]
-
-
-def peer_stats(host: Host, ident: str) -> PeerStats:
-    return host.messaging.stats()[ident]
-
-
 def assert_nothing_is_left(*hosts: Host) -> None:
     for host in hosts:
-        assert host.messaging.idle
+        assert host.messaging.peers.idle
         assert host.messaging.all_handed_over
-        for peer in host.messaging._peers.values():
+        for peer in host.messaging.peers:
             outbox = peer.outbox
             assert (outbox.queued, outbox.in_flight, outbox.in_flight_bytes) == (0, 0, 0)
             assert [stream.queued_bytes for stream in outbox._streams if stream.queued_bytes] == []
@@ -62,10 +42,10 @@ def test_two_peers_get_to_know_each_other() -> None:
     one, other, _ = pair(Net())
     assert [event.ident for event in one.happened(events.Connected)] == ["b"]
     assert [event.ident for event in other.happened(events.Connected)] == ["a"]
-    assert one.messaging.connected_idents() == ["b"]
-    assert one.messaging.is_connected("b")
-    assert not one.messaging.is_connected("c")
-    assert other.messaging.connected_idents() == ["a"]
+    assert one.messaging.peers.connected_idents() == ["b"]
+    assert one.messaging.peers.is_connected("b")
+    assert not one.messaging.peers.is_connected("c")
+    assert other.messaging.peers.connected_idents() == ["a"]
 
 
 def test_messages_arrive_in_order_in_both_directions() -> None:
@@ -189,7 +169,7 @@ def test_a_peer_talks_to_several_others_each_in_its_order() -> None:
     net.settle()
     for other in others:
         assert other.received == [("hub", b"%d" % number, False) for number in range(50)]
-    assert hub.messaging.connected_idents() == [other.name for other in others]
+    assert hub.messaging.peers.connected_idents() == [other.name for other in others]
 
 
 @pytest.mark.requirement("P-14", "positive")
@@ -233,8 +213,8 @@ def test_the_window_of_the_receiver_bounds_what_is_in_flight() -> None:
 def test_numbers_that_are_not_known_are_passed_over() -> None:
     net = Net()
     host = net.host("a")
-    host.messaging.data_received(99, b"x", net.now)
-    host.messaging.connection_lost(99, "gone", net.now)
+    assert host.messaging.sessions.buffer_updated(99, 1, net.now) is None
+    host.messaging.sessions.connection_lost(99, "gone", net.now)
     assert host.messaging.output(99, 1000, net.now) == ([], False)
     assert host.messaging.next_events() == []
 
@@ -242,11 +222,11 @@ def test_numbers_that_are_not_known_are_passed_over() -> None:
 def test_room_is_asked_for_by_ident() -> None:
     net = Net()
     host = net.host("a", Limits(max_queued_messages=2))
-    assert host.messaging.has_room("b", 1000)
+    assert host.messaging.peers.has_room("b", 1000)
     host.send("b", b"")
     host.send("b", b"")
-    assert not host.messaging.has_room("b", 37)
-    assert host.messaging.has_room("c", 37)
+    assert not host.messaging.peers.has_room("b", 37)
+    assert host.messaging.peers.has_room("c", 37)
 
 
 # -- Cutting ------------------------------------------------------------------------------------------------------
@@ -422,7 +402,7 @@ def test_a_connection_that_is_lost_during_the_handshake_connects_nobody() -> Non
         end.lose()
     net.settle()
     assert host.events == []
-    assert host.messaging.connected_idents() == []
+    assert host.messaging.peers.connected_idents() == []
 
 
 @pytest.mark.requirement("P-24", "positive")
@@ -432,7 +412,7 @@ def test_a_peer_is_connected_once_its_begin_has_come() -> None:
     host = net.host("a")
     end = net.raw(host)
     net.exchange(end, helpers.netcomm_handshake("b"))
-    assert not host.messaging.is_connected("b")
+    assert not host.messaging.peers.is_connected("b")
     assert host.happened(events.Connected) == []
     net.exchange(end, helpers.begin())
     assert host.happened(events.Connected) == [events.Connected("b", end.number)]
@@ -613,10 +593,10 @@ def test_a_silent_connection_is_closed_after_25_s(caplog: pytest.LogCaptureFixtu
     one, other, wire_ = pair(net)
     wire_.silent = True
     net.advance(24.9)
-    assert one.messaging.is_connected("b")
+    assert one.messaging.peers.is_connected("b")
     net.advance(0.2)
-    assert not one.messaging.is_connected("b")
-    assert not other.messaging.is_connected("a")
+    assert not one.messaging.peers.is_connected("b")
+    assert not other.messaging.peers.is_connected("a")
     assert wire_.one.gone
     assert wire_.other.gone
     assert len(warnings(caplog, "no answer to a ping")) == 2
@@ -678,7 +658,7 @@ def test_a_slow_line_on_which_nothing_comes_any_more_is_given_up_in_time(steps: 
     one.send("b", bytes(50_000))
     crawl(net, wire_, 9.0, steps)
     silent_since = net.now
-    while one.messaging.is_connected("b"):
+    while one.messaging.peers.is_connected("b"):
         one.send("b", b"later output")
         net.advance(0.5)
         assert net.now <= max(started + 25, silent_since + 20) + 0.5
@@ -721,8 +701,8 @@ def test_a_slow_callback_does_not_cost_the_connection() -> None:
     other.holding = True
     delivery = one.send("b", b"x")
     net.advance(600)
-    assert one.messaging.is_connected("b")
-    assert other.messaging.is_connected("a")
+    assert one.messaging.peers.is_connected("b")
+    assert other.messaging.peers.is_connected("a")
     other.hand_over()
     net.settle()
     assert delivery.state is DELIVERED
@@ -751,7 +731,7 @@ def test_a_connection_that_this_side_does_not_read_is_not_closed_for_its_silence
     assert end.paused
     net.advance(600)
     assert not end.gone
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
 
 
 def test_keep_alive_goes_on_once_reading_does() -> None:
@@ -778,7 +758,7 @@ def test_a_waiting_message_expires_when_its_time_is_up() -> None:
     net.advance(0.2)
     assert delivery.state is EXPIRED
     assert host.happened(events.Dropped) == [events.Dropped([delivery])]
-    assert host.messaging.idle
+    assert host.messaging.peers.idle
 
 
 def test_ttl_0_is_dropped_at_once_unless_connected() -> None:
@@ -842,16 +822,10 @@ def test_discarding_ends_everything() -> None:
     assert {delivery.state for delivery in deliveries} == {DeliveryState.DISCARDED}
     dropped = [delivery for event in one.happened(events.Dropped) for delivery in event.deliveries]
     assert sorted(map(id, dropped)) == sorted(map(id, deliveries))
-    assert one.messaging.idle
+    assert one.messaging.peers.idle
 
 
 # -- Duplicate idents ---------------------------------------------------------------------------------------------
-
-
-def established_raw(net: Net, host: Host, name: str = "b", boot: bytes = b"1" * 16, connector: int = 1) -> helpers.End:
-    end = net.raw(host)
-    net.exchange(end, helpers.netcomm_handshake(name, boot=boot, connector=connector) + helpers.begin())
-    return end
 
 
 @pytest.mark.requirement("P-49", "negative")
@@ -863,10 +837,10 @@ def test_a_second_peer_of_one_ident_is_refused_when_the_first_answers(caplog: py
     other = net.host("b")
     net.connect(other, hub)
     net.settle()
-    assert one.messaging.is_connected("hub")
-    assert not other.messaging.is_connected("hub")
+    assert one.messaging.peers.is_connected("hub")
+    assert not other.messaging.peers.is_connected("hub")
     assert one.happened(events.Disconnected) == []
-    (failed,) = other.happened(events.Failed)
+    (failed,) = other.happened(events.ErrorReported)
     assert isinstance(failed.error, ConnectionRefusedByPeer)
     assert failed.error.code == frames.RefuseCode.DUPLICATE_IDENT
     assert "'b'" in str(failed.error)
@@ -920,7 +894,7 @@ def test_the_challenger_is_admitted_when_the_old_connection_stays_silent() -> No
     assert not challenger.gone
     assert not challenger.paused
     assert kinds(packets(bytes(old.out))).count(helpers.PING) == 1
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
     assert [type(event) for event in host.events] == [
         events.Connected,
         events.Disconnected,
@@ -941,7 +915,7 @@ def test_the_probe_ends_before_the_challengers_handshake_does() -> None:
         net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16) + helpers.begin(8))
         net.advance(min(limits.keepalive_wait_s, limits.handshake_s / 2) + 0.1)
         assert not challenger.gone
-        assert host.messaging.is_connected("b")
+        assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-49", "positive")
@@ -953,7 +927,7 @@ def test_the_challenger_is_admitted_at_once_when_the_old_connection_is_lost() ->
     net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16) + helpers.begin(8))
     old.lose("reset")
     net.settle()
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
     assert not challenger.paused
     assert host.messaging.deadline() == net.now + 15  # keep-alive, and nothing of the challenge
 
@@ -969,7 +943,7 @@ def test_the_challenger_stays_where_the_old_connection_ends_by_itself_when_its_t
     net.advance(5)
     assert old.gone
     assert not challenger.gone
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-49", "positive")
@@ -982,7 +956,7 @@ def test_a_legacy_challenger_is_admitted_when_the_old_connection_stays_silent() 
     net.advance(5.1)
     assert old.gone
     assert not challenger.gone
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-49", "negative")
@@ -1008,7 +982,7 @@ def test_the_challenger_is_refused_while_the_output_of_the_old_connection_is_on_
     net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16) + helpers.begin(8))
     net.advance(5.1)
     assert old.gone
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
     assert not challenger.gone
 
 
@@ -1054,7 +1028,7 @@ def test_any_bytes_of_the_old_connection_refuse_the_challenger_even_wrong_ones()
     net.exchange(old, bytes(4))
     assert old.gone
     assert challenger.gone
-    assert host.messaging.connected_idents() == []
+    assert host.messaging.peers.connected_idents() == []
 
 
 @pytest.mark.requirement("P-50", "positive")
@@ -1075,8 +1049,8 @@ def test_of_two_peers_that_connect_to_each_other_at_once_one_connection_stays() 
     assert not back.one.gone
     assert not back.other.gone
     net.advance(9)
-    assert one.messaging.is_connected("b")
-    assert other.messaging.is_connected("a")
+    assert one.messaging.peers.is_connected("b")
+    assert other.messaging.peers.is_connected("a")
     assert delivery.state is DELIVERED
 
 
@@ -1135,7 +1109,7 @@ def test_a_connection_that_says_this_peers_own_ident_is_refused(
     refusals = [payload[:2] for kind, payload in said if kind == helpers.REFUSE]
     assert refusals == ([b"\0\1"] if helpers.hello() in handshake else [])
     assert len(warnings(caplog, "'a' is that of this peer itself")) == 1
-    assert host.messaging.stats() == {}
+    assert host.messaging.peers.stats() == {}
 
 
 @pytest.mark.requirement("P-51", "positive")
@@ -1146,7 +1120,7 @@ def test_a_peer_that_dials_itself_refuses_itself() -> None:
     net.settle()
     assert wire_.one.gone
     assert wire_.other.gone
-    assert host.messaging.connected_idents() == []
+    assert host.messaging.peers.connected_idents() == []
 
 
 def test_a_challenger_that_goes_away_leaves_the_old_connection_alone() -> None:
@@ -1158,7 +1132,7 @@ def test_a_challenger_that_goes_away_leaves_the_old_connection_alone() -> None:
     challenger.lose()
     net.advance(7)
     assert not old.gone
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-52", "negative")
@@ -1175,7 +1149,7 @@ def test_a_third_connection_is_refused_while_a_challenger_waits() -> None:
     assert packets_of(old, helpers.PING) == [b""]
     net.advance(5.1)
     assert old.gone
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-48", "positive")
@@ -1193,14 +1167,14 @@ def test_a_new_connection_of_the_same_connector_replaces_the_old_one_at_once() -
     net.connect(one, hub, connector=1)
     net.settle()
     assert first.other.gone
-    assert hub.messaging.is_connected("b")
-    assert one.messaging.is_connected("hub")
+    assert hub.messaging.peers.is_connected("b")
+    assert one.messaging.peers.is_connected("hub")
     one.hand_over()
     one.holding = False
     net.settle()
     assert one.payloads() == [b"0", b"1", b"2"]
     assert {delivery.state for delivery in deliveries} == {DELIVERED}
-    assert hub.happened(events.Failed) == []
+    assert hub.happened(events.ErrorReported) == []
 
 
 @pytest.mark.requirement("P-48", "negative")
@@ -1245,7 +1219,7 @@ def test_replacing_refuses_a_challenger_that_waits() -> None:
     assert challenger.gone
     assert not newer.gone
     net.advance(10)
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-15", "negative")
@@ -1309,7 +1283,7 @@ def test_a_protocol_error_is_told_to_both_sides_and_reported(caplog: pytest.LogC
     assert refusal[:2] == b"\0\3"
     assert b"seq 5" in refusal
     failed, disconnected = host.events
-    assert isinstance(failed, events.Failed)
+    assert isinstance(failed, events.ErrorReported)
     assert isinstance(failed.error, RemoteProtocolError)
     assert disconnected == events.Disconnected("b")
     (warning,) = warnings(caplog)
@@ -1361,11 +1335,11 @@ def test_what_a_netcomm_peer_may_not_say_closes_its_connection_and_no_other(pack
     end = net.raw(host)
     net.exchange(end, helpers.netcomm_handshake("b"), packets)
     assert end.gone
-    assert host.messaging.connected_idents() == ["witness"]
+    assert host.messaging.peers.connected_idents() == ["witness"]
     assert not witness.gone
     # And the peer may come again.
     established_raw(net, host)
-    assert host.messaging.connected_idents() == ["b", "witness"]
+    assert host.messaging.peers.connected_idents() == ["b", "witness"]
 
 
 def test_messages_before_a_protocol_error_are_received() -> None:
@@ -1396,7 +1370,7 @@ def test_a_stranger_is_not_remembered() -> None:
         end.feed(garbage)
         net.settle()
         assert end.gone
-    assert host.messaging.stats() == {}
+    assert host.messaging.peers.stats() == {}
     assert host.messaging.deadline() is None
 
 
@@ -1406,7 +1380,7 @@ def test_the_same_complaint_about_a_connectors_place_is_loud_once(caplog: pytest
 
     def attempt(connector: int, *chunks: bytes) -> None:
         end = host.open(connector)
-        host.messaging._connections[end.number].where = f"server-{connector}:4000"
+        host.messaging.sessions._by_number[end.number].where = f"server-{connector}:4000"
         net.exchange(end, *chunks)
         net.settle()
 
@@ -1431,9 +1405,9 @@ def test_the_same_refusal_of_a_connectors_place_is_reported_once() -> None:
     host = net.host("a")
     for code, text in ((1, "taken"), (1, "taken"), (1, "other"), (1, "other"), (1, "taken")):
         end = host.open(1)
-        host.messaging._connections[end.number].where = "server:4000"
+        host.messaging.sessions._by_number[end.number].where = "server:4000"
         net.exchange(end, helpers.version() + helpers.refuse(code, text))
-    errors = [str(event.error).rpartition(" ")[2] for event in host.happened(events.Failed)]
+    errors = [str(event.error).rpartition(" ")[2] for event in host.happened(events.ErrorReported)]
     assert errors == ["taken", "other", "taken"]
 
 
@@ -1443,12 +1417,12 @@ def test_closing_all_says_what_is_left_and_forgets_every_connection() -> None:
     third = net.raw(one)
     one.send("b", b"x")
     one.act()
-    one.messaging.close_all("as the test wants", net.now)
+    one.messaging.sessions.close_all("as the test wants", net.now)
     net.settle()
     assert third.gone
     assert one.ends == {}
     assert other.payloads() == [b"x"]
-    assert other.messaging.connected_idents() == []
+    assert other.messaging.peers.connected_idents() == []
     assert one.happened(events.Disconnected) == [events.Disconnected("b")]
     net.advance(60)
     assert one.messaging.deadline() is None
@@ -1482,212 +1456,6 @@ def test_payloads_are_never_logged(caplog: pytest.LogCaptureFixture) -> None:
     net.exchange(net.raw(host), helpers.version() + helpers.message(b"secret"))
     assert len(caplog.records) > 3
     assert not any("secret" in record.getMessage() for record in caplog.records)
-
-
-# -- Diagnosis ----------------------------------------------------------------------------------------------------
-
-
-def test_a_wrong_ident_is_warned_of_once_with_both_idents(caplog: pytest.LogCaptureFixture) -> None:
-    net = Net()
-    one, _, _ = pair(net)
-    one.send("bbb", b"x")
-    net.advance(4.9)
-    assert warnings(caplog) == []
-    net.advance(0.2)
-    (warning,) = warnings(caplog)
-    assert "'bbb'" in warning
-    assert "'b'" in warning
-    one.send("bbb", b"y")
-    net.advance(3600)
-    assert len(warnings(caplog)) == 1
-
-
-def test_nothing_is_warned_of_while_nobody_is_connected(caplog: pytest.LogCaptureFixture) -> None:
-    net = Net()
-    host = net.host("a")
-    host.send("bbb", b"x")
-    net.advance(3600)
-    assert warnings(caplog) == []
-    net.connect(host, net.host("b"))
-    net.advance(4.9)
-    assert warnings(caplog) == []
-    net.advance(0.2)
-    assert len(warnings(caplog, "'bbb'")) == 1
-    assert len(warnings(caplog)) == 1
-
-
-def test_nothing_is_warned_of_when_the_ident_comes_in_time_or_nothing_waits(caplog: pytest.LogCaptureFixture) -> None:
-    net = Net()
-    one, _, _ = pair(net)
-    late = net.host("late")
-    one.send("late", b"x")
-    one.send("gone", b"x", ttl=1)
-    net.advance(4)
-    net.connect(late, one)
-    net.advance(100)
-    assert warnings(caplog) == []
-    assert late.payloads() == [b"x"]
-
-
-def test_a_peer_that_was_connected_and_stays_away_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    net = Net()
-    hub, one, other = net.host("hub"), net.host("b"), net.host("c")
-    for _ in range(2):
-        wire_ = net.connect(one, hub)
-        if not other.ends:
-            net.connect(other, hub)
-        net.settle()
-        hub.send("b", b"x")
-        net.settle()
-        wire_.cut()
-        net.wires.remove(wire_)
-        hub.send("b", b"y")
-        net.advance(6)
-    # Once for each time: it was connected in between.
-    assert len(warnings(caplog, "'b'")) == 2
-
-
-# -- Stats and forgetting -----------------------------------------------------------------------------------------
-
-
-def test_stats_count_everything() -> None:
-    net = Net()
-    one, other, wire_ = pair(net)
-    for _ in range(3):
-        one.send("b", b"x" * 10)
-    other.send("a", b"yy")
-    net.settle()
-    one.send("b", b"", ttl=0)
-    net.settle()
-    wire_.cut()
-    one.send("b", b"", ttl=0)
-    net.connect(one, other)
-    net.settle()
-    other.holding = True
-    one.send("b", b"z")
-    net.settle()
-    stats = peer_stats(one, "b")
-    assert stats.connected
-    assert (stats.queued, stats.in_flight, stats.delivered, stats.dropped) == (1, 1, 4, 1)
-    assert (stats.received, stats.reconnects) == (1, 1)
-    assert stats.bytes_sent > 3 * 47 + 37 + 38
-    assert stats.bytes_received > 39
-    back = peer_stats(other, "a")
-    assert (back.received, back.delivered, back.queued) == (5, 1, 0)
-    # Up to the identification nobody knows whose bytes they are; the rest is counted on both sides alike.
-    assert 0 <= stats.bytes_sent - back.bytes_received < 250
-    wire_ = net.wires[-1]
-    wire_.cut()
-    assert not peer_stats(one, "b").connected
-    assert peer_stats(one, "b").queued == 1
-
-
-def test_stats_are_a_snapshot() -> None:
-    net = Net()
-    one, _, _ = pair(net)
-    before = one.messaging.stats()
-    one.send("b", b"x")
-    net.settle()
-    assert before["b"].delivered == 0
-    assert one.messaging.stats()["b"].delivered == 1
-
-
-def test_stats_tell_who_is_waited_for() -> None:
-    net = Net()
-    host = net.host("a")
-    host.send("nobody", b"x")
-    stats = peer_stats(host, "nobody")
-    assert (stats.connected, stats.queued, stats.in_flight, stats.reconnects) == (False, 1, 0, 0)
-
-
-def test_strangers_idents_do_not_fill_the_memory() -> None:
-    net = Net()
-    host = net.host("a", Limits(max_idle_peers=20))
-    host.send("waited-for", b"x")
-    staying = established_raw(net, host, "staying")
-    host.holding = True
-    busy = established_raw(net, host, "busy")
-    net.exchange(busy, helpers.data(0, b"x"))
-    busy.lose()
-    for number in range(500):
-        established_raw(net, host, f"stranger-{number}").lose()
-        assert len(host.messaging.stats()) <= 22
-    assert {"waited-for", "staying", "busy"} <= set(host.messaging.stats())
-    assert "stranger-499" in host.messaging.stats()
-    assert not staying.gone
-    host.hand_over()
-    net.settle()
-    assert host.payloads() == [b"x"]
-    assert len(host.messaging._deadlines._heap) < 200
-
-
-@pytest.mark.parametrize("stream", Stream)
-def test_strangers_that_begin_a_stream_do_not_fill_the_memory(stream: Stream) -> None:
-    net = Net()
-    host = net.host("a", Limits(max_idle_peers=20))
-    for number in range(100):
-        end = net.raw(host)
-        net.exchange(end, helpers.netcomm_handshake(f"stranger-{number}") + helpers.begin(stream=stream))
-        end.lose()
-        assert len(host.messaging.stats()) <= 21
-
-
-def test_a_peer_whose_connection_is_being_replaced_is_not_forgotten() -> None:
-    net = Net()
-    host = net.host("a", Limits(max_idle_peers=2))
-    first = established_raw(net, host, "b")
-    for number in range(2):
-        established_raw(net, host, f"other-{number}")
-    newer = established_raw(net, host, "b")
-    assert first.gone
-    assert not newer.gone
-    assert host.messaging.is_connected("b")
-    net.exchange(newer, helpers.ack(0))
-    host.send("b", b"x")
-    assert helpers.DATA in kinds(net.exchange(newer))
-    net.exchange(newer, helpers.data(0, b"y"))
-    assert host.payloads() == [b"y"]
-
-
-def test_a_forgotten_peer_starts_anew() -> None:
-    net = Net()
-    host = net.host("a", Limits(max_idle_peers=1))
-    first = established_raw(net, host, "b")
-    net.exchange(first, helpers.data(0, b"x"))
-    first.lose()
-    for number in range(3):
-        established_raw(net, host, f"other-{number}").lose()
-    assert "b" not in host.messaging.stats()
-    end = net.raw(host)
-    answer = net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin(7, 1, 1))
-    assert answer[-1] == packets(helpers.ack(1, epoch=7))[0]
-    net.exchange(end, helpers.data(1, b"y"))
-    assert host.payloads() == [b"x", b"y"]
-
-
-@pytest.mark.requirement("P-25", "negative")
-def test_an_epoch_is_never_used_twice_for_one_ident() -> None:
-    net = Net()
-    host = net.host("a", Limits(max_idle_peers=1))
-    epochs = []
-    for _ in range(20):
-        end = net.raw(host)
-        answer = net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin())
-        epochs += [payload[1:9] for kind, payload in answer if kind == helpers.BEGIN]
-        end.lose()
-        for number in range(3):
-            established_raw(net, host, f"other-{number}").lose()
-        assert "b" not in host.messaging.stats()
-    assert len(set(epochs)) == 20
-
-
-def test_epochs_wrap_around() -> None:
-    host = Host(Net(), "a", Limits(), 1)
-    host.messaging._next_epoch = 2**63 - 1
-    for ident in ("b", "c"):
-        host.send(ident, b"")
-    epochs = [peer.outbox.volatile.epoch for peer in host.messaging._peers.values()]
-    assert epochs == [2**63 - 1, 0]
 
 
 # -- Pausing ------------------------------------------------------------------------------------------------------
@@ -1759,7 +1527,7 @@ def test_what_waits_for_callbacks_is_bounded_over_all_connections(legacy: bool) 
         assert end.paused
         end.lose()
     assert sum(len(event.items) for event in host.queue) == 5
-    assert host.messaging.stats()["b"].received == 5
+    assert host.messaging.peers.stats()["b"].received == 5
 
 
 def test_one_paused_peer_does_not_hold_up_the_others() -> None:
@@ -1791,7 +1559,7 @@ def test_after_stop_receiving_no_connection_is_read() -> None:
     netcomm_end = established_raw(net, host)
     legacy = net.raw(host)
     net.exchange(legacy, helpers.legacy_handshake("c"), helpers.message(b"x"))
-    host.messaging.stop_receiving()
+    host.messaging.sessions.stop_receiving()
     net.settle()
     assert netcomm_end.paused
     assert legacy.paused
@@ -1803,7 +1571,7 @@ def test_after_stop_receiving_no_connection_is_read() -> None:
 def test_after_stop_receiving_a_new_connection_is_not_read_either() -> None:
     net = Net()
     host = net.host("a")
-    host.messaging.stop_receiving()
+    host.messaging.sessions.stop_receiving()
     end = net.raw(host)
     net.settle()
     assert end.paused
@@ -1815,7 +1583,7 @@ def test_after_stop_receiving_a_challenger_that_is_admitted_is_not_read() -> Non
     old = established_raw(net, host)
     challenger = net.raw(host)
     net.exchange(challenger, helpers.netcomm_handshake("b", boot=b"2" * 16))
-    host.messaging.stop_receiving()
+    host.messaging.sessions.stop_receiving()
     net.settle()
     old.lose()
     net.settle()
@@ -1847,7 +1615,7 @@ def test_a_legacy_peer_is_connected_once_it_has_not_refused_the_ident_for_a_mome
     # Anything behind the IDENT would crash a snakeMQ peer that refuses it.
     assert net.exchange(end) == []
     assert host.happened(events.Connected) == []
-    assert not host.messaging.is_connected("b")
+    assert not host.messaging.peers.is_connected("b")
     net.advance(0.02)
     assert host.happened(events.Connected) == [events.Connected("b", end.number)]
     assert kinds(net.exchange(end)) == [helpers.MESSAGE, helpers.PING]
@@ -1875,7 +1643,7 @@ def test_a_legacy_peers_ping_is_answered_at_once_and_it_is_connected_a_moment_la
     end = net.raw(host)
     assert kinds(net.exchange(end, helpers.legacy_handshake("b"), PING)).count(helpers.PONG) == 1
     net.advance(0.1)
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
     assert kinds(net.exchange(end)) in ([], [helpers.MESSAGE, helpers.PING])
 
 
@@ -1888,7 +1656,7 @@ def test_a_legacy_peer_that_closes_at_once_has_refused_the_ident(
     host = net.host("a")
     for attempt in range(3):
         end = net.raw(host, connector)
-        host.messaging._connections[end.number].where = "server:4000"
+        host.messaging.sessions._by_number[end.number].where = "server:4000"
         net.exchange(end, helpers.legacy_handshake("b"))
         net.advance(0.05)
         end.lose("closed by the other side")
@@ -1896,9 +1664,9 @@ def test_a_legacy_peer_that_closes_at_once_has_refused_the_ident(
         # A connector that tries again and again is reported once.
         loud = attempt + 1 if connector == 0 else 1
         assert len(warnings(caplog, "another connection with the ident 'a'")) == loud
-        failed = host.happened(events.Failed)
+        failed = host.happened(events.ErrorReported)
         assert len(failed) == loud
-    assert isinstance(failed[0], events.Failed)
+    assert isinstance(failed[0], events.ErrorReported)
     assert isinstance(failed[0].error, ConnectionRefusedByPeer)
     assert failed[0].error.code == frames.RefuseCode.DUPLICATE_IDENT
     assert host.happened(events.Connected) == host.happened(events.Disconnected) == []
@@ -1909,7 +1677,7 @@ def test_a_legacy_peer_that_goes_away_later_has_not_refused_anything() -> None:
     host = net.host("a")
     legacy_peer(net, host).lose()
     net.settle()
-    assert host.happened(events.Failed) == []
+    assert host.happened(events.ErrorReported) == []
     assert len(host.happened(events.Disconnected)) == 1
 
 
@@ -2080,7 +1848,7 @@ def test_random_cuts_to_a_legacy_peer_lose_nothing_and_keep_the_order() -> None:
                 assert again == list(range(again[0], again[0] + len(again)))
                 got += again
                 pings = sum(kind == helpers.PING for kind, _ in said)
-        while not host.messaging.idle:
+        while not host.messaging.peers.idle:
             said = net.exchange(end, PONG)
             got += [int(payload[24:]) for kind, payload in said if kind == helpers.MESSAGE]
         assert sorted(set(got)) == list(range(1000))

@@ -8,8 +8,7 @@ import pytest
 
 from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.protocol import events, messaging
-from netcomm.protocol import outbox as outbox_module
+from netcomm.protocol import durable_out_stream, events, storage_sync
 from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorePosition
 from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
 from tests.unit import helpers
@@ -64,8 +63,8 @@ def kinds_of(requests: object) -> list[type]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Eight messages in memory, four read at a time."""
-    monkeypatch.setattr(outbox_module, "_MAX_LOADED", 8)
-    monkeypatch.setattr(outbox_module, "_LOAD_COUNT", 4)
+    monkeypatch.setattr(durable_out_stream, "_MAX_LOADED", 8)
+    monkeypatch.setattr(durable_out_stream, "_LOAD_COUNT", 4)
     return iter(())
 
 
@@ -83,7 +82,7 @@ def test_persistent_messages_arrive_in_order_and_leave_the_storage() -> None:
     assert stored(one) == []
     assert other.storage is not None
     assert other.storage.positions()["a"].next_seq == 50
-    assert one.messaging.idle
+    assert one.messaging.peers.idle
     assert other.messaging.all_handed_over
 
 
@@ -126,13 +125,13 @@ def test_the_receiver_acknowledges_when_its_position_is_stored() -> None:
     assert other.payloads() == [b"0", b"1", b"2"]
     assert kinds_of(other.requests) == [StorePosition]
     assert not any(delivery.done for delivery in deliveries)
-    assert not other.messaging.all_stored
+    assert not other.messaging.storage_sync.all_stored
     assert not other.messaging.all_handed_over
     assert other.awaited == before
     other.answer()
     net.settle()
     assert {delivery.state for delivery in deliveries} == {DELIVERED}
-    assert other.messaging.all_stored
+    assert other.messaging.storage_sync.all_stored
     assert other.awaited > before  # the thread that terminates the peer may look
 
 
@@ -145,9 +144,9 @@ def test_only_the_last_position_counts_as_stored() -> None:
         net.settle()
     assert kinds_of(other.requests) == [StorePosition, StorePosition]
     other.answer(1)
-    assert not other.messaging.all_stored
+    assert not other.messaging.storage_sync.all_stored
     other.answer(1)
-    assert other.messaging.all_stored
+    assert other.messaging.storage_sync.all_stored
 
 
 def test_a_position_stored_after_the_connection_broke_is_told_on_the_next() -> None:
@@ -173,7 +172,7 @@ def test_without_a_storage_durable_messages_are_acknowledged_when_they_are_hande
     net.settle()
     assert one.send_persistent("b", b"x").state is QUEUED
     net.settle()
-    assert one.messaging.idle
+    assert one.messaging.peers.idle
     assert kinds_of(other.happened(StorePosition)) == []
 
 
@@ -225,13 +224,13 @@ def test_ending_waits_for_what_can_be_delivered_and_for_what_would_be_discarded(
     other.holding = True
     one.send_persistent("b", b"x")
     net.settle()
-    assert not one.messaging.may_end
+    assert not one.messaging.peers.may_end
     wire_.cut()
     net.settle()
-    assert one.messaging.may_end  # it is in the storage
-    assert not one.messaging.idle
+    assert one.messaging.peers.may_end  # it is in the storage
+    assert not one.messaging.peers.idle
     one.send("b", b"transient")
-    assert not one.messaging.may_end
+    assert not one.messaging.peers.may_end
 
 
 def test_discarding_leaves_persistent_messages_alone() -> None:
@@ -252,14 +251,14 @@ def test_what_an_earlier_process_has_left_is_sent() -> None:
     net = Net()
     one = net.host("a", storage=filled(net, b"0", b"1"))
     other = net.host("b", storage=MemoryQueueStorage())
-    assert one.messaging.stats()["b"].queued == 2
+    assert one.messaging.peers.stats()["b"].queued == 2
     late = one.send_persistent("b", b"2")
     net.connect(one, other)
     net.settle()
     assert other.received == [("a", b"%d" % number, False) for number in range(3)]
     assert late.state is DELIVERED
     assert stored(one) == []
-    assert one.messaging.stats()["b"].delivered == 3
+    assert one.messaging.peers.stats()["b"].delivered == 3
 
 
 def test_the_senders_death_loses_and_repeats_nothing() -> None:
@@ -348,11 +347,11 @@ def test_a_stored_message_that_is_missing_is_reported(caplog: pytest.LogCaptureF
     storage.delete("b", [0, 1])
     net.connect(one, net.host("b"))
     net.settle()
-    (failed,) = one.happened(events.Failed)
-    assert isinstance(failed, events.Failed)
+    (failed,) = one.happened(events.ErrorReported)
+    assert isinstance(failed, events.ErrorReported)
     assert isinstance(failed.error, StorageCorrupt)
     assert "2 messages for 'b'" in str(failed.error)
-    assert one.messaging.idle
+    assert one.messaging.peers.idle
 
 
 @pytest.mark.usefixtures("small")
@@ -361,9 +360,9 @@ def test_a_backlog_passes_through_memory_in_parts() -> None:
     one = net.host("a", storage=filled(net, *[b"%d" % number for number in range(100)]))
     other = net.host("b", storage=MemoryQueueStorage())
     net.connect(one, other)
-    while not one.messaging.idle:
+    while not one.messaging.peers.idle:
         assert net.step()
-        durable = one.messaging._peers["b"].outbox.durable
+        durable = one.messaging.peers["b"].outbox.durable
         assert durable is not None
         assert len(durable.waiting) + len(durable.in_flight) <= 8
     net.settle()
@@ -389,7 +388,7 @@ def test_the_delivery_of_a_message_that_was_in_the_storage_alone_is_the_users() 
 def test_expired_messages_that_the_storage_can_not_delete_are_not_looked_for_without_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(messaging, "_FIND_COUNT", 3)
+    monkeypatch.setattr(storage_sync, "_FIND_COUNT", 3)
     net = Net()
     one = net.host("a", storage=MemoryQueueStorage())
     monkeypatch.setattr(one.storage, "delete", lambda ident, seqs: None)  # as if it failed, and were tried again later
@@ -436,7 +435,7 @@ def test_messages_of_an_earlier_process_expire_before_they_are_read() -> None:
         (0, EXPIRED, b"0"),
         (1, EXPIRED, b"1"),
     ]
-    assert one.messaging.idle
+    assert one.messaging.peers.idle
 
 
 @pytest.mark.requirement("P-43", "positive")
@@ -454,9 +453,9 @@ def test_messages_in_doubt_expire_only_when_the_receiver_has_said_that_it_has_no
     net.exchange(end, helpers.ack(1, 1, epoch=99, received=1))
     net.advance(1)
     assert stored(one) == []
-    assert one.messaging.stats()["b"].delivered == 1
-    assert one.messaging.stats()["b"].dropped == 3
-    assert one.messaging.idle
+    assert one.messaging.peers.stats()["b"].delivered == 1
+    assert one.messaging.peers.stats()["b"].dropped == 3
+    assert one.messaging.peers.idle
     assert net.exchange(end) == []
 
 
@@ -481,11 +480,11 @@ def test_a_stored_message_that_has_expired_while_it_was_being_read_ends_once() -
     assert [delivery.state for delivery in deliveries] == [DELIVERED] * 8 + [EXPIRED] * 4
     dropped = [delivery for event in one.happened(events.Dropped) for delivery in event.deliveries]
     assert sorted(delivery.seq for delivery in dropped) == [8, 9, 10, 11]
-    assert one.messaging.stats()["b"].queued == 0
+    assert one.messaging.peers.stats()["b"].queued == 0
     late = one.send_persistent("b", b"late")
     net.settle()
     assert late.state is DELIVERED
-    assert one.happened(events.Failed) == []
+    assert one.happened(events.ErrorReported) == []
 
 
 @pytest.mark.usefixtures("small")
@@ -509,8 +508,8 @@ def test_stored_messages_that_have_expired_are_not_missed_by_a_reading_that_was_
     one.requests.extend(late)
     one.storing = True
     net.settle()
-    assert one.messaging.stats()["b"].queued == 0
-    assert one.happened(events.Failed) == []
+    assert one.messaging.peers.stats()["b"].queued == 0
+    assert one.happened(events.ErrorReported) == []
 
 
 @pytest.mark.usefixtures("small")
@@ -530,8 +529,8 @@ def test_a_stored_message_expires_once_even_where_it_can_not_be_deleted() -> Non
     dropped = [delivery for event in one.happened(events.Dropped) for delivery in event.deliveries]
     assert [delivery.seq for delivery in dropped] == [8, 9, 10]
     assert {delivery.state for delivery in deliveries} == {EXPIRED}
-    assert one.messaging.stats()["b"].queued == 8
-    assert one.messaging.stats()["b"].dropped == 3
+    assert one.messaging.peers.stats()["b"].queued == 8
+    assert one.messaging.peers.stats()["b"].dropped == 3
 
 
 # -- Deleting -----------------------------------------------------------------------------------------------------
@@ -575,8 +574,8 @@ def test_a_sender_restored_from_a_backup_takes_a_new_epoch_and_loses_nothing(
     net.connect(again, other)
     net.settle()
     assert kinds_of(again.requests) == [Renew]
-    (failed,) = again.happened(events.Failed)
-    assert isinstance(failed, events.Failed)
+    (failed,) = again.happened(events.ErrorReported)
+    assert isinstance(failed, events.ErrorReported)
     assert isinstance(failed.error, StorageError)
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
     assert other.payloads()[6:] == []
@@ -585,8 +584,8 @@ def test_a_sender_restored_from_a_backup_takes_a_new_epoch_and_loses_nothing(
     # What is in the backup is sent once more; of none of it the sender knows whether it was sent before.
     assert other.received[6:] == [("a", payload, True) for payload in (b"old", b"new-0", b"new-1", b"new-2")]
     assert stored(again) == []
-    assert again.messaging.idle
-    assert len(again.happened(events.Failed)) == 1
+    assert again.messaging.peers.idle
+    assert len(again.happened(events.ErrorReported)) == 1
 
 
 def test_a_renewal_that_is_late_begins_the_stream_on_the_connection_of_its_time() -> None:
@@ -613,7 +612,7 @@ def test_a_renewal_that_is_late_begins_the_stream_on_the_connection_of_its_time(
     again.storing = True
     net.settle()
     assert other.received[5:] == [("a", b"0", True)]
-    assert again.messaging.idle
+    assert again.messaging.peers.idle
 
 
 def test_a_receiver_restored_from_a_backup_goes_on_and_marks() -> None:
@@ -708,12 +707,12 @@ def test_random_cuts_and_deaths_lose_no_persistent_message(seed: int) -> None:
     assert deaths > 10
     assert cuts > 10
     assert stored(one) == []
-    assert one.messaging.idle
+    assert one.messaging.peers.idle
     assert other.messaging.all_handed_over
     for host in (one, other):
-        failures = [event.error for event in host.events if isinstance(event, events.Failed)]
+        failures = [event.error for event in host.events if isinstance(event, events.ErrorReported)]
         assert not any(isinstance(error, StorageError) for error in failures)
-    durable = one.messaging._peers["b"].outbox.durable
+    durable = one.messaging.peers["b"].outbox.durable
     assert durable is not None
     assert (durable.queued, durable.queued_bytes, durable.stored, durable.loaded_bytes) == (0, 0, 0, 0)
-    assert Stream.DURABLE in other.messaging._peers["a"].inbox._streams
+    assert Stream.DURABLE in other.messaging.peers["a"].inbox._streams

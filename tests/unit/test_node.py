@@ -8,6 +8,7 @@ from netcomm.message import Limits
 from netcomm.protocol import events
 from netcomm.protocol.frames import Messages
 from netcomm.protocol.messaging import Messaging
+from netcomm.protocol.sessions import Sessions
 from netcomm.storage import MemoryQueueStorage
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net
@@ -92,7 +93,7 @@ def test_a_connector_that_can_not_connect_is_reported() -> None:
     error = ConnectionRefusedError("nobody listens")
     host.tell(Unreachable(error))
     (event,) = host.node.process_pending(net.now).dispatch
-    assert event == events.Failed(error)
+    assert event == events.ErrorReported(error)
 
 
 def test_events_that_could_not_be_acted_on_are_acted_on_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,18 +117,26 @@ def test_a_fault_with_frames_that_had_to_wait_for_callbacks_is_their_connections
     host.has_faults = host.holding = True
     end = net.raw(host)
     net.exchange(end, helpers.legacy_handshake("b"), helpers.message(bytes(200)), helpers.message(b"y"))
-    handlers = {**host.messaging._handlers, Messages: lambda *arguments: 1 / 0}
+    handlers = {**host.messaging.sessions._handlers, Messages: lambda *arguments: 1 / 0}
     with monkeypatch.context() as planted:
-        planted.setattr(host.messaging, "_handlers", handlers)
+        planted.setattr(host.messaging.sessions, "_handlers", handlers)
         host.hand_over(1)
     net.settle()
     assert end.gone
-    assert [type(event.error) for event in host.events if isinstance(event, events.Failed)] == [NetcommError]
+    assert [type(event.error) for event in host.events if isinstance(event, events.ErrorReported)] == [NetcommError]
 
 
-@pytest.mark.parametrize("method", ["data_received", "buffer_filled", "output", "connection_opened", "connection_lost"])
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (Sessions, "buffer_updated"),
+        (Messaging, "output"),
+        (Sessions, "connection_opened"),
+        (Sessions, "connection_lost"),
+    ],
+)
 def test_a_fault_ends_its_own_connection_and_is_reported_with_its_cause(
-    method: str, monkeypatch: pytest.MonkeyPatch
+    owner: type, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = Net()
     one, other = pair(net)
@@ -135,17 +144,17 @@ def test_a_fault_ends_its_own_connection_and_is_reported_with_its_cause(
     net.connect(one, third)
     net.settle()
     one.has_faults = True
-    real = getattr(Messaging, method)
+    real = getattr(owner, method)
     faults = []
 
-    def fail(self: Messaging, number: int, *arguments: object) -> object:
-        if self is one.messaging and number not in kept and not faults:
+    def fail(self: object, number: int, *arguments: object) -> object:
+        if self in (one.messaging, one.messaging.sessions) and number not in kept and not faults:
             faults.append(number)
             raise ZeroDivisionError(method)
         return real(self, number, *arguments)
 
     kept = [number for number, end in one.ends.items() if end is net.wires[1].one]
-    monkeypatch.setattr(Messaging, method, fail)
+    monkeypatch.setattr(owner, method, fail)
     net.max_chunk = 50_000  # so that a part of the message comes into a buffer of its own
     before = other.send("a", bytes(200_000))
     if method == "connection_opened":
@@ -157,7 +166,7 @@ def test_a_fault_ends_its_own_connection_and_is_reported_with_its_cause(
     net.settle()
     assert faults
     assert faults[0] not in one.ends
-    (error,) = [event.error for event in one.events if isinstance(event, events.Failed)] or [None]
+    (error,) = [event.error for event in one.events if isinstance(event, events.ErrorReported)] or [None]
     if method != "connection_lost":  # it has ended all the same
         assert isinstance(error, NetcommError)
         assert "ZeroDivisionError" in str(error)

@@ -540,7 +540,7 @@ def test_delivered_messages_with_a_ttl_are_not_held() -> None:
         append(outbox, 50, ttl=1000)
         take(outbox)
         acknowledge(outbox, seq + 1)
-    assert len(outbox._expiries) < 100
+    assert len(outbox._expiry._heap) < 100
     assert outbox.next_expiry() is None
 
 

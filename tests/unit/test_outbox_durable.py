@@ -8,10 +8,11 @@ import pytest
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Delivery, DeliveryState, Limits, Stream
-from netcomm.protocol import outbox as outbox_module
+from netcomm.protocol import durable_out_stream
+from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import Load, Mark, Renew, StorageRequest
 from netcomm.protocol.frames import Ack, Begin
-from netcomm.protocol.outbox import DurableOutStream, Outbox
+from netcomm.protocol.outbox import Outbox
 from netcomm.storage import StoredStream
 from tests.unit.helpers import OVERHEAD, make_delivery
 
@@ -135,8 +136,8 @@ def read(*seqs: int, ttl: float | None = None, size: int = 0) -> list[Delivery]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four messages in memory, two read at a time."""
-    monkeypatch.setattr(outbox_module, "_MAX_LOADED", 4)
-    monkeypatch.setattr(outbox_module, "_LOAD_COUNT", 2)
+    monkeypatch.setattr(durable_out_stream, "_MAX_LOADED", 4)
+    monkeypatch.setattr(durable_out_stream, "_LOAD_COUNT", 2)
 
 
 # -- Numbering, storing, sending ----------------------------------------------------------------------------------
@@ -303,7 +304,7 @@ def test_only_the_beginning_of_the_stream_is_in_memory() -> None:
 
 
 def test_the_beginning_in_memory_is_bounded_by_its_size_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox_module, "_MAX_LOADED_BYTES", 1000)
+    monkeypatch.setattr(durable_out_stream, "_MAX_LOADED_BYTES", 1000)
     outbox = new_outbox()
     append(outbox, *[400] * 9)
     assert len(durable(outbox).waiting) == 3
@@ -344,7 +345,7 @@ def test_stored_messages_are_read_as_the_beginning_moves_on() -> None:
     assert take(outbox) == deliveries[4:6]
     assert (durable(outbox).stored, durable(outbox).load_from) == (2, 7)
     acknowledge(outbox, 7)
-    assert wants(durable(outbox)) == [Load("b", 7, 2, outbox_module._MAX_LOADED_BYTES // 2)]
+    assert wants(durable(outbox)) == [Load("b", 7, 2, durable_out_stream._MAX_LOADED_BYTES // 2)]
     outbox.load(deliveries[6:])
     assert take(outbox) == deliveries[6:]
     acknowledge(outbox, 9)
@@ -372,7 +373,7 @@ def test_messages_read_that_the_receiver_has_acknowledged_are_delivered() -> Non
     outbox = new_outbox(stream)
     assert connect(outbox, 7) == Begin(DURABLE, EPOCH, 0, 9)
     deliveries = read(4, 5, 6, 7, 8, size=1)
-    assert wants(stream)[-1] == Load("b", 0, 2, outbox_module._MAX_LOADED_BYTES // 2)
+    assert wants(stream)[-1] == Load("b", 0, 2, durable_out_stream._MAX_LOADED_BYTES // 2)
     assert outbox.load(deliveries[:2]) == (deliveries[:2], 0)
     assert outbox.load(deliveries[2:4]) == (deliveries[2:3], 0)
     assert states(deliveries) == [DELIVERED] * 3 + [QUEUED] * 2

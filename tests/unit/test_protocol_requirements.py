@@ -4,7 +4,7 @@ import pytest
 
 from netcomm.errors import ConnectionRefusedByPeer
 from netcomm.message import DeliveryState, Limits, Stream
-from netcomm.protocol import decode, encode, events, frames
+from netcomm.protocol import encode, events, frames
 from netcomm.protocol.frames import Begin
 from netcomm.protocol.outbox import Outbox
 from netcomm.storage import MemoryQueueStorage
@@ -46,8 +46,8 @@ def test_a_size_that_counts_itself_or_no_type_is_not_understood() -> None:
     version = helpers.version()
     for change, parsed in ((4, []), (0, [frames.Version(1)])):
         size = len(version) - 4 + change
-        assert decode.Reader(Limits()).feed(size.to_bytes(4) + version[4:]) == (parsed, None)
-    assert decode.Reader(Limits()).feed((len(version) - 5).to_bytes(4) + version[4:])[1] is not None
+        assert helpers.Reader().feed(size.to_bytes(4) + version[4:]) == (parsed, None)
+    assert helpers.Reader().feed((len(version) - 5).to_bytes(4) + version[4:])[1] is not None
 
 
 @pytest.mark.requirement("P-04", "positive")
@@ -189,7 +189,7 @@ def test_who_has_said_hello_is_told_of_a_protocol_error_and_nobody_else(before: 
 def test_no_text_of_a_refusal_is_longer_than_1024_bytes(size: int) -> None:
     ((_, payload),) = packets(encode.refuse(frames.RefuseCode.PROTOCOL_ERROR, "x" * size))
     assert payload[2:] == b"x" * min(size, 1024)
-    reader = decode.Reader(Limits())
+    reader = helpers.Reader()
     reader.feed(helpers.ident("b"))
     assert reader.feed(helpers.refuse(3, "x" * size)) == ([frames.Refuse(3, "x" * min(size, 1024))], None)
 
@@ -206,8 +206,8 @@ def test_a_refusal_of_any_code_is_logged_told_and_ends_the_connection(
     end = net.raw(host)
     said = net.exchange(end, helpers.netcomm_handshake("b") + helpers.refuse(code, "full moon"))
     assert end.gone
-    (failed,) = host.happened(events.Failed)
-    assert isinstance(failed, events.Failed)
+    (failed,) = host.happened(events.ErrorReported)
+    assert isinstance(failed, events.ErrorReported)
     assert isinstance(failed.error, ConnectionRefusedByPeer)
     assert failed.error.code == code
     assert "full moon" in str(failed.error)
@@ -245,7 +245,7 @@ def test_version_1_is_no_reason_to_be_incompatible() -> None:
     host = net.host("a")
     end = net.raw(host)
     assert helpers.INCOMPATIBLE not in kinds(net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin()))
-    assert host.messaging.is_connected("b")
+    assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-21", "negative")
@@ -289,7 +289,7 @@ def test_an_established_connection_outlives_the_time_for_the_handshake() -> None
         end = open_it(net, host)
         net.advance(14)
         assert not end.gone
-        assert host.messaging.is_connected("b")
+        assert host.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-20", "negative")
@@ -511,11 +511,11 @@ def test_both_streams_share_the_receivers_window(data_size: int) -> None:
     net.connect(host, other)
     net.settle()
     fitting = 1000 // (37 + data_size)
-    assert host.messaging.stats()["b"].in_flight == fitting
+    assert host.messaging.peers.stats()["b"].in_flight == fitting
     other.hand_over(1)
     net.settle()
-    assert host.messaging.stats()["b"].in_flight == fitting
-    assert host.messaging.stats()["b"].queued == 80 - 1
+    assert host.messaging.peers.stats()["b"].in_flight == fitting
+    assert host.messaging.peers.stats()["b"].queued == 80 - 1
 
 
 # -- Who replaces whom --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from netcomm.message import Delivery, Limits, Stream
-from netcomm.protocol import decode, encode, frames
+from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received
 from netcomm.protocol.messaging import Messaging
@@ -109,7 +109,7 @@ def _never(delivery: Delivery, timeout: float | None) -> bool:
 
 
 def read(packet: bytes, *, identified: bool) -> tuple[list[frames.Frame], Exception | None]:
-    reader = decode.Reader(Limits())
+    reader = helpers.Reader()
     if identified:
         reader.feed(IDENT)
     return reader.feed(packet)
@@ -175,8 +175,8 @@ def test_the_conversation_is_what_two_peers_say() -> None:
         "bob": Messaging("bob", limits, peer_id=b"\x0b" * 16, boot_id=b"\xb0" * 16, first_epoch=7, wait=_never),
         "niess": Messaging("niess", limits, peer_id=b"\x0e" * 16, boot_id=b"\xe0" * 16, first_epoch=9, wait=_never),
     }
-    peers["bob"].connection_opened(1, "niess's place", 1, 0.0)
-    peers["niess"].connection_opened(1, "bob's place", 0, 0.0)
+    peers["bob"].sessions.connection_opened(1, "niess's place", 1, 0.0)
+    peers["niess"].sessions.connection_opened(1, "bob's place", 0, 0.0)
     message = delivery_of(bytes(range(16)), frames.INFINITE_TTL, 0, b"hello")
     message.ident = "niess"
     peers["bob"].send("niess", message, 0.0)
@@ -196,10 +196,10 @@ def test_the_conversation_is_what_two_peers_say() -> None:
             said += b"".join(buffers)
         assert said.hex() == portion.hex()
         (hearer,) = peers.keys() - {speaker}
-        peers[hearer].data_received(1, portion, 0.0)
+        helpers.receive_on(peers[hearer], 1, portion, 0.0)
         for event in peers[hearer].next_events():
             if isinstance(event, Received):
-                peers[hearer].hand_over(event, 0, len(event.items), 0.0)
+                peers[hearer].mark_handled(event, 0, len(event.items), 0.0)
 
     assert message.state.value == "delivered"
     assert [peer.output(1, 1 << 20, 0.0)[0] for peer in peers.values()] == [[], []]

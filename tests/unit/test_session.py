@@ -21,15 +21,16 @@ OWN_HELLO = frames.Hello(1, b"P" * 16, b"O" * 16, 2, 1 << 26, 1 << 23)
 LIMITS = Limits()
 
 
-def new_session(limits: Limits = LIMITS, now: float = 0.0) -> Session:
-    return Session("a", OWN_HELLO, limits, now)
+def new_session(limits: Limits = LIMITS, now: float = 0.0, watched: list[float] | None = None) -> Session:
+    watch = [].append if watched is None else watched.append
+    return Session("a", OWN_HELLO, limits, helpers.SCRATCH, now, watch)
 
 
 def feed(session: Session, *chunks: bytes, now: float = 0.0) -> list[object]:
     """What comes out of a session after these chunks."""
     events: list[object] = []
     for chunk in chunks:
-        session.receive_data(chunk, now)
+        helpers.receive(session, chunk, now)
         while (event := session.next_event()) is not None:
             events.append(event)
     return events
@@ -56,12 +57,15 @@ def said(session: Session) -> list[tuple[int, bytes]]:
     return packets(b"".join(session.take_output()))
 
 
-def admitted(legacy: bool = False, established: bool = True, limits: Limits = LIMITS) -> Session:
-    session = new_session(limits)
+def admitted(
+    legacy: bool = False, established: bool = True, limits: Limits = LIMITS, watched: list[float] | None = None
+) -> Session:
+    session = new_session(limits, watched=watched)
     handshake = helpers.legacy_handshake("b") if legacy else helpers.netcomm_handshake("b")
     assert feed(session, handshake) == [Identified("b")]
     session.admit()
-    session.established = established
+    if established:
+        session.establish()
     session.take_output()
     return session
 
@@ -196,7 +200,7 @@ def test_what_is_wrong_behind_the_identification_is_told_after_admission() -> No
 
 def test_frames_before_an_error_come_out_before_it() -> None:
     session = admitted()
-    session.receive_data(helpers.data(0, b"d") + helpers.ack(3) + bytes(4), 0)
+    helpers.receive(session, helpers.data(0, b"d") + helpers.ack(3) + bytes(4), 0)
     assert isinstance(session.next_event(), frames.Data)
     assert session.next_event() == ack(3)
     for _ in range(2):
@@ -206,8 +210,8 @@ def test_frames_before_an_error_come_out_before_it() -> None:
 
 def test_bytes_behind_an_error_are_not_read() -> None:
     session = admitted()
-    session.receive_data(bytes(4), 0)
-    session.receive_data(helpers.data(0, b"d"), 0)
+    helpers.receive(session, bytes(4), 0)
+    helpers.receive(session, helpers.data(0, b"d"), 0)
     with pytest.raises(RemoteProtocolError):
         session.next_event()
 
@@ -402,7 +406,7 @@ def test_a_connection_lives_as_long_as_what_is_ahead_of_its_ping_is_taken() -> N
         line.taken += 1
         assert session.check(now, line.progress) is None
     assert said(session) == [(helpers.PING, b"")]
-    session.receive_data(PONG, 500)
+    helpers.receive(session, PONG, 500)
     assert session.deadline() == 515
 
 
@@ -451,7 +455,7 @@ def test_once_the_ping_was_taken_it_is_answered_within_the_wait_though_later_out
 def test_each_ping_has_its_own_output_ahead() -> None:
     session, line = admitted(), Line(1000)
     session.check(15, line.progress)
-    session.receive_data(PONG, 20)
+    helpers.receive(session, PONG, 20)
     line.written, line.taken = 2000, 1000
     assert session.check(35, line.progress) is None  # and the second ping goes out
     for now in (45, 55):
@@ -505,19 +509,31 @@ def test_a_probe_is_answered_within_the_wait_or_the_connection_is_closed() -> No
     session.probe(8, nothing_ahead)  # wins no time
     assert session.deadline() == 13
     assert session.check(13, nothing_ahead) is not None
-    session.receive_data(PONG, 12)
+    helpers.receive(session, PONG, 12)
     assert session.deadline() == 27
 
 
-def test_a_session_tells_whether_a_sign_of_life_is_owed() -> None:
-    session = admitted()
-    assert not session.ping_outstanding
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_session_says_when_it_is_to_be_looked_at_sooner_than_it_has_said(legacy: bool) -> None:
+    watched: list[float] = []
+    session = admitted(legacy, established=False, watched=watched)
+    assert watched.pop() == session.deadline() == 10
+    session.wait_for_refusal(3)
+    assert watched.pop() == session.deadline() == 3 + 0.1
+    session.establish()
+    assert watched.pop() == session.deadline() == 15
+    helpers.receive(session, PONG, 4)  # what is later is found when the time has come
+    assert watched == []
     session.check(15, nothing_ahead)
-    assert session.ping_outstanding
-    session.receive_data(PONG, 16)
-    assert not session.ping_outstanding
-    session.probe(17, nothing_ahead)
-    assert session.ping_outstanding
+    assert watched.pop() == session.deadline() == 19
+    session.check(19, nothing_ahead)
+    assert watched.pop() == session.deadline() == 29
+    helpers.receive(session, PONG, 20)
+    assert watched.pop() == session.deadline() == 35
+    session.probe(21, nothing_ahead)
+    assert watched.pop() == session.deadline() == 31
+    session.excuse(22)
+    assert watched.pop() == session.deadline() == 37
 
 
 def test_silence_that_is_excused_counts_from_then_on() -> None:
@@ -525,7 +541,6 @@ def test_silence_that_is_excused_counts_from_then_on() -> None:
     session = admitted()
     session.check(15, nothing_ahead)
     session.excuse(24)
-    assert not session.ping_outstanding
     assert session.deadline() == 24 + 15
     assert session.check(25, nothing_ahead) is None
     assert session.check(39, nothing_ahead) is None
@@ -537,5 +552,5 @@ def test_the_moment_in_which_a_legacy_peer_may_refuse_is_a_deadline_of_its_own()
     assert session.deadline() == 10
     session.wait_for_refusal(3)
     assert session.deadline() == 3 + 0.1
-    session.established = True
+    session.establish()
     assert session.deadline() == 15

@@ -1,0 +1,98 @@
+"""Who gets an ident, where a connection says one: a decision from plain facts, without any effect.
+
+The reasons are in docs/decisions/0003-who-replaces-whom.md. `Sessions` carries the decision out.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """What counts of a connection when two have the same ident.
+
+    dialled: whether this side has made it.
+    boot_id: that of the process at the other side; None for a snakeMQ peer, which names none.
+    connector: the number of that process's connector that made it; 0 where the other side has accepted it.
+    """
+
+    dialled: bool
+    boot_id: bytes | None
+    connector: int
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The connection that has the ident already.
+
+    paused: whether it is not read now: nothing that shows that it lives can be heard.
+    is_challenged: whether another connection waits already for it to show that it lives.
+    """
+
+    contender: Contender
+    paused: bool
+    is_challenged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """The connection gets the ident, which nobody has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """The connection gets the ident at once; the present one is to be closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The connection does not get the ident.
+
+    own: because the ident is that of this peer itself; otherwise, because another connection has it.
+    """
+
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """The connection waits; it gets the ident if the present one does not show in time that it lives."""
+
+
+Decision = Admit | Replace | Refuse | Challenge
+
+
+def decide(newcomer: Contender, present: Present | None, *, is_own_ident: bool, own_boot_id: bytes) -> Decision:
+    """Who gets an ident that a connection says.
+
+    present: the connection that has it, None where nobody has.
+    is_own_ident: whether it is the ident of this peer itself.
+    """
+    if is_own_ident:
+        return Refuse(own=True)
+    if present is None:
+        return Admit()
+    if _same_connector(newcomer, present.contender) or _wins_tie(newcomer, present.contender, own_boot_id):
+        return Replace()
+    if present.is_challenged or present.paused:
+        return Refuse(own=False)
+    return Challenge()
+
+
+def _same_connector(newcomer: Contender, present: Contender) -> bool:
+    """Whether one connector of one process has made both: it has given up the first, even if this side has not heard.
+
+    Number 0 is an accepted connection: it is not for the accepting side to say which one has been given up.
+    """
+    if newcomer.boot_id is None or newcomer.connector == 0:
+        return False
+    return (newcomer.boot_id, newcomer.connector) == (present.boot_id, present.connector)
+
+
+def _wins_tie(newcomer: Contender, present: Contender, own_boot_id: bytes) -> bool:
+    """Whether two processes have dialled each other, and the newcomer was made by the one with the higher boot id.
+
+    Both sides decide so, and keep the same one of the two.
+    """
+    if newcomer.boot_id is None or newcomer.boot_id != present.boot_id or newcomer.dialled == present.dialled:
+        return False
+    return newcomer.dialled == (own_boot_id > newcomer.boot_id)

@@ -1,0 +1,99 @@
+"""A file that an earlier netcomm made opens, and nothing in it is lost.
+
+Each dump in `files` is of one version of the schema, taken while the file had an owner. When the schema changes, a dump
+of the new version joins them, and the old ones stay.
+"""
+
+import contextlib
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from netcomm import Limits, Message, SnakemqConnector, SnakemqListener
+from netcomm.storage import Append, Position, StoredMessage, StoredStream
+from netcomm_sqlite import SqliteQueueStorage
+from tests.faults.helpers import DEADLINE_S
+
+DUMPS = sorted((Path(__file__).parent / "files").glob("sqlite_version_*.sql"))
+FAR = 2**40  # seqs that lie so far apart are in different parts of the stream
+
+
+def message(seq: int, ttl: float | None = None) -> StoredMessage:
+    return StoredMessage(seq, bytes([seq % 256]) * 16, b"message %d" % seq, 1_700_000_000.0 + seq % 1000, ttl)
+
+
+# The last three count themselves: the row of their stream does not tell of them yet.
+TO_RECEIVER = [*map(message, (0, 2, 3, 4, FAR + 5, FAR + 6)), message(FAR + 7, 1e9), message(FAR + 8)]
+TO_OTHER = [message(0), message(1, 60.0), message(2, 1e9)]
+STREAMS = [
+    StoredStream("receiver", 7, FAR + 9, 3, 8, 120, 1_700_000_000.0, 2_700_000_783.0, 1_700_000_784.0),
+    StoredStream("other", 2**63 - 1, 3, 0, 3, 27, 1_700_000_000.0, 1_700_000_061.0, 1_700_000_002.0),
+    StoredStream("empty", 9, 1, 0, 0, 0, None, None, None),
+]
+POSITIONS = {"sender": Position(2**64 - 1, 12), "älterer": Position(3, 2**63)}
+
+
+@pytest.fixture(params=DUMPS, ids=lambda dump: dump.stem)
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "queue.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(request.param.read_text(encoding="utf-8"))
+    return path
+
+
+def examine(storage: SqliteQueueStorage) -> None:
+    assert storage.store_id == bytes.fromhex("08ff719a6c65f790759459b806064e05")
+    assert storage.streams() == STREAMS
+    assert storage.read("receiver", 0, 100, 1 << 20) == TO_RECEIVER
+    assert storage.read("other", 0, 100, 1 << 20) == TO_OTHER
+    assert storage.read("empty", 0, 100, 1 << 20) == []
+    assert storage.expired("other", 0, 1_800_000_000.0, 100) == ([TO_OTHER[1]], 2_700_000_002.0)
+    assert storage.positions() == POSITIONS
+
+
+def test_a_look_reads_all_that_an_earlier_version_stored(path: Path) -> None:
+    before = path.read_bytes()
+    with SqliteQueueStorage(path, read_only=True) as storage:
+        examine(storage)
+        assert storage.incarnation == 2
+    assert path.read_bytes() == before
+
+
+def test_an_owner_reads_all_that_an_earlier_version_stored_and_goes_on(path: Path) -> None:
+    with SqliteQueueStorage(path) as storage:
+        examine(storage)
+        assert storage.incarnation == 3
+        storage.append([Append("receiver", 1, [message(FAR + 9)])])
+        storage.append([Append("empty", 1, [message(1), message(2)]), Append("new", 5, [message(0)])])
+        storage.delete("other", [1])
+        storage.delete_below("receiver", 3)
+        storage.store_positions({"sender": Position(1, 1)})
+    with SqliteQueueStorage(path) as storage:
+        assert storage.incarnation == 4
+        assert storage.read("receiver", 0, 100, 1 << 20) == [*TO_RECEIVER[2:], message(FAR + 9)]
+        assert storage.read("other", 0, 100, 1 << 20) == [message(0), message(2, 1e9)]
+        found = [(stream.ident, stream.epoch, stream.next_seq, stream.count) for stream in storage.streams()]
+        assert found == [("receiver", 7, FAR + 10, 7), ("other", 2**63 - 1, 3, 2), ("empty", 9, 3, 2), ("new", 5, 1, 1)]
+        assert storage.positions() == {**POSITIONS, "sender": Position(1, 1)}
+
+
+def test_a_peer_delivers_what_an_earlier_version_stored(path: Path) -> None:
+    limits = Limits(reconnect_min_s=0.01, reconnect_max_s=0.05)
+    received: list[Message] = []
+    done = threading.Event()
+
+    def receive(ident: str, message: Message) -> None:
+        received.append(message)
+        if message.data == TO_RECEIVER[-1].data:
+            done.set()
+
+    with SnakemqListener("receiver", "127.0.0.1", 0, limits=limits) as receiver:
+        receiver.on_message.add(receive)
+        with SnakemqConnector("sender", *receiver.address, storage=f"sqlite:///{path}", limits=limits):
+            assert done.wait(DEADLINE_S)
+    # Those below the mark may have been sent before.
+    assert [(each.data, each.redelivered) for each in received] == [
+        (each.data, each.seq < STREAMS[0].sent_below) for each in TO_RECEIVER
+    ]
