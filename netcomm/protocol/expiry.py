@@ -5,7 +5,7 @@ now: it expires with the connection, and not before. A message on the wire does 
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import count
 
 from netcomm.message import QUEUED
@@ -36,12 +36,15 @@ class Expiry:
             if entry.expires_at is not None:
                 heapq.heappush(self._heap, (entry.expires_at, next(self._order), entry))
 
-    def watch_anew(self, waiting: Iterable[Entry]) -> None:
-        """Let these messages expire in their time, and no others; those that expire with the connection still do."""
+    def watch_anew(self, entries: Sequence[Entry]) -> None:
+        """Let these messages, which all have a time to live, expire in their time, and no others.
+
+        Those that expire with the connection still do.
+        """
         self._heap = [
-            (entry.expires_at, next(self._order), entry)
-            for entry in waiting
-            if entry.expires_at is not None and entry not in self._with_connection
+            (entry.expires_at, next(self._order), entry)  # type: ignore[misc]
+            for entry in entries
+            if entry not in self._with_connection
         ]
         heapq.heapify(self._heap)
 

@@ -132,8 +132,7 @@ class OpenRun:
         If it was not, it is let go. To be called by the thread that has put it there.
         """
         place = delivery._index
-        if place in self._gaps:
+        if self._end is None or place in self._gaps:  # without an end, `close` was interrupted, and finds a gap here
             self._batch.data[place] = None
             return False
-        # Without an end, closing was interrupted, and will find it when it is taken up again.
-        return self._end is None or place < self._end
+        return place < self._end

@@ -4,8 +4,9 @@
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from netcomm.message import DELIVERED, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Limits, Stream
 from netcomm.protocol.batch import Entry, Run
@@ -241,9 +242,17 @@ class OutStream:
                 waiting[0].state = QUEUED
         self.in_flight_bytes = sum(entry.size for entry in in_flight)
 
-    def expirable(self) -> Iterator[Entry]:
-        """The waiting messages that have not ended, and that no process of the receiver can have handed over."""
-        return (entry for entry in self.waiting if entry.state is QUEUED and entry.seq >= self.untold_below)
+    def expirable(self, first: int = 0) -> list[Entry]:
+        """The waiting messages that have a time to live, and that no process of the receiver can have handed over.
+
+        first: so many entries, from the first one that waits on, are not looked at.
+        """
+        untold_below = self.untold_below
+        return [
+            entry
+            for entry in islice(self.waiting, first, None)
+            if entry.expires_at is not None and entry.state is QUEUED and entry.seq >= untold_below
+        ]
 
     def leave_place(self) -> None:
         """A waiting message has expired; close the empty places once they are half of what waits."""

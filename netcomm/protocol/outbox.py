@@ -117,7 +117,7 @@ class Outbox:
             self._watch_anew()
 
     def _watch_anew(self) -> None:
-        self._expiry.watch_anew(entry for stream in self._streams for entry in stream.expirable())
+        self._expiry.watch_anew([entry for stream in self._streams for entry in stream.expirable()])
 
     def connect(self, window_bytes: int, max_packet_bytes: int, boot_id: bytes) -> list[Begin]:
         """A netcomm peer is connected; returns how its streams begin."""
@@ -247,9 +247,12 @@ class Outbox:
 
     def load(self, deliveries: list[Delivery]) -> tuple[list[Delivery], int]:
         """See `DurableOutStream.load`."""
-        assert self.durable is not None
-        result = self.durable.load(deliveries)
-        self._watch_anew()
+        stream = self.durable
+        assert stream is not None
+        before = len(stream.waiting)
+        result = stream.load(deliveries)
+        if expirable := stream.expirable(before):
+            self._watch(expirable)
         return result
 
     def renew(self, epoch: int) -> Begin | None:
