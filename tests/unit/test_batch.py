@@ -412,6 +412,22 @@ def test_a_place_that_is_taken_behind_the_look_at_the_next_one_is_not_part_of_th
     assert (batch.data, run.run.payloads(), outbox.queued) == ([b"0", b"1"], [b"0", b"1"], 2)
 
 
+def test_a_finalizer_that_joins_while_its_thread_closes_the_run_is_told_the_truth() -> None:
+    outbox, _, _, run = interrupted(b"0")
+    assert run.join(b"1") is not None
+    told: list[bool] = []
+
+    def finalize() -> None:
+        joined = run.join(b"2")
+        told.append(joined is not None and (run.is_open or run.accepted(joined)))
+
+    run._places = places = WatchedPlaces(run._places)
+    places.behind = finalize
+    outbox.volatile.close_run()
+    assert told == [b"2" in run.run.payloads()]
+    assert outbox.queued == len(run.run.payloads())
+
+
 @pytest.mark.parametrize("step", ["look", "accumulate", "pairwise"])
 def test_a_run_whose_closing_was_interrupted_is_closed_by_the_next_one(
     step: str, monkeypatch: pytest.MonkeyPatch
@@ -439,7 +455,7 @@ def test_a_run_whose_closing_was_interrupted_is_closed_by_the_next_one(
     assert (outbox.queued, outbox.volatile.queued_bytes) == (count, count * (1 + OVERHEAD))
     assert outbox.volatile.next_seq == count
     assert all(delivery is not None and run.accepted(delivery) for delivery in joined)
-    assert batch.states == [DeliveryState.QUEUED] * count
+    assert batch.states[:count] == [DeliveryState.QUEUED] * count
 
 
 def test_what_joins_may_be_too_large_for_the_receiver_by_itself() -> None:
