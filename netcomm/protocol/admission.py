@@ -3,6 +3,7 @@
 The reasons are in docs/decisions/0003-who-replaces-whom.md. `Sessions` carries the decision out.
 """
 
+import enum
 from dataclasses import dataclass
 
 
@@ -33,32 +34,19 @@ class Present:
     is_challenged: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
-    """The connection gets the ident, which nobody has."""
+class Decision(enum.Enum):
+    """What becomes of a connection that has said an ident."""
 
-
-@dataclass(frozen=True, slots=True)
-class Replace:
-    """The connection gets the ident at once; the present one is to be closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """The connection does not get the ident.
-
-    own: because the ident is that of this peer itself; otherwise, because another connection has it.
-    """
-
-    own: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """The connection waits; it gets the ident if the present one does not show in time that it lives."""
-
-
-Decision = Admit | Replace | Refuse | Challenge
+    ADMIT = enum.auto()
+    """It gets the ident, which nobody has."""
+    REPLACE = enum.auto()
+    """It gets the ident at once; the present connection is to be closed."""
+    CHALLENGE = enum.auto()
+    """It waits; it gets the ident if the present connection does not show in time that it lives."""
+    REFUSE_TAKEN = enum.auto()
+    """It does not get the ident: another connection has it."""
+    REFUSE_OWN = enum.auto()
+    """It does not get the ident: this peer itself has it."""
 
 
 def decide(newcomer: Contender, present: Present | None, *, is_own_ident: bool, own_boot_id: bytes) -> Decision:
@@ -68,14 +56,14 @@ def decide(newcomer: Contender, present: Present | None, *, is_own_ident: bool, 
     is_own_ident: whether it is the ident of this peer itself.
     """
     if is_own_ident:
-        return Refuse(own=True)
+        return Decision.REFUSE_OWN
     if present is None:
-        return Admit()
+        return Decision.ADMIT
     if _same_connector(newcomer, present.contender) or _wins_tie(newcomer, present.contender, own_boot_id):
-        return Replace()
+        return Decision.REPLACE
     if present.is_challenged or present.paused:
-        return Refuse(own=False)
-    return Challenge()
+        return Decision.REFUSE_TAKEN
+    return Decision.CHALLENGE
 
 
 def _same_connector(newcomer: Contender, present: Contender) -> bool:

@@ -13,7 +13,7 @@ from netcomm.errors import ConnectionRefusedByPeer, NetcommError, RemoteProtocol
 from netcomm.logs import Log
 from netcomm.message import Limits
 from netcomm.protocol import frames
-from netcomm.protocol.admission import Admit, Challenge, Refuse, Replace, decide
+from netcomm.protocol.admission import Decision, decide
 from netcomm.protocol.complaints import Complaints
 from netcomm.protocol.decode import READ_BYTES
 from netcomm.protocol.events import DELIVERIES_ENDED, Close, Connected, Disconnected, ErrorReported
@@ -230,15 +230,15 @@ class Sessions:
         present = None if known is None else known.present
         is_own_ident = ident == self._ident
         match decide(connection.contender, present, is_own_ident=is_own_ident, own_boot_id=self._boot_id):
-            case Refuse(own=True):
+            case Decision.REFUSE_OWN:
                 self._refuse(connection, f"ident {ident!r} is that of this peer itself", now)
-            case Refuse():
+            case Decision.REFUSE_TAKEN:
                 self._refuse_duplicate(connection, self._peers[ident], now)
-            case Admit():
+            case Decision.ADMIT:
                 self._peers.get_or_add(ident).admit(connection, self._limits, now)
-            case Replace():
+            case Decision.REPLACE:
                 self._replace(connection, self._peers[ident], now)
-            case Challenge():
+            case Decision.CHALLENGE:
                 self._challenge(connection, self._peers[ident], now)
 
     def _replace(self, connection: Connection, peer: RemotePeer, now: float) -> None:

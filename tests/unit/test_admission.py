@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from netcomm.protocol.admission import Admit, Challenge, Contender, Decision, Present, Refuse, Replace, decide
+from netcomm.protocol.admission import Contender, Decision, Present, decide
 
 LOW, OWN, HIGH = b"\x01" * 16, b"\x02" * 16, b"\x03" * 16
 
@@ -41,16 +41,16 @@ TABLE: list[tuple[str, Fits, Decision]] = [
     (
         "the other side's connector has made both: it has given up the first",
         lambda new, old: is_same_process(new, old.contender) and new.connector == old.contender.connector != 0,
-        Replace(),
+        Decision.REPLACE,
     ),
     (
         "both sides have dialled: the connection of the higher process stays",
         lambda new, old: new.boot_id is not None and keeps_the_newcomer(new, old.contender),
-        Replace(),
+        Decision.REPLACE,
     ),
-    ("another one waits already", lambda new, old: old.is_challenged, Refuse(own=False)),
-    ("the present one is not read", lambda new, old: old.paused, Refuse(own=False)),
-    ("nobody knows", lambda new, old: True, Challenge()),
+    ("another one waits already", lambda new, old: old.is_challenged, Decision.REFUSE_TAKEN),
+    ("the present one is not read", lambda new, old: old.paused, Decision.REFUSE_TAKEN),
+    ("nobody knows", lambda new, old: True, Decision.CHALLENGE),
 ]
 
 
@@ -58,9 +58,9 @@ TABLE: list[tuple[str, Fits, Decision]] = [
 def test_each_combination_is_decided_as_the_table_says(newcomer: Contender) -> None:
     for present, is_own_ident in product(presents(), (False, True)):
         if is_own_ident:
-            expected: Decision = Refuse(own=True)
+            expected = Decision.REFUSE_OWN
         elif present is None:
-            expected = Admit()
+            expected = Decision.ADMIT
         else:
             expected = next(decision for _, fits, decision in TABLE if fits(newcomer, present))
         decided = decide(newcomer, present, is_own_ident=is_own_ident, own_boot_id=OWN)
@@ -86,5 +86,5 @@ def test_of_two_that_have_dialled_each_other_both_sides_keep_the_same_connection
         first, second = (LOW, HIGH) if low_is_first else (HIGH, LOW)
         present = Present(connections[first], False, False)
         decided = decide(connections[second], present, is_own_ident=False, own_boot_id=own)
-        kept.add(second if isinstance(decided, Replace) else first)
+        kept.add(second if decided is Decision.REPLACE else first)
     assert kept == {HIGH}
