@@ -9,7 +9,8 @@ from collections.abc import Callable
 from time import process_time
 
 from netcomm.connections import BufferUpdated, Opened
-from netcomm.message import Delivery, DeliveryState, Limits
+from netcomm.limits import Limits
+from netcomm.message import Delivery, DeliveryState
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.decode import READ_BYTES
 from netcomm.protocol.events import Received

@@ -26,8 +26,9 @@ from netcomm.errors import (
     StorageLocked,
     StorageUnavailable,
 )
+from netcomm.limits import Limits
 from netcomm.listener import SnakemqListener
-from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Limits, Message
+from netcomm.message import FLAG_PERSISTENT, Delivery, DeliveryState, Message
 from netcomm.peer import Peer, Stats
 from netcomm.protocol.remote_peer import PeerStats
 

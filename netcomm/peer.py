@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from netcomm.errors import ConfigurationError
-from netcomm.message import Delivery, Limits, check_ident
+from netcomm.limits import Limits
+from netcomm.message import Delivery, check_ident
 from netcomm.protocol.remote_peer import PeerStats
 from netcomm.runtime.runtime import Runtime
 from netcomm.runtime.sender import UNSET, Data, Unset, check_encoding, check_ttl

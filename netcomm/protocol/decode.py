@@ -9,7 +9,8 @@ from collections.abc import Callable
 from io import BytesIO
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Stream
 from netcomm.protocol.frames import (
     ACK,
     BATCH_HEAD,

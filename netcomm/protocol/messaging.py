@@ -13,7 +13,8 @@ None of it is thread-safe; `netcomm.runtime.loop` holds a lock around it.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from netcomm.deadlines import Action, Deadlines
-from netcomm.message import Delivery, DeliveryState, Limits
+from netcomm.limits import Limits
+from netcomm.message import Delivery, DeliveryState
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Entry
 from netcomm.protocol.diagnosis import Diagnosis

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from netcomm.message import DELIVERED, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import DELIVERED, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.expiry import Expiry
 from netcomm.protocol.frames import Begin, max_data_size, packet_size

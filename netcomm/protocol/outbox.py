@@ -12,7 +12,8 @@ beginning moves on. The outbox does no I/O: it says what it wants of the storage
 from collections.abc import Sequence
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import DURABLE, Delivery, DeliveryState, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import DURABLE, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry
 from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.expiry import Expiry

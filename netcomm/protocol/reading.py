@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from netcomm.protocol.events import PauseReading
 from netcomm.protocol.remote_peer import Connection, Emit
 

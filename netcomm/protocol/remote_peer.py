@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from netcomm.limits import Limits
 from netcomm.logs import Log
-from netcomm.message import Delivery, Limits
+from netcomm.message import Delivery
 from netcomm.protocol import frames
 from netcomm.protocol.admission import Contender, Present
 from netcomm.protocol.batch import Entry

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemoteProtocolError
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from netcomm.protocol import decode, encode, frames
 
 

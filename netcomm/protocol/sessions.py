@@ -10,8 +10,8 @@ from typing import Any
 
 from netcomm.deadlines import Action, Deadlines
 from netcomm.errors import ConnectionRefusedByPeer, NetcommError, RemoteProtocolError
+from netcomm.limits import Limits
 from netcomm.logs import Log
-from netcomm.message import Limits
 from netcomm.protocol import frames
 from netcomm.protocol.admission import Decision, decide
 from netcomm.protocol.complaints import Complaints

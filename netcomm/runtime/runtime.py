@@ -12,7 +12,8 @@ from threading import TIMEOUT_MAX, Thread, get_ident
 from time import monotonic
 
 from netcomm import clocks, logs
-from netcomm.message import Delivery, DeliveryState, Limits
+from netcomm.limits import Limits
+from netcomm.message import Delivery, DeliveryState
 from netcomm.protocol.events import Event, StorageRequest
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node

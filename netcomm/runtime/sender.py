@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 from netcomm import clocks
 from netcomm.errors import ConfigurationError, MessageTooLarge, QueueFull
-from netcomm.message import Delivery, Limits, check_ident
+from netcomm.limits import Limits
+from netcomm.message import Delivery, check_ident
 from netcomm.protocol import frames
 from netcomm.protocol.batch import (
     MAX_BATCH_BYTES,

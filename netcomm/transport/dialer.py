@@ -14,8 +14,8 @@ from typing import Any
 
 from netcomm import descriptors
 from netcomm.deadlines import Deadlines
+from netcomm.limits import Limits
 from netcomm.logs import Log
-from netcomm.message import Limits
 from netcomm.transport import addresses
 from netcomm.transport.byte_stream import reason
 

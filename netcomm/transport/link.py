@@ -17,7 +17,7 @@ from time import monotonic
 from netcomm import descriptors
 from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Unreachable, Writable
 from netcomm.deadlines import Deadlines
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from netcomm.transport.acceptor import Acceptor, Listener, Listening
 from netcomm.transport.byte_stream import ByteStream, reason
 from netcomm.transport.connection import Connection

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from netcomm.errors import NetcommError
-from netcomm.message import DeliveryState, Limits
+from netcomm.limits import Limits
+from netcomm.message import DeliveryState
 from netcomm.protocol.events import ErrorReported
 from netcomm.protocol.node import Node
 from netcomm.storage import MemoryQueueStorage

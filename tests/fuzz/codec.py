@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from unittest.mock import patch
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import Delivery, Limits
+from netcomm.limits import Limits
+from netcomm.message import Delivery
 from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.session import Identified
 from tests.fuzz import reference

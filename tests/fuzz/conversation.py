@@ -4,7 +4,8 @@ import struct
 from collections.abc import Sequence
 
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
-from netcomm.message import Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.session import Identified, Session
 from tests.fuzz import reference

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.batch import Batch
 from tests.fuzz import strategies

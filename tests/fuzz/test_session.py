@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from netcomm.errors import LocalProtocolError, RemoteProtocolError
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from netcomm.protocol import encode
 from netcomm.protocol.session import Session
 from tests.fuzz import strategies

@@ -13,7 +13,8 @@ from typing import Any
 from netcomm.callbacks import Callback
 from netcomm.connections import BufferUpdated, Closed, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
-from netcomm.message import Delivery, Limits
+from netcomm.limits import Limits
+from netcomm.message import Delivery
 from netcomm.protocol import decode, events
 from netcomm.protocol.batch import Batch, Run
 from netcomm.protocol.frames import Data, Frame, FrameType, Messages, Ping, packet_size

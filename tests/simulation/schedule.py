@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from netcomm.errors import StorageError
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from netcomm.protocol import decode, durable_out_stream, encode, storage_sync
 from tests.simulation.legacy import LegacyProcess
 from tests.simulation.oracle import Oracle, Sent

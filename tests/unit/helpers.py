@@ -14,7 +14,8 @@ import pytest
 
 from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError
-from netcomm.message import Delivery, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import Delivery, Stream
 from netcomm.protocol import decode, events, frames
 from netcomm.protocol.frames import Data, Item
 from netcomm.protocol.messaging import Messaging

@@ -19,6 +19,7 @@ LIBRARY = [
     "descriptors",
     "callbacks",
     "deadlines",
+    "limits",
     "message",
     "storage",
     "connections",
@@ -129,7 +130,7 @@ PLUG_INS = {
 }
 SQLITE_TABLES = {"stream_table", "message_table", "position_table", "loading", "schema"}
 SQLITE_DISK = {"names", "blocks", "forks", "owner_lock", "file_watch", "disk_space"}
-SANS_IO = ["deadlines", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
+SANS_IO = ["deadlines", "limits", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
 # Modules that stand in no folder: the words that all use, and what users start with.
 VOCABULARY = {
@@ -139,6 +140,7 @@ VOCABULARY = {
     "descriptors",
     "callbacks",
     "deadlines",
+    "limits",
     "message",
     "storage",
     "connections",

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from netcomm.message import Delivery, DeliveryState, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import MAX_BATCH_COUNT, Batch, BatchDelivery, Deliveries, Entry, Run
 from netcomm.protocol.frames import Ack

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from tests.unit.helpers import Net, established_raw, pair, warnings
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from netcomm.connections import Writable
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
-from netcomm.message import DeliveryState, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import DeliveryState, Stream
 from netcomm.protocol import events, frames
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net, Wire, established_raw, kinds, packets, pair, peer_stats, warnings

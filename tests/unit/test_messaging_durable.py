@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from netcomm.errors import StorageCorrupt, StorageError
-from netcomm.message import DeliveryState, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import DeliveryState, Stream
 from netcomm.protocol import durable_out_stream, events, storage_sync
 from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorePosition
 from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage

@@ -1,6 +1,6 @@
 """`protocol.messaging`: a connection that is not read for a while, since callbacks are slow, is not blamed for it."""
 
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from tests.unit import helpers
 from tests.unit.helpers import Net
 

@@ -4,7 +4,7 @@ import pytest
 
 from netcomm.connections import Unreachable
 from netcomm.errors import NetcommError
-from netcomm.message import Limits
+from netcomm.limits import Limits
 from netcomm.protocol import events
 from netcomm.protocol.frames import Messages
 from netcomm.protocol.messaging import Messaging

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import Delivery, DeliveryState, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Batch, Run
 from netcomm.protocol.frames import Ack, Begin
 from netcomm.protocol.outbox import Outbox

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import Delivery, DeliveryState, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.protocol import durable_out_stream
 from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import Load, Mark, Renew, StorageRequest

@@ -3,7 +3,8 @@
 import pytest
 
 from netcomm.errors import ConnectionRefusedByPeer
-from netcomm.message import DeliveryState, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import DeliveryState, Stream
 from netcomm.protocol import encode, events, frames
 from netcomm.protocol.frames import Begin
 from netcomm.protocol.outbox import Outbox

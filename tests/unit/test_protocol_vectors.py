@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from netcomm.message import Delivery, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import Delivery, Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received

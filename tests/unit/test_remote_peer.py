@@ -2,7 +2,8 @@
 
 import pytest
 
-from netcomm.message import Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import Stream
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net, established_raw, kinds, packets, pair, peer_stats
 

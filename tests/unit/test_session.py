@@ -5,7 +5,8 @@ import random
 import pytest
 
 from netcomm.errors import ConnectionRefusedByPeer, LocalProtocolError, RemoteProtocolError
-from netcomm.message import Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.session import Identified, Session
 from tests.unit import helpers

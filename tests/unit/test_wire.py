@@ -8,7 +8,8 @@ from unittest.mock import patch
 import pytest
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import FLAG_PERSISTENT, Limits, Stream
+from netcomm.limits import Limits
+from netcomm.message import FLAG_PERSISTENT, Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Batch, Run
 from tests.unit import helpers
