@@ -22,6 +22,8 @@ from typing import Any
 assert "netcomm" not in sys.modules, "its locks are watched from the first one on"
 
 _PACKAGES = ("netcomm", "netcomm_sqlite", "netcomm_mongodb")
+# Tools for tests, and tests themselves, hold locks of their own while they use the library.
+_TOOLS = ("netcomm.testing",)
 # Under the commit lock, and under a storage's own, only the storage works: it may use files and servers.
 _STORING = ("netcomm.runtime.group_commit", "netcomm.storage", "netcomm_sqlite", "netcomm_mongodb")
 # The lead is a role and not a lock: the thread that leads waits for the sockets, and nobody waits for it but the other
@@ -156,7 +158,8 @@ def _check(what: str, storage_may: bool) -> None:
 def _maker_of(make: Callable[[], Any]) -> Callable[[], Any]:
     def make_watched() -> Any:
         maker = sys._getframe(1).f_globals.get("__name__", "")
-        return _Watched(make(), maker) if _watches and _is_of(maker, _PACKAGES) else make()
+        is_watched = _watches and _is_of(maker, _PACKAGES) and not _is_of(maker, _TOOLS)
+        return _Watched(make(), maker) if is_watched else make()
 
     return make_watched
 

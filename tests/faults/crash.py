@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from netcomm.message import Stream
-from netcomm.peer import Peer
 from netcomm.protocol.events import Received
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.session import Session
+from netcomm.runtime.callback_runner import CallbackRunner
 from netcomm.transport.link import Link
 from netcomm_sqlite import SqliteQueueStorage, open_file
 from netcomm_sqlite.names import Names
@@ -89,8 +89,8 @@ def arm(point: str, number: int, data: bytes) -> None:
             _around(SqliteQueueStorage, "delete_below", after=lambda ident, seq: seq >= number)
         case "before the callback":
             _around(
-                Peer,
-                "_dispatch",
+                CallbackRunner,
+                "dispatch",
                 before=lambda event: isinstance(event, Received) and data in event.payloads,
             )
         case "in the callback":
