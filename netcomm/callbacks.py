@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from netcomm import logs
 from netcomm.logs import Log
 
 log = Log("netcomm.callbacks")
@@ -104,6 +105,7 @@ class Callback:
     def failed(self, function: Callable[..., Any], error: BaseException) -> None:
         """Tell that a function has raised; called while the exception is handled."""
         log.exception("%s: %r raised", self._name, function)
+        logs.keep_up()
         if self._report is not None:
             self._report(error)
 

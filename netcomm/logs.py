@@ -25,6 +25,10 @@ WRITER = "netcomm-log"
 
 # While a handler blocks, so many records wait for it at the most.
 MAX_WAITING = 10_000
+# A callback that raises is kept while more than so many wait, for so long at the most: each record of such a failure
+# keeps the message that the callback was called with.
+_MANY = 100
+_KEEP_UP_S = 1.0
 # The log writer ends when no record has come for so long.
 _LINGER_S = 1.0
 # At the end of the process, its records have so long to be written.
@@ -66,6 +70,11 @@ class _Queue:
             writer = self._writer = threading.Thread(target=self._run, name=WRITER, daemon=True)
             with suppress(RuntimeError):  # no thread to be had: the next record, or the end of the process, tries again
                 writer.start()
+
+    @property
+    def is_long(self) -> bool:
+        """Whether so many records wait that who can had better wait, too."""
+        return self._entries.qsize() > _MANY
 
     @property
     def is_full(self) -> bool:
@@ -210,6 +219,12 @@ def flush(timeout: float) -> bool:
     Returns whether they have. From any thread; in a log handler or filter, it returns False at once.
     """
     return _queue.flush(timeout)
+
+
+def keep_up() -> None:
+    """Where many records wait, wait for their handlers, for a moment. To be called with no lock held."""
+    if _queue.is_long:
+        _queue.flush(_KEEP_UP_S)
 
 
 def _finish() -> None:

@@ -36,9 +36,8 @@ class Dispatcher(Generic[T]):
         idle: called while there is none. It may wait for something else than items; then it returns True, and is
             called again. Once it returns False, the thread waits for an item.
         """
-        thread = threading.Thread(target=self._run, args=(handle, idle), name=self._name, daemon=True)
-        thread.start()
-        self._thread = thread
+        self._thread = threading.Thread(target=self._run, args=(handle, idle), name=self._name, daemon=True)
+        self._thread.start()
 
     def put(self, item: T) -> None:
         """Queue an item."""
@@ -52,7 +51,7 @@ class Dispatcher(Generic[T]):
 
     def join(self, timeout: float) -> None:
         """Wait for the thread's end, at most `timeout` seconds; returns at once on the thread itself."""
-        if self._thread is not None and not self.is_current():
+        if self._thread is not None and self._thread.is_alive() and not self.is_current():
             self._thread.join(timeout)
 
     def is_current(self) -> bool:

@@ -234,7 +234,7 @@ class Loop:
 
     def defers(self, ident: str) -> bool:
         """With the mutex held: whether there are messages to a receiver that were deferred, and are not queued yet."""
-        return any(ident == other for other, _ in self._deferred)
+        return any(ident == other for other, _ in self._deferred.copy())  # a finalizer may defer more meanwhile
 
     def queue_deferred(self) -> None:
         """With the mutex held: queue the deferred messages that there is room for; the rest waits, in its order."""

@@ -152,6 +152,7 @@ class Runtime:
                 return
             except BaseException as error:
                 failure = error
+                loop.leadership.stop()  # before a thread that was started can poll what is closed now
         self._end()
         raise failure
 
@@ -171,22 +172,19 @@ class Runtime:
         until = monotonic() + max(0.0, timeout)
         in_callback = self._dispatcher.is_current()
         mutex = self._loop.mutex
-        with mutex:
-            is_new = self._life.phase is Phase.NEW
+        is_new = False
+        try:
+            with mutex:
+                is_new = self._life.phase is Phase.NEW
+                if is_new:
+                    self._life.phase = Phase.TERMINATING
+                elif self._life.phase is RUNNING:
+                    self._end_running(until - CLOSING_S, in_callback)
+                elif in_callback and not self._handover.muted:
+                    self._count_callback()
+        finally:  # also where the caller was interrupted: nobody else ends what was never started
             if is_new:
-                self._life.phase = TERMINATED
-            first = self._life.phase is RUNNING
-            if in_callback and not first and not self._handover.muted:
-                self._count_callback()
-            if first:
-                try:
-                    self._wind_down(until - CLOSING_S, in_callback)
-                    self._stop_threads()
-                except BaseException:  # the caller was interrupted, perhaps in `_stop_threads`
-                    self._stop_threads()
-                    raise
-        if is_new:
-            self._end()
+                self._end()
         until = min(until, monotonic() + TIMEOUT_MAX / 2)
         if deputy is not None and deputy.ident not in (None, get_ident()):
             deputy.join(max(2 * CLOSING_S, until - monotonic()))
@@ -194,6 +192,15 @@ class Runtime:
         if self._worker is not None:
             self._worker.join(max(CLOSING_S, until - monotonic()))
         logs.flush(max(CLOSING_S, until - monotonic()))
+
+    def _end_running(self, until: float, in_callback: bool) -> None:
+        """With the mutex held: see `_wind_down`; then let the threads end."""
+        try:
+            self._wind_down(until, in_callback)
+            self._stop_threads()
+        except BaseException:  # the caller was interrupted, perhaps in `_stop_threads`
+            self._stop_threads()
+            raise
 
     def _wind_down(self, until: float, in_callback: bool) -> None:
         """With the mutex held: wait until nothing is left to be done, as far as the time allows."""
@@ -225,16 +232,19 @@ class Runtime:
         self._loop.leadership.stop()
 
     def _end(self) -> None:
-        loop = self._loop
-        with loop.mutex:
-            self._life.phase = TERMINATED
+        loop, life = self._loop, self._life
         try:
+            with loop.mutex:
+                if life.phase is not TERMINATED:
+                    life.phase = Phase.TERMINATING
             self._link.stop_accepting()  # it removes files, and nothing is added any more
             with loop.mutex:
+                life.phase = TERMINATED  # together with the end of all messages: threads that wait look for either
                 loop.leadership.stop()
                 loop.discard_all()
         finally:  # whatever has failed: no socket, thread or storage is left behind
             with loop.mutex:
+                life.phase = TERMINATED
                 self._link.close_now()
                 loop.changed.notify_all()
             self._dispatcher.stop()

@@ -53,9 +53,8 @@ class StorageWorker:
         answer: called on that thread with each request that was carried out, and its result.
         report: called on that thread with the first of several failures in a row. It must not wait.
         """
-        thread = threading.Thread(target=self._run, args=(answer, report), name=self._name, daemon=True)
-        thread.start()
-        self._thread = thread
+        self._thread = threading.Thread(target=self._run, args=(answer, report), name=self._name, daemon=True)
+        self._thread.start()
 
     def put(self, request: StorageRequest) -> None:
         """Queue a request."""
@@ -63,14 +62,13 @@ class StorageWorker:
 
     def stop(self) -> None:
         """Let the thread end: it tries once more what is left to be done, and closes the storage."""
-        if self._thread is None:  # never started: there is nothing to be done
+        self._requests.put(None)
+        if self._thread is None or self._thread.ident is None:  # never started: there is nothing to be done
             self._close()
-        else:
-            self._requests.put(None)
 
     def join(self, timeout: float) -> None:
         """Wait for the thread's end, at most `timeout` seconds; returns at once on the thread itself."""
-        if self._thread is not None and not self.is_current():
+        if self._thread is not None and self._thread.is_alive() and not self.is_current():
             self._thread.join(timeout)
 
     def is_current(self) -> bool:

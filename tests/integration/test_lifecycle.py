@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,62 @@ def test_start_after_terminate_raises() -> None:
     peer.terminate()
     with pytest.raises(LifecycleError):
         peer.start()
+
+
+class InterruptedLock:
+    """A lock; the thread that releases it first is interrupted just then, as by Ctrl-C."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._interrupts = True
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+        if self._interrupts:
+            self._interrupts = False
+            raise KeyboardInterrupt
+
+
+def test_terminate_before_start_that_is_interrupted_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with leaves_nothing():
+        peer = SnakemqListener("a", "127.0.0.1", 0)
+        loop = peer._runtime._loop
+        with monkeypatch.context() as planted:
+            planted.setattr(loop, "mutex", InterruptedLock(loop.mutex))
+            with pytest.raises(KeyboardInterrupt):
+                peer.terminate(1)
+        peer.terminate(1)
+
+
+def test_a_peer_that_can_not_start_all_of_its_threads_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    leading = threading.Event()
+
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with leaves_nothing():
+        peer = SnakemqListener("a", "127.0.0.1", 0)
+        runtime = peer._runtime
+        poll, stop_accepting = runtime._link.poll, runtime._link.stop_accepting
+        monkeypatch.setattr(runtime._link, "poll", lambda *args: (leading.set(), poll(*args))[1])
+        # There is time for the dispatcher, which was started, to wait for the sockets.
+        monkeypatch.setattr(runtime._link, "stop_accepting", lambda: (leading.wait(0.1), stop_accepting())[1])
+        with monkeypatch.context() as planted:
+            planted.setattr(threading.Thread, "start", _all_but(peer, fail))
+            with pytest.raises(RuntimeError):
+                peer.start()
+        peer.terminate(1)
+    assert not leading.is_set()
+    assert peer._runtime._life.failure is None
+
+
+def _all_but(peer: threading.Thread, other: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    """`Thread.start`, but for one thread."""
+    start = threading.Thread.start
+    return lambda thread: other(thread) if thread is peer else start(thread)
 
 
 def test_start_twice_raises_and_the_peer_goes_on() -> None:
@@ -276,6 +333,32 @@ def test_what_is_not_delivered_ends_discarded_and_on_drop_is_called() -> None:
             assert flushing() is True
         assert [delivery.state for delivery in deliveries] == [DeliveryState.DISCARDED] * 3
         assert dropped.calls == [("nobody", delivery) for delivery in deliveries]
+
+
+def test_who_waits_for_a_message_while_the_peer_ends_returns_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with leaves_nothing():
+        peer = Peer("a")
+        peer.start()
+        runtime = peer._runtime
+        delivery = peer.send("nobody", b"x")
+        states: list[DeliveryState] = []
+        waiting: list[Callable[[], object]] = []
+
+        def wait() -> None:
+            delivery.wait(DEADLINE_S)
+            states.append(delivery.state)
+
+        def stop_accepting() -> None:  # it may take its time, for it removes files
+            waiting.append(in_thread(wait))
+            wait_until(lambda: runtime._loop._waiters == len(waiting) or bool(states))
+            stop()
+
+        stop = runtime._link.stop_accepting
+        monkeypatch.setattr(runtime._link, "stop_accepting", stop_accepting)
+        peer.terminate(0)
+        for result in waiting:
+            result()
+        assert states == [DeliveryState.DISCARDED] * len(waiting)
 
 
 def test_a_send_that_waits_for_room_ends_with_the_peer() -> None:

@@ -189,6 +189,29 @@ def test_no_message_passes_one_that_was_deferred_and_waits_for_room(pair: Pair) 
     assert pair.payloads()[3:] == [b"%d" % number for number in range(1000)]
 
 
+def test_what_is_deferred_while_deferred_messages_are_looked_at_harms_nobody(pair: Pair) -> None:
+    pair.fill()
+    sent: list[Delivery] = []
+
+    class Ident(str):
+        """Interrupts the thread that compares it, as a finalizer may."""
+
+        def __eq__(self, other: object) -> bool:
+            if not sent and pair.bob._runtime._loop.is_interrupting():
+                sent.append(pair.bob.send("niess", b"", timeout=0))
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    loop = pair.bob._runtime._loop
+    with loop.mutex:
+        deliveries = [pair.bob.send("niess", FILLING[:-1]) for _ in range(2)]
+        assert not loop.defers(Ident("nobody"))
+    pair.go_on()
+    assert len(sent) == 1
+    assert all_delivered([*deliveries, *sent])
+
+
 def test_what_the_thread_sends_next_does_not_pass_what_was_deferred(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

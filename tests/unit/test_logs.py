@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from netcomm import logs
+from netcomm import Callback, logs
 from netcomm.logs import Log
 
 NAME = "netcomm.test"
@@ -141,6 +141,35 @@ def test_no_more_than_so_many_records_wait_and_what_was_dropped_is_told(
     dropped = "2 records were dropped here: 3 waited for the log's handlers, or there was no memory for them"
     assert blocks.texts[:1] == ["with the handler"]
     assert sorted(blocks.texts[1:]) == ["0", "1", "2", dropped]
+
+
+def test_callbacks_that_raise_wait_for_a_handler_that_is_slow(blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the messages that they were called with would fill the memory: each record of a failure keeps one."""
+    monkeypatch.setattr(logs, "_MANY", 3)
+    monkeypatch.setattr(logs, "_KEEP_UP_S", DEADLINE_S)
+    monkeypatch.setattr("netcomm.callbacks.log", Log(NAME))
+    callback = Callback("test")
+    returned = threading.Event()
+
+    @callback.add
+    def fail(data: bytes) -> None:
+        raise ValueError
+
+    def call() -> None:
+        for _ in range(10):
+            callback(b"")
+        returned.set()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert blocks.entered.wait(DEADLINE_S)
+    assert not returned.wait(0.1)
+    assert logs._queue._entries.qsize() < 10
+    blocks.go_on.set()
+    assert returned.wait(DEADLINE_S)
+    thread.join(DEADLINE_S)
+    assert logs.flush(DEADLINE_S)
+    assert len(blocks.texts) == 10
 
 
 def test_a_handler_may_log_and_wait_and_is_not_waited_for_by_itself(logger: logging.Logger) -> None:

@@ -390,3 +390,20 @@ def test_one_that_was_never_started_closes_its_storage_all_the_same() -> None:
     made = Watched()
     made.end()
     assert made.storage.names() == ["close"]
+
+
+def test_one_whose_start_is_interrupted_closes_its_storage_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def start_and_interrupt(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    made = Watched()
+    with monkeypatch.context() as planted:
+        planted.setattr(threading.Thread, "start", start_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            made.start()
+    made.end()
+    assert made.storage.names() == ["close"]
+    assert not made.worker._thread.is_alive()  # type: ignore[union-attr]
