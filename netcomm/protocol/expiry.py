@@ -53,14 +53,15 @@ class Expiry:
         return len(self._heap) > 2 * queued + 64
 
     def split(self, run: Run, head: Run, *, may_expire: bool) -> None:
-        """`head` was cut off a waiting run; it expires as the whole would have.
+        """`head` was cut off the run that waits first in its stream; it expires as the whole would have.
 
         may_expire: whether the run expires in its time.
         """
         if run in self._with_connection:
             self._with_connection.add(head)
-        elif may_expire:
-            self.watch([head])
+        elif may_expire and head.expires_at is not None:
+            # Before the rest of the run, which has its place in the heap already.
+            heapq.heappush(self._heap, (head.expires_at, -next(self._order), head))
 
     def bind_to_connection(self, entry: Entry) -> None:
         """Let messages expire with the connection, and not before."""

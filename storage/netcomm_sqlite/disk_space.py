@@ -55,6 +55,7 @@ class DiskSpace:
 
         Raises SQLite's error of a full disk.
         """
+        self._headroom = 0  # the caller has taken pages, or is about to
         count: int = self._db.execute("PRAGMA page_count").fetchone()[0]
         if (count + more) * self._page_size > self._watch.file_size:
             self._extend_to(count + more)

@@ -253,6 +253,17 @@ def test_a_large_batch_is_stored_only_where_the_file_can_take_it_from_the_log(pa
         drain(storage, accepted)
 
 
+def test_the_file_has_blocks_for_messages_that_are_stored_one_by_one_behind_a_batch(path: Path) -> None:
+    with SqliteQueueStorage(path, durability="process") as storage:
+        append(storage, message(0))
+        append(storage, message(1))
+        append(storage, *[message(seq, 16_000) for seq in range(2, 52)])
+        for seq in range(52, 60):
+            append(storage, message(seq, 100_000))
+            pages = storage.database.conn.execute("PRAGMA page_count").fetchone()[0]
+            assert path.stat().st_size >= 4096 * pages
+
+
 def test_positions_of_new_senders_are_stored_on_a_disk_that_others_have_filled(path: Path) -> None:
     with SqliteQueueStorage(path) as storage:
         fill_by_others(path.parent)

@@ -466,6 +466,14 @@ def test_messages_of_a_batch_that_wait_behind_a_full_window_all_expire() -> None
     assert counters(outbox) == (1, 50, 1, 50)
 
 
+def test_messages_of_a_batch_that_wait_behind_a_full_window_expire_in_their_order() -> None:
+    outbox = connected(window=100)
+    append(outbox, 60)
+    deliveries = append_run(outbox, 50, 50, 50, ttl=5).deliveries()
+    assert [entry.seq for entry in take(outbox)] == [0]
+    assert [delivery for entry in outbox.expire(5) for delivery in entry.deliveries()] == deliveries
+
+
 def test_messages_of_a_batch_that_a_process_which_has_died_may_have_got_do_not_expire() -> None:
     outbox = connected()
     run = append_run(outbox, 50, 50, 50, ttl=5)
