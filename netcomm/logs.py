@@ -54,13 +54,16 @@ class _Entry(NamedTuple):
 class _Queue:
     """The records that wait, and the thread that writes them.
 
-    There is no lock: a finalizer may interrupt `put` and call it, and Ctrl-C may end it between any two steps. Where
-    two threads start a writer at once, the one that `_writer` names goes on.
+    `put` takes no lock: a finalizer may interrupt it and call it, and Ctrl-C may end it between any two steps. Where
+    two threads start a writer at once, the one that `_writer` names goes on. Another one may have taken a record before
+    it was replaced: to be a writer is a role, which one thread has at a time, so that records keep their order.
     """
 
     def __init__(self) -> None:
         self._entries: SimpleQueue[_Entry | threading.Event] = SimpleQueue()
         self._writer: threading.Thread | None = None
+        self._role = threading.Lock()
+        self._active: threading.Thread | None = None  # the thread that has the role, or had it last
         self.dropped = 0
 
     def put(self, entry: "_Entry | threading.Event") -> None:
@@ -87,13 +90,16 @@ class _Queue:
 
     def _run(self) -> None:
         current = threading.current_thread()
-        while self._writer is current:
-            try:
-                self._handle(self._entries.get(timeout=_LINGER_S))
-            except Empty:
-                self._writer = None
-                if not self._entries.empty():  # its thread has still seen this writer
-                    self._writer = current
+        with self._role:
+            self._active = current
+            while self._writer is current:
+                try:
+                    self._handle(self._entries.get(timeout=_LINGER_S))
+                except Empty:
+                    if self._writer is current:
+                        self._writer = None
+                        if not self._entries.empty():  # its thread has still seen this writer
+                            self._writer = current
 
     def _handle(self, entry: "_Entry | threading.Event") -> None:
         if isinstance(entry, threading.Event):
@@ -107,7 +113,7 @@ class _Queue:
 
     def flush(self, timeout: float) -> bool:
         """See the function `flush`."""
-        if threading.current_thread() is self._writer:
+        if threading.current_thread() is self._active:
             return False
         written = threading.Event()
         self.put(written)

@@ -26,9 +26,9 @@ _PACKAGES = ("netcomm", "netcomm_sqlite", "netcomm_mongodb")
 _TOOLS = ("netcomm.testing",)
 # Under the commit lock, and under a storage's own, only the storage works: it may use files and servers.
 _STORING = ("netcomm.runtime.group_commit", "netcomm.storage", "netcomm_sqlite", "netcomm_mongodb")
-# The lead is a role and not a lock: the thread that leads waits for the sockets, and nobody waits for it but the other
-# thread that may lead.
-_ROLES = ("netcomm.runtime.leadership",)
+# These are roles and not locks. The thread that leads waits for the sockets, and nobody waits for it but the other
+# thread that may lead. The thread that writes the log calls handlers, and nobody waits for it but one that replaces it.
+_ROLES = ("netcomm.runtime.leadership", "netcomm.logs")
 
 _BLOCKING = frozenset(
     {

@@ -172,6 +172,35 @@ def test_callbacks_that_raise_wait_for_a_handler_that_is_slow(blocks: Blocks, mo
     assert len(blocks.texts) == 10
 
 
+def test_where_two_writers_were_started_records_keep_their_order(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = threading.Condition()
+    texts: list[str] = []
+
+    class SlowFilter(logging.Filter):
+        """The first record takes until another one is written, if one is."""
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            with written:
+                if record.getMessage() == "1":
+                    written.wait_for(lambda: "2" in texts, 0.2)
+                texts.append(record.getMessage())
+                written.notify_all()
+            return False
+
+    logger.addFilter(SlowFilter())
+    log = Log(NAME)
+    log.info("0")
+    assert logs.flush(DEADLINE_S)  # its writer waits for more
+    with monkeypatch.context() as planted:
+        planted.setattr(logs._queue, "_has_writer", lambda: False)  # as two threads see it that log at once
+        log.info("1")
+    log.info("2")
+    assert logs.flush(DEADLINE_S)
+    assert texts == ["0", "1", "2"]
+
+
 def test_a_handler_may_log_and_wait_and_is_not_waited_for_by_itself(logger: logging.Logger) -> None:
     log = Log(NAME)
     flushed: list[bool] = []
