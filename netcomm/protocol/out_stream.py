@@ -158,20 +158,32 @@ class OutStream:
         self._count_ended(count, size)
 
     def requeue(self, from_seq: int = 0) -> list[Entry]:
-        """Put messages in flight, from a seq on, back in front of those that wait; returns them, the last first."""
+        """Put messages in flight, from a seq on, back in front of those that wait; returns them, the last first.
+
+        Memory may run out at each step: then each message is in flight still, or waits.
+        """
         returned: list[Entry] = []
-        in_flight = self.in_flight
-        while in_flight and in_flight[-1].seq + in_flight[-1].count > from_seq:
-            entry = in_flight.pop()
+        waiting, in_flight = self.waiting, self.in_flight
+        while in_flight and (entry := in_flight[-1]).seq + entry.count > from_seq:
             if isinstance(entry, Run):
                 if entry.seq < from_seq:
-                    in_flight.append(entry.split(from_seq - entry.seq))
+                    self._split_last(entry, from_seq - entry.seq)
                 entry.resent = True
             entry.state = QUEUED
             returned.append(entry)
-        self.waiting.extendleft(returned)
-        self.in_flight_bytes -= sum([entry.size for entry in returned])
+            waiting.appendleft(entry)
+            in_flight.pop()
+            self.in_flight_bytes -= entry.size
         return returned
+
+    def _split_last(self, run: Run, count: int) -> None:
+        """Cut off the first messages of the run that was sent last; both parts are in flight."""
+        self.in_flight.append(run)
+        try:
+            self.in_flight[-2] = run.split(count)
+        except BaseException:
+            self.in_flight.pop()
+            raise
 
     def take(
         self, budget: int, receiver: Receiver, other_bytes: int, expiry: Expiry

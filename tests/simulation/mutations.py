@@ -166,17 +166,20 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "in-flight messages lost when put back",
         f"{stream}.requeue",
-        "extendleft(returned)",
-        "extendleft(returned[:-1])",
+        "waiting.appendleft(entry)",
+        "len(returned) > 1 and waiting.appendleft(entry)",
     )
     yield Mutation(
-        "order lost when put back", f"{stream}.requeue", "extendleft(returned)", "extendleft(reversed(returned))"
+        "order lost when put back",
+        f"{stream}.requeue",
+        "waiting.appendleft(entry)",
+        "waiting.insert(len(returned) - 1, entry)",
     )
     yield Mutation("not sent again", f"{outbox}.acknowledge", "self._requeue(state, ack.received_seq)", "pass")
     yield Mutation(
         "in flight miscounted when put back",
         f"{stream}.requeue",
-        "self.in_flight_bytes -= sum([entry.size for entry in returned])",
+        "self.in_flight_bytes -= entry.size",
         "pass",
     )
     yield Mutation(

@@ -301,6 +301,29 @@ def test_the_receivers_position_tells_the_wire_of_gaps() -> None:
     assert outbox.take(NO_BUDGET_LIMIT) == (VOLATILE, 7, 2, more, [])
 
 
+def test_no_message_is_lost_where_memory_runs_out_while_the_answer_puts_messages_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    outbox = connected()
+    append_run(outbox, 50, 50, 50, ttl=1000)
+    append(outbox, 60)
+    take(outbox)
+    outbox.disconnect()
+    outbox.connect(LARGE, LARGE, RECEIVER_BOOT)
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "split", no_memory)
+        with pytest.raises(MemoryError):
+            acknowledge(outbox, 0, 2)
+    outbox.take_back()
+    outbox.disconnect()
+    connect(outbox, position=0)
+    assert [(entry.seq, entry.count) for entry in take(outbox)] == [(0, 3), (3, 1)]
+    assert counters(outbox) == (4, 210, 4, 210)
+
+
 # -- The window and the budget ------------------------------------------------------------------------------------
 
 
