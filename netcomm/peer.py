@@ -159,7 +159,7 @@ class Peer(threading.Thread):
 
     def start(self) -> None:
         """Start to connect and to accept. Raises LifecycleError where that was done before."""
-        self._runtime.start(super().start)
+        self._runtime.start(self, super().start)
 
     def run(self) -> None:
         """What the thread does; `start` calls it."""
@@ -184,7 +184,7 @@ class Peer(threading.Thread):
         It may be called from any thread, several times and at once; also from a callback, which then counts as
         returned. Not from a signal handler: set an event there, and call it from where the event is awaited.
         """
-        self._runtime.terminate(timeout, self)
+        self._runtime.terminate(timeout)
 
     # -- Sending ----------------------------------------------------------------------------------------------
 

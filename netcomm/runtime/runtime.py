@@ -54,6 +54,7 @@ class Runtime:
         self.ident = ident
         self._life = Lifecycle(ident)
         self._storage: QueueStorage | None = None
+        self._deputy: Thread | None = None
         self._link = Link(limits)
         process.enter(self)
         try:
@@ -137,13 +138,14 @@ class Runtime:
             self._link.add_listener(listening)
         return listening.address
 
-    def start(self, start_deputy: Callable[[], None]) -> None:
-        """Start all threads; start_deputy: starts the one that calls `deputize`. Raises LifecycleError."""
+    def start(self, deputy: Thread, start_deputy: Callable[[], None]) -> None:
+        """Start all threads; start_deputy: starts the deputy, which calls `deputize`. Raises LifecycleError."""
         loop, worker = self._loop, self._worker
         loop.refuse_interruption("start")
         with loop.mutex:
             self._life.check(Phase.NEW)
             self._life.phase = RUNNING
+            self._deputy = deputy
             try:
                 self._dispatcher.start(self.callbacks.dispatch, loop.lead)
                 if worker is not None:
@@ -164,8 +166,8 @@ class Runtime:
         except BaseException as error:
             self._loop.fail(error)
 
-    def terminate(self, timeout: float, deputy: Thread | None = None) -> None:
-        """See `Peer.terminate`; deputy: the thread that calls `deputize`, where its end is to be awaited."""
+    def terminate(self, timeout: float) -> None:
+        """See `Peer.terminate`."""
         if self._life.phase in (Phase.FORKED, Phase.UNMADE):
             return
         self._refuse_waiting("terminate")
@@ -186,8 +188,8 @@ class Runtime:
             if is_new:
                 self._end()
         until = min(until, monotonic() + TIMEOUT_MAX / 2)
-        if deputy is not None and deputy.ident not in (None, get_ident()):
-            deputy.join(max(2 * CLOSING_S, until - monotonic()))
+        if self._deputy is not None and self._deputy.ident not in (None, get_ident()):
+            self._deputy.join(max(2 * CLOSING_S, until - monotonic()))
         self._dispatcher.join(max(0.0, until - monotonic()))
         if self._worker is not None:
             self._worker.join(max(CLOSING_S, until - monotonic()))

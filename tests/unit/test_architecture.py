@@ -402,10 +402,10 @@ def test_tables_and_the_disk_under_them_do_not_know_each_other() -> None:
         assert not rooms_imported("netcomm_sqlite", room) & SQLITE_TABLES, room
 
 
-def run(code: str, *arguments: str) -> str:
+def run(code: str) -> str:
     """The output of a fresh interpreter, in which every warning is an error."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *arguments],
+        [sys.executable, "-W", "error", "-c", code],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -461,24 +461,3 @@ def test_importing_netcomm_starts_no_thread_and_configures_no_logging() -> None:
         "print(threading.active_count(), logging.root.handlers, log.level, *map(type, log.handlers))"
     )
     assert run(code).strip() == "1 [] 0 <class 'logging.NullHandler'>"
-
-
-IMPORT_EACH_FIRST = """
-import importlib, os, sys, traceback
-for name in sys.argv[1:]:
-    child = os.fork()
-    if child == 0:
-        try:
-            importlib.import_module(name)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(0)
-    os.waitpid(child, 0)
-print("done")
-"""
-
-
-def test_every_module_can_be_imported_first() -> None:
-    # A circle of imports shows only when somebody enters it at the wrong place.
-    names = [f"netcomm.{name}" for name in (*LIBRARY, *ON_TOP) if name not in ("testing.*", "__main__")]
-    assert run(IMPORT_EACH_FIRST, *names).strip() == "done"
