@@ -240,8 +240,14 @@ class OutStream:
 
     def _split_waiting(self, run: Run, count: int, expiry: Expiry) -> Run:
         """Cut off the first messages of the run that waits first."""
-        head = run.split(count)
-        self.waiting.appendleft(head)
+        waiting = self.waiting
+        try:
+            waiting.appendleft(run)  # a place for them
+            waiting[0] = head = run.split(count)
+        except BaseException:
+            if len(waiting) > 1 and waiting[0] is waiting[1]:
+                waiting.popleft()
+            raise
         expiry.split(run, head, may_expire=head.seq >= self.untold_below)
         return head
 

@@ -1,6 +1,7 @@
 """`protocol.outbox`: order, window, time to live, what is in flight, and that each message ends exactly once."""
 
 import random
+from collections import deque
 from dataclasses import dataclass, field
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from netcomm.errors import RemoteProtocolError
 from netcomm.limits import Limits
 from netcomm.message import Delivery, DeliveryState, Stream
-from netcomm.protocol.batch import Batch, Run
+from netcomm.protocol.batch import Batch, Entry, Run
 from netcomm.protocol.frames import Ack, Begin
 from netcomm.protocol.outbox import Outbox
 from tests.unit.helpers import OVERHEAD, make_delivery, not_waited_for
@@ -322,6 +323,23 @@ def test_no_message_is_lost_where_memory_runs_out_while_the_answer_puts_messages
     connect(outbox, position=0)
     assert [(entry.seq, entry.count) for entry in take(outbox)] == [(0, 3), (3, 1)]
     assert counters(outbox) == (4, 210, 4, 210)
+
+
+def test_no_message_is_lost_where_memory_runs_out_while_a_run_is_split() -> None:
+    class FullDeque(deque[Entry]):
+        def appendleft(self, entry: Entry) -> None:
+            raise MemoryError
+
+    outbox = connected(window=100)
+    append_run(outbox, 50, 50, 50, ttl=1000)
+    outbox.volatile.waiting = FullDeque(outbox.volatile.waiting)
+    with pytest.raises(MemoryError):
+        take(outbox)
+    outbox.take_back()
+    outbox.volatile.waiting = deque(outbox.volatile.waiting)
+    outbox.disconnect()
+    connect(outbox)
+    assert [(entry.seq, entry.count) for entry in take(outbox)] == [(0, 3)]
 
 
 # -- The window and the budget ------------------------------------------------------------------------------------
