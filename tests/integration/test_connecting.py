@@ -332,6 +332,7 @@ def _is_socket(name: str) -> bool:
     return False
 
 
+@pytest.mark.requirement("P-67", "positive")
 @linux_only
 @pytest.mark.parametrize(
     ("listen", "connect", "way"),
@@ -391,6 +392,7 @@ with socket.socket(socket.AF_UNIX) as listener:
 """
 
 
+@pytest.mark.requirement("P-67", "negative")
 @linux_only
 def test_the_local_socket_of_another_user_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() != 0:  # then this process can't start one of another user: it says that it is another itself
@@ -545,7 +547,7 @@ def _attempt_times(server: socket.socket, count: int, say: bytes = b"") -> list[
     return times
 
 
-@pytest.mark.requirement("P-58", "positive")
+@pytest.mark.requirement("P-68", "positive")
 def test_the_delay_doubles_up_to_its_limit_with_jitter() -> None:
     limits = Limits(reconnect_min_s=0.08, reconnect_max_s=0.32)
     with raw_listener() as server, SnakemqConnector("bob", *server.getsockname(), limits=limits):
@@ -567,7 +569,7 @@ def test_connectors_do_not_all_come_back_at_the_same_moment() -> None:
     assert again[-1] - again[0] > 0.02
 
 
-@pytest.mark.requirement("P-58", "positive")
+@pytest.mark.requirement("P-68", "positive")
 def test_a_good_connection_sets_the_delay_back() -> None:
     limits = Limits(reconnect_min_s=0.05, reconnect_max_s=10)
     greeting = encode.version() + hello() + encode.ident("niess") + encode.begin(frames.Begin(0, 1, 0, 0))
@@ -587,6 +589,7 @@ def test_a_good_connection_sets_the_delay_back() -> None:
             assert again - lost < 0.6
 
 
+@pytest.mark.requirement("P-68", "negative")
 def test_a_connection_that_never_identifies_does_not_set_the_delay_back() -> None:
     limits = Limits(reconnect_min_s=0.05, reconnect_max_s=10)
     with raw_listener() as server, SnakemqConnector("bob", *server.getsockname(), limits=limits):
@@ -608,6 +611,7 @@ def test_while_nobody_listens_there_the_delay_stays_short(caplog: pytest.LogCapt
 
 @pytest.mark.requirement("P-58", "positive")
 @pytest.mark.requirement("P-58", "negative")
+@pytest.mark.requirement("P-68", "negative")
 @pytest.mark.parametrize(
     "refusal",
     [encode.INCOMPATIBLE, encode.refuse(frames.RefuseCode.DUPLICATE_IDENT, "no")],

@@ -76,6 +76,7 @@ LIBRARY = [
 # What stands on the library: programs and tools for tests, which may use sockets and threads as any program does.
 ON_TOP = [
     "testing.proxy",
+    "testing.vectors",
     "testing.*",
     "testing",
     "cli.group",

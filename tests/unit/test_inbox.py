@@ -109,6 +109,8 @@ def test_a_gap_is_an_error(seqs: tuple[int, ...]) -> None:
         accept(begun(), *seqs)
 
 
+@pytest.mark.requirement("P-65", "positive")
+@pytest.mark.requirement("P-65", "negative")
 def test_a_seq_that_none_could_follow_is_an_error() -> None:
     last = 2**64 - 1
     assert accept(begun(first=last - 1, sent_below=last), last - 1) == [last - 1]

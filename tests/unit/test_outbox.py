@@ -228,6 +228,7 @@ def test_what_has_arrived_and_waits_for_callbacks_is_not_sent_again_and_can_not_
     assert counters(outbox) == (0, 0, 0, 0)
 
 
+@pytest.mark.requirement("P-45", "negative")
 def test_what_has_arrived_takes_its_part_of_the_window() -> None:
     outbox = connected(window=100)
     deliveries = append(outbox, 50, 50, 50)

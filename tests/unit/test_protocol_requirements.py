@@ -1,11 +1,14 @@
 """Requirements of docs/protocol.md as one reads them there, where no other test shows them: one peer, bytes by hand."""
 
+import sys
+import unicodedata
+
 import pytest
 
 from netcomm.errors import ConnectionRefusedByPeer
 from netcomm.limits import Limits
 from netcomm.message import DeliveryState, Stream
-from netcomm.protocol import encode, events, frames
+from netcomm.protocol import decode, encode, events, frames
 from netcomm.protocol.frames import Begin
 from netcomm.protocol.outbox import Outbox
 from netcomm.storage import MemoryQueueStorage
@@ -174,6 +177,7 @@ def test_no_refusal_is_larger_than_the_other_sides_max_frame(max_frame_bytes: in
 
 @pytest.mark.requirement("P-15", "positive")
 @pytest.mark.requirement("P-15", "negative")
+@pytest.mark.requirement("P-62", "positive")
 @pytest.mark.parametrize(("before", "told"), [(b"", False), (helpers.version(), False), (helpers.hello(), True)])
 def test_who_has_said_hello_is_told_of_a_protocol_error_and_nobody_else(before: bytes, told: bool) -> None:
     net = Net()
@@ -182,6 +186,25 @@ def test_who_has_said_hello_is_told_of_a_protocol_error_and_nobody_else(before: 
     said = net.exchange(end, handshake + bytes(4))
     assert end.gone
     assert kinds(said) == [helpers.VERSION, helpers.HELLO, helpers.IDENT] + [helpers.REFUSE] * told
+
+
+@pytest.mark.requirement("P-62", "negative")
+@pytest.mark.parametrize("seconds", [10.1, 25.1])
+def test_who_has_only_let_time_pass_is_not_refused(seconds: float) -> None:
+    net = Net()
+    end = net.raw(net.host("a"))
+    handshake = helpers.netcomm_handshake("b")
+    said = net.exchange(end, handshake[:-1] if seconds < 15 else handshake + helpers.begin())
+    net.advance(seconds)
+    assert end.gone
+    assert helpers.REFUSE not in kinds(said + packets(bytes(end.out)))
+
+
+@pytest.mark.parametrize("category", ["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Mn", "So", "Lo", "Po"])
+def test_what_is_not_printable_is_what_unicode_calls_other_or_a_separator(category: str) -> None:
+    chars = [char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) == category]
+    for char in chars[:50]:
+        assert decode.printable(char) == ("?" if category[0] in "CZ" and char != " " else char)
 
 
 @pytest.mark.requirement("P-16", "positive")
@@ -238,6 +261,22 @@ def test_nothing_goes_out_between_the_own_ident_and_the_begins() -> None:
     said = net.exchange(end, b"b" + PING + helpers.begin())
     assert kinds(said) == [helpers.BEGIN, helpers.BEGIN, helpers.PONG, helpers.ACK]
     assert {payload[0] for kind, payload in said if kind == helpers.BEGIN} == {0, 1}
+
+
+@pytest.mark.requirement("P-23", "negative")
+@pytest.mark.requirement("P-24", "negative")
+def test_who_pings_and_acknowledges_before_the_first_begin_is_answered_and_not_established() -> None:
+    net = Net()
+    host = net.host("a")
+    delivery = host.send("b", b"x")
+    end = net.raw(host)
+    said = net.exchange(end, helpers.netcomm_handshake("b") + PING + helpers.ack(0))
+    assert kinds(said)[3:] == [helpers.BEGIN, helpers.PONG, helpers.DATA]
+    net.exchange(end, helpers.ack(1))
+    assert delivery.state is DELIVERED
+    assert not host.messaging.peers.is_connected("b")
+    net.advance(10)
+    assert end.gone
 
 
 @pytest.mark.requirement("P-19", "positive")
@@ -352,6 +391,39 @@ def test_each_begin_is_answered_with_the_position_in_its_epoch(
         assert answer == packets(helpers.ack(position, stream, epoch=epoch))
 
 
+@pytest.mark.requirement("P-66", "positive")
+@pytest.mark.requirement("P-66", "negative")
+@pytest.mark.parametrize("stream", [0, 1])
+def test_what_has_arrived_of_the_epoch_before_is_handed_over_first_and_not_acknowledged(stream: int) -> None:
+    net = Net()
+    host = net.host("a", storage=MemoryQueueStorage())
+    host.holding = True
+    end = net.raw(host)
+    net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin(7, 0, 1, stream))
+    net.exchange(end, helpers.data(0, b"old 0", flags=stream) + helpers.data(1, b"old 1", flags=stream))
+    said = net.exchange(end, helpers.begin(8, 5, 5, stream) + helpers.data(5, b"new", flags=stream))
+    host.holding = False
+    said += net.exchange(end)
+    assert host.received == [("b", b"old 0", True), ("b", b"old 1", False), ("b", b"new", False)]
+    acks = [payload[1:] for kind, payload in said if kind == helpers.ACK]
+    assert {ack[:8] for ack in acks} == {(8).to_bytes(8)}
+    assert acks[-1][8:] == (6).to_bytes(8) * 2
+
+
+@pytest.mark.requirement("P-65", "positive")
+@pytest.mark.requirement("P-65", "negative")
+def test_the_last_seq_but_one_is_acknowledged_and_the_last_closes_the_connection() -> None:
+    last = 2**64 - 1
+    for packet in (helpers.data(last), helpers.batch(last, b"")):
+        net = Net()
+        host = net.host("a")
+        end = established(net, host)
+        net.exchange(end, helpers.skip(last - 1))
+        assert net.exchange(end, helpers.data(last - 1)) == packets(helpers.ack(last, epoch=7))
+        assert net.exchange(end, packet)[0][0] == helpers.REFUSE
+        assert end.gone
+
+
 @pytest.mark.requirement("P-32", "positive")
 @pytest.mark.requirement("P-32", "negative")
 @pytest.mark.parametrize(
@@ -397,6 +469,37 @@ def test_an_ack_may_name_what_was_sent_and_no_more(received: int, gone: bool) ->
     net.exchange(end)
     net.exchange(end, helpers.ack(0, received=received))
     assert end.gone is gone
+
+
+@pytest.mark.requirement("P-64", "positive")
+@pytest.mark.requirement("P-64", "negative")
+def test_an_ack_that_goes_back_settles_nothing_and_closes_nothing() -> None:
+    net = Net()
+    host = net.host("a")
+    deliveries = [host.send("b", b"x") for _ in range(3)]
+    end = established(net, host)
+    net.exchange(end, helpers.ack(2, received=3))
+    for ack in (helpers.ack(1, received=3), helpers.ack(2, received=2), helpers.ack(0)):
+        assert net.exchange(end, ack) == []
+    assert [delivery.done for delivery in deliveries] == [True, True, False]
+    end.lose()
+    # On the next connection, an answer below the first seq: the receiver may be an old backup of itself.
+    end = net.raw(host)
+    said = net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin())
+    assert (helpers.BEGIN, b"\0" + helpers.FIRST_EPOCH.to_bytes(8) + (2).to_bytes(8) + (3).to_bytes(8)) in said
+    assert net.exchange(end, helpers.ack(1)) == packets(helpers.skip(2) + helpers.data(2, b"x"))
+    net.exchange(end, helpers.ack(3))
+    assert deliveries[2].done
+    assert not end.gone
+
+
+@pytest.mark.requirement("P-39", "negative")
+@pytest.mark.parametrize("epoch", [helpers.FIRST_EPOCH, helpers.FIRST_EPOCH + 1])
+def test_an_ack_of_more_than_has_arrived_closes_the_connection_whatever_its_epoch(epoch: int) -> None:
+    net = Net()
+    end = established(net, net.host("a"))
+    net.exchange(end, helpers.ack(1, received=0, epoch=epoch))
+    assert end.gone
 
 
 @pytest.mark.requirement("P-39", "positive")
@@ -463,6 +566,31 @@ def test_a_skip_goes_before_what_follows_a_message_that_is_rejected_or_has_expir
     places = [(kind, int.from_bytes(payload[1:9] if kind == helpers.SKIP else payload[:8])) for kind, payload in said]
     data, skip = helpers.DATA, helpers.SKIP
     assert places == [(data, 0), (skip, 2), (data, 2), (data, 3), (skip, 5), (data, 5)]
+
+
+@pytest.mark.requirement("P-63", "positive")
+@pytest.mark.requirement("P-63", "negative")
+@pytest.mark.parametrize("arrived", [0, 2, 3])
+def test_what_was_skipped_counts_as_sent_where_the_connection_breaks_behind_the_skip(arrived: int) -> None:
+    net = Net()
+    host = net.host("a")
+    expired = [host.send("b", b"0", ttl=1), host.send("b", b"1", ttl=1)]
+    delivery = host.send("b", b"2")
+    net.advance(2)
+    end = net.raw(host)
+    net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin())
+    assert net.exchange(end, helpers.ack(0)) == packets(helpers.skip(2) + helpers.data(2, b"2"))
+    end.lose()
+    end = net.raw(host)
+    said = net.exchange(end, helpers.netcomm_handshake("b") + helpers.begin())
+    (begin,) = [payload for kind, payload in said if kind == helpers.BEGIN]
+    assert int.from_bytes(begin[17:]) >= 2
+    said = net.exchange(end, helpers.ack(arrived))
+    assert not end.gone
+    assert [payload[32:] for kind, payload in said if kind == helpers.DATA] == ([] if arrived == 3 else [b"2"])
+    net.exchange(end, helpers.ack(3))
+    assert delivery.state is DELIVERED
+    assert {each.state for each in expired} == {EXPIRED}
 
 
 @pytest.mark.requirement("P-42", "positive")
@@ -576,6 +704,27 @@ def test_a_legacy_peer_that_may_still_refuse_is_probed_only_when_it_has_not() ->
     net.advance(0.1)
     assert first.gone
     assert not second.gone
+
+
+@pytest.mark.requirement("P-49", "positive")
+@pytest.mark.requirement("P-50", "positive")
+def test_who_has_lost_by_its_boot_id_is_refused_each_time_and_never_established() -> None:
+    net = Net()
+    lower, higher = net.host("a"), net.host("b")
+    kept = net.connect(higher, lower)
+    net.settle()
+    for _ in range(3):
+        again = net.connect(lower, higher)
+        net.settle()
+        assert again.one.gone
+        assert again.other.gone
+    assert not kept.one.gone
+    for host in (lower, higher):
+        assert len(host.happened(events.Connected)) == 1  # else the connector's delay would begin anew
+    kept.cut()
+    net.connect(lower, higher)
+    net.settle()
+    assert lower.messaging.peers.is_connected("b")
 
 
 @pytest.mark.requirement("P-52", "positive")

@@ -1,6 +1,8 @@
 """The test vectors of docs/protocol.md, checked against netcomm both ways."""
 
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,20 @@ from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received
 from netcomm.protocol.messaging import Messaging
+from netcomm.testing import vectors as page_vectors
+from tests.fuzz import reference
 from tests.unit import helpers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 IDENT = encode.ident("x")
 
 
-def block(name: str) -> str:
-    (found,) = re.findall(rf"^```{name}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return str(found)
-
-
 def vectors(name: str) -> list[tuple[str, bytes]]:
-    """A line that is not indented, and the hex of the indented ones that follow."""
-    found = re.findall(r"^(\S.*)\n((?:[ ]+.*\n)+)", block(name), re.MULTILINE)
-    return [(head, bytes.fromhex("".join(body.split()))) for head, body in found]
+    return page_vectors.frames(PAGE, name)
 
 
 def fields(head: str) -> tuple[str, dict[str, Any]]:
+    head = re.sub(r'"(.)"\*(\d+)', lambda found: f'"{found[1] * int(found[2])}"', head)
     name, *words = re.findall(r'\S+="[^"]*"(?:,"[^"]*")*|\S+', head)
     found: dict[str, Any] = {}
     for word in words:
@@ -183,7 +181,7 @@ def test_the_conversation_is_what_two_peers_say() -> None:
     peers["bob"].send("niess", message, 0.0)
 
     portions: list[tuple[str, bytes]] = []
-    for line in block("conversation").splitlines():
+    for line in page_vectors.block(PAGE, "conversation").splitlines():
         speaker, _, packet = line.partition(":")
         if portions and portions[-1][0] == speaker:
             speaker, said = portions.pop()
@@ -204,6 +202,153 @@ def test_the_conversation_is_what_two_peers_say() -> None:
 
     assert message.state.value == "delivered"
     assert [peer.output(1, 1 << 20, 0.0)[0] for peer in peers.values()] == [[], []]
+
+
+# -- The conversation with interruptions ---------------------------------------------------------------------------
+
+
+class Talk:
+    """bob and niess, and what happens to them beside the packets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.peers = {"bob": self.process("bob", 0x0B, 0xB0, 7), "niess": self.process("niess", 0x0E, 0xE0, 9)}
+        self.number = 0  # of the connection
+        self.received: list[Received] = []  # by niess, and not handed over
+
+    @staticmethod
+    def process(name: str, peer_id: int, boot_id: int, epoch: int) -> Messaging:
+        ids = {"peer_id": bytes([peer_id]) * 16, "boot_id": bytes([boot_id]) * 16}
+        return Messaging(name, Limits(), **ids, first_epoch=epoch, wait=_never)
+
+    def other(self, name: str) -> Messaging:
+        (peer,) = (peer for ident, peer in self.peers.items() if ident != name)
+        return peer
+
+    def happens(self, what: str) -> None:
+        """What stands in parentheses."""
+        if what == "bob connects":
+            self.number += 1
+            self.peers["bob"].sessions.connection_opened(self.number, "niess's place", 1, self.now)
+            self.peers["niess"].sessions.connection_opened(self.number, "bob's place", 0, self.now)
+        elif what == "the connection is cut":
+            for peer in self.peers.values():
+                peer.sessions.connection_lost(self.number, what, self.now)
+        elif what == "niess's process dies, and another one starts":
+            self.received.clear()
+            self.peers["niess"] = self.process("niess", 0x0E, 0xE1, 10)
+            self.peers["bob"].sessions.connection_lost(self.number, what, self.now)
+        elif found := re.fullmatch(r"(\d+) s pass(?:es)?", what):
+            self.now += int(found[1])
+            for peer in self.peers.values():
+                peer.tick(self.now)
+        elif found := re.fullmatch(r"bob sends (\S+)(?: in one call)?, with uuid (\w+)(?:, and ttl (\d+))?", what):
+            self.send(re.findall(r'"(\w+)"', found[1]), bytes.fromhex(found[2]), found[3])
+        else:
+            assert what.startswith("niess hands over "), what
+            for text, mark in re.findall(r'"(\w+)"( as redelivered)?', what):
+                self.hand_over(text.encode(), bool(mark))
+
+    def send(self, texts: list[str], uuid: bytes, ttl: str | None) -> None:
+        expires_at = None if ttl is None else self.now + int(ttl)
+        payloads = [text.encode() for text in texts]
+        number = int.from_bytes(uuid[8:])
+        run = Batch("niess", uuid[:8], number, payloads, helpers.OVERHEAD, expires_at, helpers.not_waited_for).run()
+        self.peers["bob"].send("niess", run, self.now)
+
+    def hand_over(self, payload: bytes, redelivered: bool) -> None:
+        first = self.received[0]
+        place = first.handled
+        seq, *_, data = first.items[place]
+        assert (data, seq < first.redelivered_below) == (payload, redelivered)
+        self.peers["niess"].mark_handled(first, place, place + 1, self.now)
+        first.handled += 1
+        if first.handled == len(first.items):
+            self.received.pop(0)
+
+    def says(self, name: str) -> bytes:
+        said = b""
+        while buffers := self.peers[name].output(self.number, 1 << 20, self.now)[0]:
+            said += b"".join(buffers)
+        return said
+
+    def hears(self, name: str, portion: bytes) -> None:
+        helpers.receive_on(self.peers[name], self.number, portion, self.now)
+        events = self.peers[name].next_events()
+        self.received += [event for event in events if isinstance(event, Received)]
+
+
+def interrupted_conversation() -> str | None:
+    """Let bob and niess have it; returns where what is said is not what the page says."""
+    talk = Talk()
+    lines = page_vectors.block(PAGE, "conversation-with-interruptions").splitlines()
+    for speaker, group in itertools.groupby(lines, lambda line: line.partition(":")[0] if line[0] != "(" else ""):
+        if not speaker:
+            for line in group:
+                talk.happens(line[1:-1])
+            continue
+        portion = b"".join(bytes.fromhex(line.partition(":")[2]) for line in group)
+        if (said := talk.says(speaker)) != portion:
+            return f"{speaker} says {said.hex()} and not {portion.hex()}"
+        talk.hears("bob" if speaker == "niess" else "niess", portion)
+    left = [talk.says(name) for name in talk.peers]
+    return None if left == [b"", b""] and not talk.received and talk.peers["bob"].peers.idle else "something is left"
+
+
+@pytest.mark.requirement("P-28", "positive")
+@pytest.mark.requirement("P-34", "positive")
+@pytest.mark.requirement("P-41", "positive")
+@pytest.mark.requirement("P-59", "positive")
+@pytest.mark.requirement("P-61", "negative")
+@pytest.mark.requirement("P-63", "positive")
+def test_the_conversation_with_interruptions_is_what_two_peers_say() -> None:
+    assert interrupted_conversation() is None
+
+
+# -- Vectors and the reference parser ------------------------------------------------------------------------------
+
+
+def heard_by_reference(said: bytes) -> reference.Reading:
+    return reference.read(said, Limits().max_handshake_frame_bytes, Limits().max_frame_bytes)
+
+
+@pytest.mark.parametrize("name", ["vectors", "vectors-read-only", "vectors-close", "vectors-close-before-ident"])
+def test_the_reference_parser_of_the_fuzzers_reads_each_frame_as_the_page_says(name: str) -> None:
+    for head, packet in vectors(name):
+        assert heard_by_reference(packet).broken is name.startswith("vectors-close"), head
+        assert heard_by_reference(IDENT + packet).broken is (name == "vectors-close"), head
+
+
+def connections(vector: page_vectors.Vector) -> Iterator[tuple[bytes, bool]]:
+    """What the tester says on each connection, and whether the implementation closes it."""
+    words = {
+        "VERSION": encode.version(),
+        "HELLO": helpers.hello(connector=1),
+        "IDENT": IDENT,
+        "OWN-IDENT": encode.ident("own"),
+        "EPOCH": bytes(8),
+    }
+    said = b""
+    for step in vector.steps:
+        if step.kind == "says":
+            said += b"".join(words[word] if word in words else page_vectors.unhex(word) for word in step.words)
+        elif step.kind in ("cut", "again"):
+            yield said, False
+            said = b""
+    yield said, vector.steps[-1].kind == "closed"
+
+
+@pytest.mark.parametrize("vector", page_vectors.behaviour(PAGE), ids=lambda vector: vector.name)
+def test_the_reference_parser_breaks_off_no_conversation_that_goes_on(vector: page_vectors.Vector) -> None:
+    for said, closed in connections(vector):
+        reading = heard_by_reference(said)
+        unexpected = reference.UNEXPECTED in [kind for kind, _ in reference.spoken(reading.packets)]
+        # The reference knows of packets and states; of streams, it does not.
+        number = re.match(r"\[(P-\d\d)\]", vector.name)
+        assert number is not None
+        knows = closed and number[1] in ("P-04", "P-08", "P-19", "P-20", "P-21", "P-54")
+        if knows or not closed:
+            assert (reading.broken or unexpected) is closed
 
 
 @pytest.mark.parametrize("name", ["vectors-close", "vectors-close-before-ident"])
