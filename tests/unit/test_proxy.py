@@ -126,7 +126,7 @@ def test_split_bytes_come_in_order_and_in_more_than_one_piece(ends: Ends, chunk_
     proxy = ends.proxy(chunk_bytes=chunk_bytes, seed=3)
     client, server = ends.pair(proxy)
     sizes = []
-    data = bytes(range(256)) * 4
+    data = bytes(range(256)) * 100  # so many pieces that no reader misses all the gaps between them
     client.sendall(data)
     received = bytearray()
     while len(received) < len(data):
@@ -307,7 +307,7 @@ def test_a_slow_line_passes_so_many_bytes_a_second_in_each_direction_and_holds_f
     assert held_by_kernel(client) >= rate // 10
     assert first + receive(server, rate - len(first)) == data
     assert receive(client, rate) == data
-    assert 0.9 <= monotonic() - started < 2
+    assert 0.9 <= monotonic() - started < 10  # as fast as it is told to be, and a busy machine's time
 
 
 def held_by_kernel(sock: socket.socket) -> int:
