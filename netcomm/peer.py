@@ -205,14 +205,14 @@ class Peer(threading.Thread):
     def dispatch(self, timeout: float | None = 0.0) -> int:
         """Run the callbacks that wait, on the calling thread; for a peer that was made with `dispatch="manual"`.
 
-        It runs what waits when it begins, or, where nothing does, what waits after `timeout` at the latest; what comes
-        in meanwhile is left to the next call.
+        It runs what waits when it begins; what comes in meanwhile is left to the next call. Where nothing waits, it
+        runs what comes first within `timeout`, and what has come together with that.
 
         timeout: the seconds to wait where nothing waits; None for as long as it takes.
 
         Returns how many messages and events callbacks were called with, each counted once, however many functions are
         in the list: a message, a connect, a disconnect, a message that was dropped, an error. Messages that are held
-        back do not count. It may be 0 before `timeout`.
+        back do not count. 0 is returned after `timeout`, or when the peer ends.
 
         KeyboardInterrupt, and whatever else is no `Exception`, goes on to the caller, from a callback too. What was
         being handed over then is handed over again by the next call, to all functions, a message marked `redelivered`;

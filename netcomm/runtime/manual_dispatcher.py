@@ -122,9 +122,10 @@ class ManualDispatcher(Dispatcher[T]):
                 # No call between these steps and none before `try`: nothing interrupts them half-way.
                 claimed, self._thread_id, self._last_thread = True, me, me
             self._note_call()
-            if not self._items:
-                self._wait(timeout)
-            return self._handle_waiting()
+            until = None if timeout is None else monotonic() + timeout
+            while not (count := self._handle_waiting()) and self._wait(until):
+                pass
+            return count
         finally:
             if claimed:
                 self._thread_id = None
@@ -135,15 +136,17 @@ class ManualDispatcher(Dispatcher[T]):
         self._warned = False
         self._waiting_since = clocks.now()
 
-    def _wait(self, timeout: float | None) -> None:
-        """Wait for an item, at most `timeout` seconds."""
-        until = None if timeout is None else monotonic() + timeout
-        while not self._items and not self._stopped:
+    def _wait(self, until: float | None) -> bool:
+        """Wait for an item; returns whether there is one.
+
+        until: on the clock of `time.monotonic`, None for as long as it takes.
+        """
+        while not self._items and not self._stopped and not self._abandoned:
             left = None if until is None else until - monotonic()
+            self._settle()
             if (left is not None and left <= 0) or not self._bell.wait(left):
-                return
-            if not self._items and not self._stopped:
-                self._settle()
+                break
+        return bool(self._items)
 
     def _handle_waiting(self) -> int:
         """Handle the items that wait now; returns how many messages and events that were."""
