@@ -100,6 +100,12 @@ def test_the_end_lets_dispatch_return_with_what_was_put_before(scene: Scene) -> 
         scene.dispatcher.fileno()
 
 
+def test_the_descriptor_is_readable_from_the_end_on(scene: Scene) -> None:
+    scene.dispatcher.stop()
+    assert scene.dispatcher.dispatch(0.0) == 0
+    assert readable(scene.dispatcher)
+
+
 def test_dispatch_does_not_run_in_itself_and_not_twice_at_once(scene: Scene) -> None:
     entered, leave = threading.Event(), threading.Event()
     refused: list[str] = []
