@@ -228,8 +228,8 @@ class Peer(threading.Thread):
     def fileno(self) -> int:
         """A descriptor that is readable while something waits for `dispatch`; to be watched by a main loop, not read.
 
-        Now and then it may be readable though nothing waits: `dispatch` returns 0 then. `terminate` closes it: take it
-        out of the main loop before.
+        Now and then it may be readable though nothing waits: `dispatch` returns 0 then. When the peer ends, it is
+        readable until `dispatch` has raised LifecycleError. `terminate` closes it: take it out of the main loop before.
 
         Raises ConfigurationError where the peer has a thread for its callbacks, and LifecycleError after `terminate`.
         May be called from any thread, also before `start`.

@@ -73,6 +73,9 @@ class Dispatcher(ABC, Generic[T]):
     def warn(self, now: float) -> None:
         """On the thread that leads, once `overdue_at` has come: tell where items wait for the program."""
 
+    def hush(self) -> None:
+        """The program is told of the end: its descriptor need not be readable any more."""
+
     # -- For the program --------------------------------------------------------------------------------------
 
     def dispatch(self, timeout: float | None) -> int:

@@ -81,6 +81,10 @@ class ManualDispatcher(Dispatcher[T]):
         """Close the descriptor."""
         self._bell.close()
 
+    def hush(self) -> None:
+        """Let the descriptor be readable no more."""
+        self._bell.clear()
+
     def abandon(self) -> None:
         """In a forked child: forget what waits. A thread of the parent may hold the bell's lock for ever."""
         self._abandoned = True

@@ -284,7 +284,10 @@ class Runtime:
     def dispatch(self, timeout: float | None) -> int:
         """See `Peer.dispatch`."""
         self._refuse_waiting("dispatch")
-        if self._life.phase is not TERMINATED or self._dispatcher.empty:
+        has_ended = self._life.phase is TERMINATED
+        if has_ended and self._dispatcher.empty:
+            self._dispatcher.hush()  # it has rung for the end, which is told now
+        if not has_ended or self._dispatcher.empty:
             self._life.check(RUNNING, Phase.TERMINATING)
         count = self._dispatcher.dispatch(timeout)
         self._life.check_process()

@@ -7,6 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,6 +346,18 @@ def test_events_of_the_end_can_be_dispatched_behind_it(pair: Pair) -> None:
         pair.niess.dispatch()
 
 
+def test_a_main_loop_hears_once_of_a_peer_that_has_failed(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[BaseException] = []
+    pair.niess.on_error.add(errors.append)
+    pair.niess._runtime._loop.fail(ValueError("boom"))
+    pair.niess.join(DEADLINE_S)
+    pair.wait_readable()
+    with pytest.raises(LifecycleError, match="boom"):
+        pair.dispatch_on()
+    assert len(errors) == 1
+    assert not select.select([pair.niess], [], [], 0)[0]
+
+
 # -- A program that forgets -------------------------------------------------------------------------------------------
 
 
@@ -421,3 +434,18 @@ def test_a_child_that_a_callback_forks_goes_on_without_the_peer(pair: Pair) -> N
     assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
     pair.bob.send("niess", b"the parent goes on")
     pair.dispatch_until(2)
+
+
+def test_positions_in_persistent_messages_are_stored_when_callbacks_have_returned(tmp_path: Path) -> None:
+    with Pair(storage=f"sqlite:///{tmp_path / 'niess.db'}") as pair:
+        carol = netcomm.SnakemqConnector(
+            "carol", *pair.niess.address, persistent=True, storage=f"sqlite:///{tmp_path / 'carol.db'}"
+        )
+        pair.niess.on_recv.add(pair.take)
+        with carol:
+            deliveries = carol.send_many("niess", [b"%d" % number for number in range(50)])
+            pair.wait_readable()
+            assert not deliveries[0].done
+            pair.dispatch_until(50)
+            assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
+    assert pair.got == [b"%d" % number for number in range(50)]
