@@ -10,6 +10,7 @@ import logging
 from netcomm.callbacks import Callback
 from netcomm.connector import SnakemqConnector
 from netcomm.errors import (
+    AlreadyDispatching,
     BindError,
     ConfigurationError,
     ConnectionRefusedByPeer,
@@ -50,6 +51,7 @@ __all__ = [
     "ConfigurationError",
     "BindError",
     "LifecycleError",
+    "AlreadyDispatching",
     "ReentrantCall",
     "ProtocolError",
     "LocalProtocolError",

@@ -27,7 +27,7 @@ class Callback:
     All methods may be called from any thread.
     """
 
-    __slots__ = ("_added", "_check", "_lock", "_name", "_removed", "_report", "functions")
+    __slots__ = ("_added", "_catches", "_check", "_lock", "_name", "_removed", "_report", "functions")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Callback:
         added: Callable[[], None] | None = None,
         check: Callable[[], None] | None = None,
         removed: Callable[[], None] | None = None,
+        catches: type[BaseException] = BaseException,
     ) -> None:
         """Make an empty list.
 
@@ -44,8 +45,10 @@ class Callback:
         added: called after each `add`.
         check: called before the list is changed; what it raises keeps it from being changed.
         removed: called after each `remove`.
+        catches: what of the exceptions of functions is caught; others go on to the caller.
         """
         self._removed = removed
+        self._catches = catches
         self._added = added
         self._check = check
         self._name = name
@@ -98,12 +101,14 @@ class Callback:
         for function in self.functions:
             try:
                 function(*args)
-            # Everything, SystemExit too: the thread that calls belongs to the library, not to the function.
+            # Everything, SystemExit too: where the thread that calls is the library's, it is not the function's to end.
             except BaseException as error:
                 self.failed(function, error)
 
     def failed(self, function: Callable[..., Any], error: BaseException) -> None:
-        """Tell that a function has raised; called while the exception is handled."""
+        """Tell that a function has raised, or raise that again; called while the exception is handled."""
+        if not isinstance(error, self._catches):
+            raise
         log.exception("%s: %r raised", self._name, function)
         logs.keep_up()
         if self._report is not None:

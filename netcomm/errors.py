@@ -4,6 +4,7 @@ NetcommError
 ├── ConfigurationError (ValueError)   a bad argument, an unknown storage scheme
 ├── BindError (OSError)               a listener can't have its address
 ├── LifecycleError                    used before start, after terminate, or in a forked child
+├── AlreadyDispatching                dispatch was called while it runs: in a callback, or by another thread
 ├── ReentrantCall                     a finalizer or a signal handler asked for what can't be done there
 ├── ProtocolError
 │   ├── LocalProtocolError            this program broke the protocol
@@ -35,6 +36,10 @@ class BindError(NetcommError, OSError):
 
 class LifecycleError(NetcommError):
     """The peer was used before `start`, after `terminate`, or in a forked child."""
+
+
+class AlreadyDispatching(NetcommError):
+    """`Peer.dispatch` was called while it runs: in a callback, or by another thread. Callbacks run one at a time."""
 
 
 class ReentrantCall(NetcommError):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from netcomm.errors import ConfigurationError
 from netcomm.limits import Limits
@@ -51,7 +51,8 @@ class Peer(threading.Thread):
     """A named partner in conversations, on any number of connections.
 
     It is a thread: `start` it, and `terminate` it; `with` does both. Callbacks run on another thread, the dispatcher,
-    one at a time and in the order of what happened, so they may take their time, and use the peer.
+    one at a time and in the order of what happened, so they may take their time, and use the peer. With
+    `dispatch="manual"`, they run in `dispatch`, on a thread of the program.
 
     Callback lists, each with what its functions are called with:
 
@@ -76,6 +77,7 @@ class Peer(threading.Thread):
         encoding: str | None = None,
         ttl: float | None = None,
         limits: Limits | None = None,
+        dispatch: Literal["thread", "manual"] = "thread",
     ) -> None:
         """Make a peer that is connected to nothing yet.
 
@@ -88,6 +90,7 @@ class Peer(threading.Thread):
         encoding: the name of a codec; with it, `send` takes str too, and `on_recv` gets str.
         ttl: the seconds that messages live for, where `send` says nothing else; None for no limit.
         limits: sizes and times, see `Limits`.
+        dispatch: "thread" runs callbacks on a thread of the peer's own; "manual" where the program calls `dispatch`.
 
         Raises ConfigurationError for an argument that can't be used; StorageError where the storage can't be opened.
         """
@@ -108,9 +111,17 @@ class Peer(threading.Thread):
         check_ttl(ttl)
         if not isinstance(storage, str | QueueStorage | None):
             raise ConfigurationError(f"a storage must be a URL or a QueueStorage, not {type(storage).__name__}")
+        if dispatch not in ("thread", "manual"):
+            raise ConfigurationError(f'dispatch must be "thread" or "manual", not {dispatch!r}')
         limits = limits if limits is not None else Limits()
         self._runtime = runtime = Runtime(
-            ident, limits, storage, encoding=encoding, ttl=ttl, persistent=bool(persistent)
+            ident,
+            limits,
+            storage,
+            encoding=encoding,
+            ttl=ttl,
+            persistent=bool(persistent),
+            on_program_thread=dispatch == "manual",
         )
         callbacks = runtime.callbacks
         self.on_recv, self.on_message = callbacks.on_recv, callbacks.on_message
@@ -181,10 +192,49 @@ class Peer(threading.Thread):
         through its callbacks. Then it closes the connections and ends the threads. Transient messages that are not
         delivered end as DISCARDED; persistent ones stay in their storage.
 
+        A peer that was made with `dispatch="manual"`: what waits for `dispatch` stays unacknowledged where no other
+        thread has called that last. While another one has, it has the time to go on.
+
         It may be called from any thread, several times and at once; also from a callback, which then counts as
         returned. Not from a signal handler: set an event there, and call it from where the event is awaited.
         """
         self._runtime.terminate(timeout)
+
+    # -- Callbacks on a thread of the program -----------------------------------------------------------------
+
+    def dispatch(self, timeout: float | None = 0.0) -> int:
+        """Run the callbacks that wait, on the calling thread; for a peer that was made with `dispatch="manual"`.
+
+        It runs what waits when it begins; what comes in meanwhile is left to the next call. Where nothing waits, it
+        runs what comes first within `timeout`, and what has come together with that.
+
+        timeout: the seconds to wait where nothing waits; None for as long as it takes.
+
+        Returns how many messages and events callbacks were called with, each counted once, however many functions are
+        in the list: a message, a connect, a disconnect, a message that was dropped, an error. Messages that are held
+        back do not count. 0 is returned after `timeout`, or when the peer ends.
+
+        KeyboardInterrupt, and whatever else is no `Exception`, goes on to the caller, from a callback too. What was
+        being handed over then is handed over again by the next call, to all functions, a message marked `redelivered`;
+        it is not acknowledged before.
+
+        While and after the peer is terminated, it runs the callbacks of the events that still wait, and hands over
+        messages only until it ends. Raises AlreadyDispatching in a callback, and while another thread dispatches;
+        ConfigurationError where the peer has a thread for its callbacks; LifecycleError before `start`, in a forked
+        child, and after `terminate`, once nothing waits. May be called from any thread, one at a time.
+        """
+        return self._runtime.dispatch(timeout)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while something waits for `dispatch`; to be watched by a main loop, not read.
+
+        Now and then it may be readable though nothing waits: `dispatch` returns 0 then. When the peer ends, it is
+        readable until `dispatch` has raised LifecycleError. `terminate` closes it: take it out of the main loop before.
+
+        Raises ConfigurationError where the peer has a thread for its callbacks, and LifecycleError after `terminate`.
+        May be called from any thread, also before `start`.
+        """
+        return self._runtime.fileno()
 
     # -- Sending ----------------------------------------------------------------------------------------------
 

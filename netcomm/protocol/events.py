@@ -36,6 +36,7 @@ class Received:
     runs, payloads: the messages, as in `frames.Data`; their seqs follow each other.
     size: the bytes that they count as.
     handled: how many of them, from the first on, the node has been told of.
+    returned: how many it is to be told of, where they are noted first.
     """
 
     ident: str
@@ -46,6 +47,7 @@ class Received:
     payloads: list[bytes]
     size: int
     handled: int = field(default=0, compare=False)
+    returned: int = field(default=0, compare=False)
 
     @property
     def items(self) -> list[frames.Item]:
@@ -55,9 +57,13 @@ class Received:
 
 @dataclass(slots=True)
 class Dropped:
-    """Messages have ended without being delivered."""
+    """Messages have ended without being delivered.
+
+    told: of how many of them, from the first on, callbacks have been told.
+    """
 
     deliveries: list[Delivery]
+    told: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)

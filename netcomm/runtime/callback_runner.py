@@ -1,6 +1,7 @@
-"""`CallbackRunner`: runs the functions of the callback lists, on the dispatcher's thread, with no lock held."""
+"""`CallbackRunner`: runs the functions of the callback lists, on the thread that dispatches, with no lock held."""
 
 from collections import deque
+from collections.abc import Callable
 from operator import length_hint
 from typing import Any
 
@@ -24,12 +25,24 @@ class Release:
     """To the dispatcher: there may be a function for the messages that were held back."""
 
 
+def weigh(event: "Event | Release") -> int:
+    """How many messages and events an event holds that no callback has been told of."""
+    match event:
+        case Received():
+            return len(event.payloads) - event.returned
+        case Dropped():
+            return len(event.deliveries) - event.told
+        case Release():
+            return 0
+    return 1
+
+
 class CallbackRunner:
     """Hands events to callbacks, messages in batches.
 
     While neither `on_recv` nor `on_message` has a function, messages are held back, and are not acknowledged.
 
-    All methods but `release` are called on the dispatcher's thread.
+    All methods but `release` are called on the thread that dispatches.
     """
 
     def __init__(
@@ -49,13 +62,19 @@ class CallbackRunner:
         self._handover = handover
         self._encoding = encoding
         self._held: deque[Received] = deque()  # what came in while there was no function to hand it to
-        check, report = life.check_process, self._report
-        self.on_recv = Callback("on_recv", self._not_handled, self.release, check, self._look_at_functions)
-        self.on_message = Callback("on_message", self._not_handled, self.release, check, self._look_at_functions)
-        self.on_connect = Callback("on_connect", report, check=check)
-        self.on_disconnect = Callback("on_disconnect", report, check=check)
-        self.on_drop = Callback("on_drop", report, check=check)
-        self.on_error = Callback("on_error", check=check)
+        # A thread of the program has KeyboardInterrupt and SystemExit for itself, and goes on in a forked child.
+        self._catches: type[BaseException] = BaseException if dispatcher.owns_thread else Exception
+        self._end_child: Callable[[BaseException | None], None] = (
+            process.end_child if dispatcher.owns_thread else lambda error: None
+        )
+        catches = self._catches
+        check, report, failed, look = life.check_process, self._report, self._not_handled, self._look_at_functions
+        self.on_recv = Callback("on_recv", failed, self.release, check, look, catches)
+        self.on_message = Callback("on_message", failed, self.release, check, look, catches)
+        self.on_connect = Callback("on_connect", report, check=check, catches=catches)
+        self.on_disconnect = Callback("on_disconnect", report, check=check, catches=catches)
+        self.on_drop = Callback("on_drop", report, check=check, catches=catches)
+        self.on_error = Callback("on_error", check=check, catches=catches)
 
     def release(self) -> None:
         """From any thread: a function was added; hand over what was held back."""
@@ -68,16 +87,17 @@ class CallbackRunner:
     @property
     def holds_back(self) -> bool:
         """With the mutex held: whether messages wait for a function."""
-        return bool(self._held)
+        return bool(self._held) and self._handover.batch is None
 
-    def dispatch(self, event: "Event | Release") -> None:
-        """Run the callbacks of an event."""
+    def dispatch(self, event: "Event | Release") -> int:
+        """Run the callbacks of an event; returns how many messages and events were handed over."""
         self._loop.leadership.begin_work()
+        count = 1
         match event:
             case Received() | Release():
                 try:
-                    self._dispatch_received(event)
-                except BaseException as error:
+                    count = self._dispatch_received(event)
+                except self._catches as error:
                     # A message may have been passed over: no later one may be acknowledged, for that would cover it.
                     self._loop.fail(error)
             case Connected(ident):
@@ -85,54 +105,65 @@ class CallbackRunner:
             case Disconnected(ident):
                 self.on_disconnect(ident)
             case Dropped(deliveries):
-                for delivery in deliveries:
+                count = len(deliveries) - event.told
+                for delivery in deliveries[event.told :]:
                     self.on_drop(delivery.ident, delivery)
+                    event.told += 1
             case ErrorReported(error):
                 self.on_error(error)
         if self._life.phase is FORKED:  # by a callback, which has returned
-            process.end_child(None)
+            self._end_child(None)
+            return count
         if self._messaging.urgent:  # what a callback has sent
             with self._loop.mutex:
-                self._loop.process_pending()
+                self._loop.hand_on()
+        return count
 
     # -- Messages ---------------------------------------------------------------------------------------------
 
-    def _dispatch_received(self, event: "Received | Release") -> None:
+    def _dispatch_received(self, event: "Received | Release") -> int:
         if isinstance(event, Release):
-            self._run_held()
-        elif self._held:
+            return self._run_held()
+        if self._held:
             self._held.append(event)
-            self._run_held()
-        elif self.on_recv.functions or self.on_message.functions:
-            self.run(event)
-        else:
-            with self._loop.mutex:
-                self._held.append(event)
-                self._loop.changed.notify_all()  # `terminate` does not wait for what is held back
-            self._tell_of_held()
+            return self._run_held()
+        if self.on_recv.functions or self.on_message.functions:
+            return self.run(event)
+        with self._loop.mutex:
+            self._held.append(event)
+            self._loop.changed.notify_all()  # `terminate` does not wait for what is held back
+        self._tell_of_held()
+        return 0
 
     def _tell_of_held(self) -> None:
         log.warning("%r holds messages back: on_recv and on_message are empty", self._life.ident)
 
-    def _run_held(self) -> None:
+    def _run_held(self) -> int:
+        count = 0
         while self._held and (self.on_recv or self.on_message):
-            self.run(self._held.popleft())
+            count += self.run(self._held[0])
+            self._held.popleft()  # not sooner: `run` may be interrupted, and may hold the batch back again
+        return count
 
-    def run(self, received: Received) -> None:
-        """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end."""
+    def run(self, received: Received) -> int:
+        """Run the callbacks of a batch; acknowledge it in parts, as the time goes by, and at its end.
+
+        Returns how many messages they were called with.
+        """
         loop, handover = self._loop, self._handover
         count = len(received.payloads)
+        before = received.returned or received.handled
         loop.handing_over(count)
         with loop.mutex:
             left = handover.begin(received)
             if count > 1 and not loop.leadership.vacant:
-                loop.process_pending()  # the deputy has to know when it is to look
+                loop.hand_on()  # the deputy has to know when it is to look
         ident, encoding = received.ident, self._encoding
         on_recv, on_message = self.on_recv, self.on_message
         items: list[frames.Item] = []
         for payload in left:
             if handover.attention and not self._attend():
-                return
+                return count - before - length_hint(left) - 1
             data: Any = payload if encoding is None else self._decode(payload, encoding, ident)
             if data is not None:
                 for function in on_recv.functions:  # as on_recv(ident, data), which costs a call more for each message
@@ -145,13 +176,13 @@ class CallbackRunner:
                 on_message(ident, _message(items[-length_hint(left) - 1], received.redelivered_below))
         with loop.mutex:
             handover.attention = handover.muted
-            if handover.muted:
-                return
-            handover.report(running=0)
-            handover.end()
-            loop.process_pending()
-            if self._life.phase is not RUNNING:
-                loop.changed.notify_all()
+            if not handover.muted:
+                handover.report(running=0)
+                handover.end()
+                loop.hand_on()
+                if self._life.phase is not RUNNING:
+                    loop.changed.notify_all()
+        return count - before
 
     def _attend(self) -> bool:
         """Between two callbacks: returns False where there are to be no more of them."""
@@ -167,7 +198,7 @@ class CallbackRunner:
                 self._held.appendleft(handover.batch)
                 handover.end()
                 loop.changed.notify_all()
-            loop.process_pending()
+            loop.hand_on()
         if not has_functions:
             self._tell_of_held()
         return has_functions
@@ -184,7 +215,7 @@ class CallbackRunner:
 
     def _report(self, error: BaseException) -> None:
         if self._life.phase is FORKED:  # by the callback that has raised: it means the child
-            process.end_child(error)
+            self._end_child(error)
         self.on_error(error)
 
     def _not_handled(self, error: BaseException) -> None:
@@ -197,7 +228,7 @@ class CallbackRunner:
             with self._loop.mutex:
                 first = not self._handover.muted
                 self._handover.mute()
-                self._loop.process_pending()
+                self._loop.hand_on()
             if first:
                 log.warning(
                     "the program is ending, and a callback raised: %r hands over no more messages, and leaves this one"

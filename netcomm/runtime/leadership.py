@@ -99,7 +99,13 @@ class Leadership:
 
     def await_deputy(self) -> None:
         """The worker is going to wait for something that only who leads can bring about."""
-        self._alarm.put(True)
+        if self.vacant:
+            self._alarm.put(True)
+
+    def retire(self) -> None:
+        """Instead of a worker that leads: let the deputy lead from its start on, until `stop`."""
+        self.begin_work()
+        self.await_deputy()
 
     def deputize(self) -> bool:
         """Wait until the deputy has to lead, which it then does; returns False after `stop`.

@@ -52,6 +52,8 @@ class Loop:
     is_interrupting: called without arguments, returns whether the caller's thread has the mutex already.
     wake: called without arguments, from any thread, lets the loop look at what was changed.
     has_sent: whether something was sent since messages have come in last.
+    hand_on: called without arguments, with the mutex held, when callbacks have run: `process_pending`. A thread of the
+        program, which signals may interrupt, leaves that to the thread that leads.
     """
 
     def __init__(
@@ -78,6 +80,10 @@ class Loop:
         self._deferred: deque[tuple[str, Entry]] = deque()
         self.has_sent = False
         self._eager = False
+        self.hand_on: Callable[[], None] = self.process_pending
+        if not dispatcher.owns_thread:
+            self.hand_on = self.wake
+            self.leadership.retire()
         self.renew_mutex()
 
     def renew_mutex(self) -> None:
@@ -132,7 +138,8 @@ class Loop:
         with mutex:
             if self.leadership.wanted:
                 return
-            if self._messaging.has_pending_work or self._deferred:  # since a caller found nobody who waits
+            # Since another thread found nobody who waits.
+            if self._messaging.has_pending_work or self._deferred or self._handover.untold:
                 self.process_pending()
             when = self._wake_at = self._next_deadline()
         timeout = None if when is None else max(0.0, when - clocks.now())
@@ -143,13 +150,18 @@ class Loop:
             # Behind what has come in: who has answered in time is not late because nobody could read.
             if when is not None and (now := clocks.now()) >= when:
                 self._handover.report_due(now)
+                if self._dispatcher.overdue_at is not None:
+                    self._dispatcher.warn(now)
                 node.tick(now)
             self.process_pending()
 
     def _next_deadline(self) -> float | None:
         """With the mutex held: when the loop has something to do, though nothing happens."""
-        when, report_at = self._node.deadline(), self._handover.report_at
-        return report_at if when is None or (report_at is not None and report_at < when) else when
+        when = self._node.deadline()
+        for other in (self._handover.report_at, self._dispatcher.overdue_at):
+            if other is not None and (when is None or other < when):
+                when = other
+        return when
 
     def handing_over(self, count: int) -> None:
         """On the dispatcher's thread: so many messages that have come in together go to callbacks.
@@ -165,6 +177,9 @@ class Loop:
         """Write what can be written, and hand on what is for other threads."""
         if self._deferred:
             self.queue_deferred()
+        if self._handover.untold:
+            self._handover.tell(clocks.now())
+            self.changed.notify_all()  # `terminate` waits for callbacks
         if self._messaging.has_pending_work:
             try:
                 self._process_pending()
@@ -260,7 +275,7 @@ class Loop:
         until: on the clock of `time.monotonic`, None for as long as it takes.
         """
         if self._dispatcher.is_current():
-            self.process_pending()
+            self.hand_on()
             self.leadership.await_deputy()
         self._waiters += 1
         try:

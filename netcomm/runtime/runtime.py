@@ -2,8 +2,9 @@
 
 Three kinds of threads meet here. The *dispatcher* runs callbacks. *Callers* send and wait. And the *loop* waits for the
 sockets: it is a role, and the dispatcher's while no callback is to be run. The Peer itself, which is a thread, is the
-deputy, which leads while callbacks keep the dispatcher from it. With a storage, a fourth thread, the *storage worker*,
-does its background work. Persistent messages are stored by the callers, before `send` returns.
+deputy, which leads while callbacks keep the dispatcher from it; always, where a thread of the program dispatches. With
+a storage, a fourth thread, the *storage worker*, does its background work. Persistent messages are stored by the
+callers, before `send` returns.
 """
 
 import os
@@ -19,12 +20,13 @@ from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.remote_peer import PeerStats
 from netcomm.runtime import process
-from netcomm.runtime.callback_runner import CallbackRunner, Release
-from netcomm.runtime.dispatcher import Dispatcher
+from netcomm.runtime.callback_runner import CallbackRunner, Release, weigh
+from netcomm.runtime.dispatcher import Dispatcher, ThreadDispatcher
 from netcomm.runtime.group_commit import GroupCommit
-from netcomm.runtime.handover import Handover
+from netcomm.runtime.handover import Handover, NotedHandover
 from netcomm.runtime.lifecycle import RUNNING, TERMINATED, Lifecycle, Phase
 from netcomm.runtime.loop import CLOSING_S, Loop, reentrant
+from netcomm.runtime.manual_dispatcher import ManualDispatcher
 from netcomm.runtime.sender import Sender
 from netcomm.runtime.storage_worker import StorageWorker
 from netcomm.storage import QueueStorage, open_storage
@@ -49,18 +51,29 @@ class Runtime:
         encoding: str | None,
         ttl: float | None,
         persistent: bool,
+        on_program_thread: bool = False,
     ) -> None:
-        """Make all of it; no thread runs before `start`. Raises StorageError where the storage can't be opened."""
+        """Make all of it; no thread runs before `start`.
+
+        on_program_thread: whether callbacks run where the program calls `dispatch`, and not on a thread of their own.
+
+        Raises StorageError where the storage can't be opened.
+        """
         self.ident = ident
         self._life = Lifecycle(ident)
         self._storage: QueueStorage | None = None
         self._deputy: Thread | None = None
         self._link = Link(limits)
+        self._dispatcher: Dispatcher[Event | Release]
+        self._dispatcher = ThreadDispatcher(f"netcomm-{ident}-dispatcher", self._link.ring)
         process.enter(self)
         try:
+            if on_program_thread:
+                self._dispatcher = ManualDispatcher(ident, weigh)
             self._build(limits, storage, encoding, ttl, persistent)
         except BaseException:
             process.leave(self)
+            self._dispatcher.close()
             self._link.close_now()
             if self._storage is not None:
                 self._storage.close()
@@ -93,8 +106,7 @@ class Runtime:
         if opened is not None:
             for request in node.restore(opened.streams(), opened.positions(), *clocks.read()):
                 request.carry_out(opened)
-        self._dispatcher: Dispatcher[Event | Release] = Dispatcher(f"{name}-dispatcher", link.ring)
-        self._handover = Handover(node)
+        self._handover = Handover(node) if self._dispatcher.owns_thread else NotedHandover(node)
         store = _no_storage if worker is None else worker.put
         self._loop = loop = Loop(life, node, link, self._dispatcher, self._handover, store)
         self.callbacks = CallbackRunner(life, messaging, loop, self._dispatcher, self._handover, encoding)
@@ -156,6 +168,7 @@ class Runtime:
                 failure = error
                 loop.leadership.stop()  # before a thread that was started can poll what is closed now
         self._end()
+        self._dispatcher.close()
         raise failure
 
     def deputize(self) -> None:
@@ -183,7 +196,7 @@ class Runtime:
                 elif self._life.phase is RUNNING:
                     self._end_running(until - CLOSING_S, in_callback)
                 elif in_callback and not self._handover.muted:
-                    self._count_callback()
+                    self._end_callbacks(running=0)
         finally:  # also where the caller was interrupted: nobody else ends what was never started
             if is_new:
                 self._end()
@@ -193,6 +206,7 @@ class Runtime:
         self._dispatcher.join(max(0.0, until - monotonic()))
         if self._worker is not None:
             self._worker.join(max(CLOSING_S, until - monotonic()))
+        self._dispatcher.close()
         logs.flush(max(CLOSING_S, until - monotonic()))
 
     def _end_running(self, until: float, in_callback: bool) -> None:
@@ -213,8 +227,8 @@ class Runtime:
         loop.wait_until(lambda: messaging.peers.may_end and not loop.has_deferred, until)
         messaging.sessions.stop_receiving()
         loop.wake()
-        if in_callback:
-            self._count_callback()
+        if not self._dispatcher.goes_on_meanwhile():
+            self._end_callbacks(running=0 if in_callback else 1)
         loop.wait_until(self._may_close, until)
 
     def _may_close(self) -> bool:
@@ -222,10 +236,13 @@ class Runtime:
         callbacks_are_done = self._handover.muted or self.callbacks.holds_back or self._messaging.all_handed_over
         return self._messaging.storage_sync.all_stored and callbacks_are_done
 
-    def _count_callback(self) -> None:
-        """With the mutex held: the callback that terminates the peer counts as returned, and is the last one."""
-        self._handover.mute(running=0)
-        self._loop.process_pending()
+    def _end_callbacks(self, running: int) -> None:
+        """With the mutex held: no more callbacks are called.
+
+        running: 0 where a callback terminates the peer, which counts as returned; else 1.
+        """
+        self._handover.mute(running)
+        self._loop.hand_on()
         self._loop.changed.notify_all()
 
     def _stop_threads(self) -> None:
@@ -259,6 +276,7 @@ class Runtime:
         self._life.phase = Phase.FORKED
         if self._storage is not None:
             self._storage.abandon()
+        self._dispatcher.abandon()
         if not unmade:
             self._loop.renew_mutex()
             # A callback may have forked, and the dispatcher goes on here.
@@ -268,6 +286,24 @@ class Runtime:
     def check_running(self) -> None:
         """Raise LifecycleError where the peer is not running."""
         self._life.check_running()
+
+    # -- On a thread of the program ---------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """See `Peer.fileno`."""
+        return self._dispatcher.fileno()
+
+    def dispatch(self, timeout: float | None) -> int:
+        """See `Peer.dispatch`."""
+        self._refuse_waiting("dispatch")
+        has_ended = self._life.phase is TERMINATED
+        if has_ended and self._dispatcher.empty:
+            self._dispatcher.hush()  # it has rung for the end, which is told now
+        if not has_ended or self._dispatcher.empty:
+            self._life.check(RUNNING, Phase.TERMINATING)
+        count = self._dispatcher.dispatch(timeout)
+        self._life.check_process()
+        return count
 
     # -- Waiting ----------------------------------------------------------------------------------------------
 

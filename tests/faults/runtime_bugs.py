@@ -63,8 +63,8 @@ def _bugs() -> Iterator[RuntimeBug]:
     yield _bug(
         "messages pass those that are held back",
         "callback_runner:CallbackRunner._dispatch_received",
-        "elif self._held:",
-        "elif False:",
+        "if self._held:",
+        "if False:",
         "unit/test_peer_held::test_what_has_come_in_behind_held_messages_is_handed_over_behind_them",
     )
     yield _bug(
@@ -255,6 +255,66 @@ def _bugs() -> Iterator[RuntimeBug]:
         " and not _mark_is_inherited",
         "",
         "unit/test_process::test_a_child_that_is_forked_while_its_parent_ends_is_not_ending",
+    )
+
+    # On a thread of the program
+    yield _bug(
+        "what interrupts a callback is swallowed, and what was interrupted counts as handled",
+        "manual_dispatcher:ManualDispatcher._handle_waiting",
+        "except Exception:",
+        "except BaseException:",
+        "unit/test_manual_dispatcher::test_what_was_interrupted_is_handled_again_and_keeps_its_place",
+    )
+    yield _bug(
+        "the descriptor tells of the end only once",
+        "manual_dispatcher:ManualDispatcher._settle",
+        "if not self._items and not self._stopped:",
+        "if not self._items:",
+        "unit/test_manual_dispatcher::test_the_descriptor_is_readable_from_the_end_on",
+    )
+    yield _bug(
+        "the node is told of callbacks when the next message comes",
+        "loop:Loop.process_pending",
+        "if self._handover.untold:",
+        "if False:",
+        "integration/test_manual_dispatch::test_messages_are_delivered_where_the_program_dispatches_and_not_before",
+    )
+    yield _bug(
+        "what was interrupted is begun with from where the node was told last",
+        "handover:NotedHandover.begin",
+        "iter(batch.payloads[batch.returned :])",
+        "iter(batch.payloads[batch.handled :])",
+        "unit/test_handover_noted::test_a_message_that_was_interrupted_comes_again_and_is_marked",
+        "unit/test_handover_noted::test_a_batch_that_was_held_back_goes_on_behind_what_the_node_has_not_heard_of",
+    )
+    yield _bug(
+        "a message that comes again is not marked",
+        "handover:NotedHandover.begin",
+        "batch.redelivered_below = max(batch.redelivered_below, seq + 1)",
+        "pass",
+        "unit/test_handover_noted::test_a_message_that_was_interrupted_comes_again_and_is_marked",
+        "integration/test_manual_dispatch::test_a_message_whose_callback_was_interrupted_comes_again_and_no_other_does",
+    )
+    yield _bug(
+        "the thread that dispatches waits at the end for what only it could handle",
+        "manual_dispatcher:ManualDispatcher.goes_on_meanwhile",
+        "return self._last_thread not in (None, get_ident())",
+        "return True",
+        "integration/test_manual_dispatch::test_the_thread_that_dispatches_does_not_wait_for_itself",
+    )
+    yield _bug(
+        "KeyboardInterrupt in a callback goes to on_error",
+        "callback_runner:CallbackRunner.__init__",
+        "BaseException if dispatcher.owns_thread else Exception",
+        "BaseException",
+        "integration/test_manual_dispatch::test_a_message_whose_callback_was_interrupted_comes_again_and_no_other_does",
+    )
+    yield _bug(
+        "a program that does not dispatch is not warned before something happens",
+        "loop:Loop._next_deadline",
+        "(self._handover.report_at, self._dispatcher.overdue_at)",
+        "(self._handover.report_at,)",
+        "integration/test_manual_dispatch::test_a_program_that_does_not_dispatch_is_warned_once",
     )
 
 

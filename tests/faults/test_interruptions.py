@@ -7,6 +7,7 @@ places where it would leave a lock as it should not.)
 
 import inspect
 import itertools
+import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -122,3 +123,45 @@ def test_a_terminate_that_is_interrupted_can_be_called_again() -> None:
                 assert not thread.is_alive()
         with pytest.raises(LifecycleError):
             peer.send("nobody", b"")
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_dispatch_that_is_interrupted_loses_nothing(count: int) -> None:
+    numbers = itertools.count()
+    received: list[bytes] = []
+    marked: list[bytes] = []
+    events: list[str] = []
+    errors: list[BaseException] = []
+    receiver = Peer("receiver", limits=QUICK, dispatch="manual")
+    receiver.on_recv.add(lambda ident, data: received.append(data))
+    receiver.on_message.add(lambda ident, message: marked.append(message.data) if message.redelivered else None)
+    receiver.on_connect.add(lambda ident: events.append(ident))
+    receiver.on_error.add(errors.append)
+    host, port = receiver.add_listener("127.0.0.1", 0)
+    sender = Peer("sender", limits=QUICK)
+    sender.add_connector(str(host), int(port))
+    expected: list[bytes] = []
+    twice: list[list[bytes]] = []
+    with receiver, sender:
+        assert sender.wait_connected("receiver", DEADLINE_S)
+        while not events:
+            receiver.dispatch(DEADLINE_S)
+        for interruption in interruptions():
+            payloads = [b"%d" % next(numbers) for _ in range(count)]
+            deliveries = sender.send_many("receiver", payloads)
+            before = len(received)
+            while not select.select([receiver], [], [], DEADLINE_S)[0]:
+                pass
+            interruption.run(partial(receiver.dispatch, 0.0))
+            while len(set(received[before:])) < count or not sender.flush(0):
+                receiver.dispatch(0.01)
+            assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
+            expected += payloads
+            twice.append([data for data in payloads if received.count(data) > 1])
+            assert receiver.dispatch(0.0) == 0
+    assert list(dict.fromkeys(received)) == expected
+    assert max(map(len, twice)) == 1  # the message whose callbacks ran
+    assert {data for several in twice for data in several} <= set(marked)
+    assert all(received.count(data) <= 2 for data in expected)
+    assert not errors
+    assert events == ["sender"]

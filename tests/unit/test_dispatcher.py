@@ -5,14 +5,14 @@ import threading
 
 import pytest
 
-from netcomm.runtime.dispatcher import Dispatcher
+from netcomm.runtime.dispatcher import ThreadDispatcher
 
 DEADLINE_S = 10
 
 
 def test_items_are_handled_in_order_on_a_thread_of_its_own() -> None:
     handled: list[tuple[int, threading.Thread]] = []
-    dispatcher: Dispatcher[int] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", lambda: None)
     for item in range(50):
         dispatcher.put(item)
     dispatcher.start(lambda item: handled.append((item, threading.current_thread())), lambda: False)
@@ -30,7 +30,7 @@ def test_items_are_handled_in_order_on_a_thread_of_its_own() -> None:
 def test_no_thread_runs_before_start() -> None:
     before = threading.active_count()
     handled: list[int] = []
-    dispatcher: Dispatcher[int] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", lambda: None)
     dispatcher.put(1)
     assert threading.active_count() == before
     assert handled == []
@@ -38,7 +38,7 @@ def test_no_thread_runs_before_start() -> None:
 
 def test_stop_lets_what_was_put_before_be_handled_and_nothing_after() -> None:
     handled: list[int] = []
-    dispatcher: Dispatcher[int] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", lambda: None)
     dispatcher.put(1)
     dispatcher.put(2)
     dispatcher.stop()
@@ -49,7 +49,7 @@ def test_stop_lets_what_was_put_before_be_handled_and_nothing_after() -> None:
 
 
 def test_stop_may_be_called_twice() -> None:
-    dispatcher: Dispatcher[int] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", lambda: None)
     dispatcher.start(lambda item: None, lambda: False)
     dispatcher.stop()
     dispatcher.stop()
@@ -64,7 +64,7 @@ def test_an_item_that_fails_is_logged_and_the_next_is_handled(caplog: pytest.Log
             raise ValueError("boom")
         handled.append(item)
 
-    dispatcher: Dispatcher[int] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", lambda: None)
     dispatcher.start(handle, lambda: False)
     for item in range(3):
         dispatcher.put(item)
@@ -85,7 +85,7 @@ def test_it_knows_its_thread_and_joining_it_there_returns_at_once() -> None:
         dispatcher.join(DEADLINE_S)
         handled.set()
 
-    dispatcher: Dispatcher[int] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", lambda: None)
     assert not dispatcher.is_current()
     dispatcher.start(handle, lambda: False)
     dispatcher.put(1)
@@ -103,7 +103,7 @@ def test_join_returns_before_start_and_after_its_time() -> None:
         started.set()
         release.wait(DEADLINE_S)
 
-    dispatcher: Dispatcher[int] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", lambda: None)
     dispatcher.join(DEADLINE_S)
     dispatcher.start(handle, lambda: False)
     dispatcher.put(1)
@@ -117,7 +117,7 @@ def test_join_returns_before_start_and_after_its_time() -> None:
 
 def test_put_may_be_called_from_any_thread() -> None:
     handled: list[tuple[int, int]] = []
-    dispatcher: Dispatcher[tuple[int, int]] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[tuple[int, int]] = ThreadDispatcher("d", lambda: None)
     dispatcher.start(handled.append, lambda: False)
 
     def put(part: int) -> None:
@@ -146,7 +146,7 @@ def test_while_there_is_no_item_the_dispatcher_idles() -> None:
         bell.clear()
         return True
 
-    dispatcher: Dispatcher[int] = Dispatcher("d", bell.set)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", bell.set)
     dispatcher.start(handled.append, idle)
     assert idled.wait(DEADLINE_S)
     for item in range(10):
@@ -164,7 +164,7 @@ def test_where_it_can_not_idle_it_waits_for_items() -> None:
         asked.append(None)
         return False
 
-    dispatcher: Dispatcher[int] = Dispatcher("d", lambda: None)
+    dispatcher: ThreadDispatcher[int] = ThreadDispatcher("d", lambda: None)
     dispatcher.start(handled.append, idle)
     dispatcher.put(1)
     dispatcher.stop()
