@@ -71,11 +71,11 @@ class _LargeData:
         start: what has arrived of it, the head at least.
         least: how much memory may be reserved at once.
         """
+        self._view: memoryview | None = None
         self._head = bytes(start[: DATA_HEAD.size])
         self.size = packet_size - DATA_HEAD.size
         self._least = least
         self._payload = BytesIO()  # its value is taken without being copied
-        self._view: memoryview | None = None
         piece = start[DATA_HEAD.size :]
         self._reserve(len(piece))
         self._payload.seek(0)
@@ -100,6 +100,11 @@ class _LargeData:
         if self._view is not None:
             self._view.release()  # what is being looked at can't grow
             self._view = None
+
+    def __del__(self) -> None:
+        # The collector of garbage may clear the memory before the view of it, and Python 3.13 complains of that.
+        if self._view is not None:
+            self._view.release()
 
     def item(self) -> Item | None:
         """The message, once it is complete."""

@@ -1,5 +1,6 @@
 """Encoding and decoding: every frame in bytes, and what a reader does with bytes that it can't trust."""
 
+import gc
 import random
 import tracemalloc
 from itertools import islice
@@ -777,3 +778,14 @@ def test_what_is_wrong_behind_a_large_message_is_told() -> None:
     parsed, error = reader.buffer_updated(4)
     assert parsed == []
     assert "empty packet" in str(error)
+
+
+def test_a_message_that_never_comes_to_its_end_is_collected_without_a_word() -> None:
+    """Where a peer has died with it, all that it consists of is one piece of garbage."""
+    for _ in range(20):
+        reader = open_reader()
+        reader.feed(helpers.data(0, bytes(300_000))[:200_000])
+        garbage: list[object] = [reader]
+        garbage.append(garbage)
+        del reader, garbage
+    gc.collect()  # pytest fails the test for what is raised meanwhile
