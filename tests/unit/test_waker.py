@@ -65,7 +65,9 @@ class Interrupted:
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code is not self._code:
             return None
-        frame.f_trace_opcodes = True
+        if not frame.f_trace_opcodes:
+            frame.f_trace_opcodes = True
+            sys.settrace(self._trace)  # Python 3.12 looks for the mark on a frame only here
         if event == "opcode":
             self._left -= 1
             if self._left == 0:
