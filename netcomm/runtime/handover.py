@@ -40,7 +40,7 @@ class Handover:
 
     def begin(self, batch: Received) -> Iterator[bytes]:
         """Begin with a batch, where it was left when it was held back; returns its payloads, to be taken one by one."""
-        handled = batch.handled
+        handled = batch.returned or batch.handled
         self.batch, self.left = batch, iter(batch.payloads[handled:] if handled else batch.payloads)
         self.report_at = clocks.now() + ACK_DELAY_S
         return self.left
@@ -94,9 +94,7 @@ class NotedHandover(Handover):
             self.report()
             for seq, *_ in batch.items[batch.returned : batch.returned + 1]:
                 batch.redelivered_below = max(batch.redelivered_below, seq + 1)
-        self.batch, self.left = batch, iter(batch.payloads[batch.returned :])
-        self.report_at = clocks.now() + ACK_DELAY_S
-        return self.left
+        return super().begin(batch)
 
     def end(self) -> None:
         """As `Handover.end`; the node will be told of the batch."""

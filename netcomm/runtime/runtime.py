@@ -283,10 +283,6 @@ class Runtime:
             self._handover.muted = self._handover.attention = True
             self.sender.abandon()
 
-    def check_running(self) -> None:
-        """Raise LifecycleError where the peer is not running."""
-        self._life.check_running()
-
     # -- On a thread of the program ---------------------------------------------------------------------------
 
     def fileno(self) -> int:

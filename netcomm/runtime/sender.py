@@ -47,7 +47,7 @@ class Sender:
     """Queues messages. All methods that have no `_` before their name may be called from any thread.
 
     open_runs: by ident, what further messages of the peer's own terms may join: see `netcomm.protocol.open_run`. It is
-        empty while messages are deferred, which none may pass.
+        another, empty dict while messages are deferred, which none may pass.
     """
 
     def __init__(
@@ -89,7 +89,6 @@ class Sender:
         self._uuid_counter = itertools.count(1)  # next() is one step, whichever threads send
         self._runs: dict[str, OpenRun] = messaging.open_runs if self._terms == (None, False) else {}
         self.open_runs = self._runs
-        self._is_deferring = False
 
     def abandon(self) -> None:
         """In a forked child: let nothing join what waits, which is the parent's."""
@@ -231,7 +230,7 @@ class Sender:
 
     def _defer(self, ident: str, entry: Entry) -> None:
         self._life.check_running()
-        self._is_deferring, self.open_runs = True, {}
+        self.open_runs = {}
         self._loop.defer(ident, entry)
 
     def _is_behind_deferred(self, ident: str) -> bool:
@@ -239,9 +238,9 @@ class Sender:
         loop = self._loop
         loop.queue_deferred()
         if not loop.has_deferred:
-            self._is_deferring, self.open_runs = False, self._runs
+            self.open_runs = self._runs
             if loop.has_deferred:  # a finalizer has come in between
-                self._is_deferring, self.open_runs = True, {}
+                self.open_runs = {}
         return loop.defers(ident)
 
     def _queue_run(self, ident: str, run: Run, until: float | None) -> None:
@@ -263,7 +262,7 @@ class Sender:
         """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
         loop, messaging = self._loop, self._messaging
         try:
-            if self._is_deferring and self._is_behind_deferred(ident):
+            if self.open_runs is not self._runs and self._is_behind_deferred(ident):
                 return 0
             loop.has_sent = True
             now = clocks.now()

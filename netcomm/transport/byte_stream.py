@@ -40,7 +40,7 @@ def prevent_sigpipe(sock: socket.socket) -> None:
 
 
 class ByteStream:
-    """A connected socket, which belongs to it; `process` has noted it.
+    """A connected socket, which belongs to it; `netcomm.descriptors` has noted it.
 
     reads_on, writes_on: the events of the selector on which the stream can go on to receive, and to send. They may
         change with each call that returns None: an encrypted stream may have to send before it can receive.

@@ -149,7 +149,7 @@ def _bugs() -> Iterator[RuntimeBug]:
     yield _bug(
         "messages pass those that a finalizer has sent",
         "sender:Sender._queue_some",
-        "if self._is_deferring and self._is_behind_deferred(ident):",
+        "if self.open_runs is not self._runs and self._is_behind_deferred(ident):",
         "if False:",
         "integration/test_reentrant::test_no_message_passes_one_that_was_deferred_and_waits_for_room",
         "integration/test_reentrant::test_what_the_thread_sends_next_does_not_pass_what_was_deferred",
@@ -281,9 +281,9 @@ def _bugs() -> Iterator[RuntimeBug]:
     )
     yield _bug(
         "what was interrupted is begun with from where the node was told last",
-        "handover:NotedHandover.begin",
-        "iter(batch.payloads[batch.returned :])",
-        "iter(batch.payloads[batch.handled :])",
+        "handover:Handover.begin",
+        "batch.returned or batch.handled",
+        "batch.handled",
         "unit/test_handover_noted::test_a_message_that_was_interrupted_comes_again_and_is_marked",
         "unit/test_handover_noted::test_a_batch_that_was_held_back_goes_on_behind_what_the_node_has_not_heard_of",
     )

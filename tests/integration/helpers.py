@@ -52,6 +52,28 @@ class SnakemqConnector(_Open, netcomm.SnakemqConnector):
     """A connector that takes whatever comes."""
 
 
+class Pair:
+    """A listener "niess" and a connector "bob"; callbacks may be added before it is entered, which connects them."""
+
+    niess: netcomm.SnakemqListener
+    bob: netcomm.SnakemqConnector
+
+    def __init__(self, **options: Any) -> None:
+        self.niess = SnakemqListener("niess", "127.0.0.1", 0, **options)
+        self.bob = SnakemqConnector("bob", *self.niess.address, **options)
+
+    def __enter__(self) -> Self:
+        self.niess.start()
+        self.bob.start()
+        assert self.bob.wait_connected("niess", DEADLINE_S)
+        assert self.niess.wait_connected("bob", DEADLINE_S)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.bob.terminate(1)
+        self.niess.terminate(1)
+
+
 def wait_until(true: Callable[[], bool], what: str = "the condition", timeout: float = DEADLINE_S) -> None:
     """Wait for something that nobody announces."""
     until = time.monotonic() + timeout

@@ -21,6 +21,7 @@ from netcomm.transport.link import Link
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,
+    Pair,
     Recorder,
     SnakemqConnector,
     SnakemqListener,
@@ -32,25 +33,6 @@ from tests.integration.helpers import (
     wait_until,
 )
 from tests.unit.helpers import Reader
-
-
-class Pair:
-    """A listener "niess" and a connector "bob"; callbacks may be added before it is entered."""
-
-    def __init__(self, **options: object) -> None:
-        self.niess = SnakemqListener("niess", "127.0.0.1", 0, **options)
-        self.bob = SnakemqConnector("bob", *self.niess.address, **options)
-
-    def __enter__(self) -> "Pair":
-        self.niess.start()
-        self.bob.start()
-        assert self.bob.wait_connected("niess", DEADLINE_S)
-        assert self.niess.wait_connected("bob", DEADLINE_S)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.bob.terminate(1)
-        self.niess.terminate(1)
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import pytest
 import netcomm
 from netcomm import AlreadyDispatching, ConfigurationError, DeliveryState, LifecycleError, Limits
 from netcomm.runtime import manual_dispatcher
+from tests.integration import helpers
 from tests.integration.helpers import DEADLINE_S, FAST, SnakemqConnector, in_thread, wait_until
 
 
-class Pair:
+class Pair(helpers.Pair):
     """A listener "niess" that dispatches by hand, and a connector "bob"."""
 
     def __init__(self, **options: Any) -> None:
@@ -47,17 +48,6 @@ class Pair:
 
     def wait_readable(self) -> None:
         assert select.select([self.niess], [], [], DEADLINE_S)[0]
-
-    def __enter__(self) -> "Pair":
-        self.niess.start()
-        self.bob.start()
-        assert self.bob.wait_connected("niess", DEADLINE_S)
-        assert self.niess.wait_connected("bob", DEADLINE_S)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.bob.terminate(1)
-        self.niess.terminate(1)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from netcomm import Delivery, DeliveryState, LifecycleError, Limits, QueueFull, ReentrantCall
 from netcomm.storage import Append, MemoryQueueStorage, Position
+from tests.integration import helpers
 from tests.integration.helpers import (
     DEADLINE_S,
     Peer,
@@ -30,7 +31,7 @@ SENDER = Limits(max_queued_bytes=5 * len(FILLING) + 30_000)
 RECEIVER = Limits(window_bytes=10_000)
 
 
-class Pair:
+class Pair(helpers.Pair):
     """A listener "niess" and a connector "bob", which sends; both have storages."""
 
     def __init__(self) -> None:
@@ -59,16 +60,9 @@ class Pair:
         """What has arrived, without what `fill` has sent."""
         return [data for _, data in self.received.calls if data != FILLING]
 
-    def __enter__(self) -> "Pair":
-        self.niess.start()
-        self.bob.start()
-        assert self.bob.wait_connected("niess", DEADLINE_S)
-        return self
-
     def __exit__(self, *exc_info: object) -> None:
         self.go_on()
-        self.bob.terminate(1)
-        self.niess.terminate(1)
+        super().__exit__(*exc_info)
 
 
 class Storage(MemoryQueueStorage):

@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "netcomm"
 STORAGE = ROOT / "storage"
 
-# Imports point only upward in this list.
-LIBRARY = [
+# Modules that stand in no folder, which all may use. Imports point only upward in this list, and in the next one.
+VOCABULARY = [
     "errors",
     "logs",
     "clocks",
@@ -23,6 +23,9 @@ LIBRARY = [
     "message",
     "storage",
     "connections",
+]
+LIBRARY = [
+    *VOCABULARY,
     "protocol",
     "protocol.wall_clock",
     "protocol.batch",
@@ -135,19 +138,7 @@ SQLITE_TABLES = {"stream_table", "message_table", "position_table", "loading", "
 SQLITE_DISK = {"names", "blocks", "forks", "owner_lock", "file_watch", "disk_space"}
 SANS_IO = ["deadlines", "limits", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
-# Modules that stand in no folder: the words that all use, and what users start with.
-VOCABULARY = {
-    "errors",
-    "logs",
-    "clocks",
-    "descriptors",
-    "callbacks",
-    "deadlines",
-    "limits",
-    "message",
-    "storage",
-    "connections",
-}
+# What users start with.
 ENTRANCES = {"peer", "connector", "listener"}
 # By folder, those that it may import from, and nothing of others.
 FOLDERS: dict[str, set[str]] = {

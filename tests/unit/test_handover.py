@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from netcomm.protocol.events import Received
 from netcomm.runtime.handover import ACK_DELAY_S, Handover
 
 
@@ -22,12 +23,9 @@ class Node:
         return True
 
 
-class Batch:
-    """As much of a `Received` as a Handover looks at."""
-
-    def __init__(self, count: int, handled: int = 0) -> None:
-        self.payloads = [b"%d" % number for number in range(count)]
-        self.handled = handled
+def make_batch(count: int, handled: int = 0) -> Received:
+    payloads = [b"%d" % number for number in range(count)]
+    return Received("b", None, 0, 0, [(0, count, bytes(16), 0, 0)], payloads, count, handled)
 
 
 class Scene:
@@ -45,14 +43,14 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     return Scene(monkeypatch)
 
 
-def begun(scene: Scene, batch: Batch, given: int = 0) -> None:
+def begun(scene: Scene, batch: Received, given: int = 0) -> None:
     """Begin with a batch, and give so many of its messages to callbacks."""
-    left = scene.handover.begin(batch)  # type: ignore[arg-type]
+    left = scene.handover.begin(batch)
     assert len(list(islice(left, given))) == given
 
 
 def test_the_message_whose_callback_runs_is_not_reported(scene: Scene) -> None:
-    begun(scene, Batch(5), given=3)
+    begun(scene, make_batch(5), given=3)
     assert scene.handover.report()
     assert scene.node.reports == [2]
     assert not scene.handover.report()
@@ -62,19 +60,19 @@ def test_the_message_whose_callback_runs_is_not_reported(scene: Scene) -> None:
 
 
 def test_while_the_first_callback_runs_nothing_is_reported(scene: Scene) -> None:
-    begun(scene, Batch(5), given=1)
+    begun(scene, make_batch(5), given=1)
     assert not scene.handover.report()
     assert scene.node.reports == []
 
 
 def test_at_the_end_of_a_batch_all_of_it_is_reported(scene: Scene) -> None:
-    begun(scene, Batch(5), given=5)
+    begun(scene, make_batch(5), given=5)
     scene.handover.report(running=0)
     assert scene.node.reports == [5]
 
 
 def test_a_batch_that_was_held_back_goes_on_where_it_was_left(scene: Scene) -> None:
-    left = scene.handover.begin(Batch(5, handled=2))  # type: ignore[arg-type]
+    left = scene.handover.begin(make_batch(5, handled=2))  # type: ignore[arg-type]
     assert next(left) == b"2"
     assert not scene.handover.report()
     assert next(left) == b"3"
@@ -83,7 +81,7 @@ def test_a_batch_that_was_held_back_goes_on_where_it_was_left(scene: Scene) -> N
 
 
 def test_behind_the_end_nothing_is_reported(scene: Scene) -> None:
-    begun(scene, Batch(5), given=3)
+    begun(scene, make_batch(5), given=3)
     scene.handover.end()
     assert scene.handover.report_at is None
     assert not scene.handover.report()
@@ -94,7 +92,7 @@ def test_behind_the_end_nothing_is_reported(scene: Scene) -> None:
 
 
 def test_callbacks_are_reported_when_their_time_has_come_and_again_a_while_later(scene: Scene) -> None:
-    begun(scene, Batch(5), given=3)
+    begun(scene, make_batch(5), given=3)
     assert scene.handover.report_at == scene.now + ACK_DELAY_S
     scene.handover.report_due(scene.now)
     assert scene.node.reports == []
@@ -106,7 +104,7 @@ def test_callbacks_are_reported_when_their_time_has_come_and_again_a_while_later
 
 
 def test_where_no_callback_has_returned_by_then_the_dispatcher_is_to_report(scene: Scene) -> None:
-    begun(scene, Batch(5), given=1)
+    begun(scene, make_batch(5), given=1)
     scene.now += ACK_DELAY_S
     scene.handover.report_due(scene.now)
     assert scene.node.reports == []
@@ -115,7 +113,7 @@ def test_where_no_callback_has_returned_by_then_the_dispatcher_is_to_report(scen
 
 
 def test_where_it_is_muted_it_reports_for_the_last_time(scene: Scene) -> None:
-    begun(scene, Batch(5), given=3)
+    begun(scene, make_batch(5), given=3)
     scene.handover.mute()
     assert scene.node.reports == [2]
     assert scene.handover.attention
@@ -126,7 +124,7 @@ def test_where_it_is_muted_it_reports_for_the_last_time(scene: Scene) -> None:
 
 
 def test_a_callback_that_ends_the_peer_counts_as_returned(scene: Scene) -> None:
-    begun(scene, Batch(5), given=3)
+    begun(scene, make_batch(5), given=3)
     scene.handover.mute(running=0)
     assert scene.node.reports == [3]
 

@@ -15,7 +15,7 @@ from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received
 from netcomm.protocol.messaging import Messaging
 from netcomm.testing import vectors as page_vectors
-from tests.fuzz import reference
+from tests.fuzz import codec, reference
 from tests.unit import helpers
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -63,44 +63,14 @@ def frame_of(head: str) -> frames.Frame | None:
     return kind(**values)
 
 
-def delivery_of(uuid: bytes, ttl: int, flags: int, data: bytes, seq: int = 0) -> Delivery:
-    expires_at = None if ttl == frames.INFINITE_TTL else float(ttl)
-    delivery = Delivery("x", uuid, data, frames.packet_size(len(data)), expires_at, bool(flags), lambda *_: False)
-    delivery.seq = seq
-    return delivery
-
-
 def packet_of(frame: frames.Frame | None) -> bytes:
+    assert frame is not None
     match frame:
-        case frames.Version(number):
-            return encode.version(number)
-        case frames.Incompatible():
-            return encode.INCOMPATIBLE
-        case frames.Ident(ident):
-            return encode.ident(ident)
-        case frames.Messages([(uuid, ttl, flags, data)]):
-            return b"".join(encode.messages([delivery_of(uuid, ttl, flags, data)], 0.0))
-        case frames.Ping():
-            return encode.PING
-        case frames.Pong():
-            return encode.PONG
-        case frames.Hello():
-            return encode.hello(frame)
-        case frames.Begin():
-            return encode.begin(frame)
-        case frames.Data(_, [(seq, 1, uuid, ttl, flags)], [data]):
-            return b"".join(encode.data([delivery_of(uuid, ttl, flags, data, seq)], seq, 0.0))
-        case frames.Data(_, [(seq, _, uuid, ttl, 0)], payloads):
+        case frames.Data(_, [(seq, count, uuid, ttl, 0)], payloads) if count > 1:  # which `write` takes one by one
             run = Batch("x", uuid[:8], int.from_bytes(uuid[8:]), payloads, 0, float(ttl), helpers.not_waited_for).run()
             run.seq = seq
             return b"".join(encode.data([run], seq, 0.0))
-        case frames.Ack():
-            return encode.ack(frame)
-        case frames.Skip(stream, next_seq):
-            return encode.skip(stream, next_seq)
-        case frames.Refuse(code, text):
-            return encode.refuse(frames.RefuseCode(code), text)
-    raise AssertionError(frame)
+    return codec.write(frame)
 
 
 def _never(delivery: Delivery, timeout: float | None) -> bool:
@@ -176,7 +146,8 @@ def test_the_conversation_is_what_two_peers_say() -> None:
     }
     peers["bob"].sessions.connection_opened(1, "niess's place", 1, 0.0)
     peers["niess"].sessions.connection_opened(1, "bob's place", 0, 0.0)
-    message = delivery_of(bytes(range(16)), frames.INFINITE_TTL, 0, b"hello")
+    message = helpers.make_delivery("x", b"hello", None, 0.0)
+    message.uuid = bytes(range(16))
     message.ident = "niess"
     peers["bob"].send("niess", message, 0.0)
 
