@@ -14,10 +14,26 @@ MAX_IDENT_BYTES = 255
 
 
 class Stream(enum.IntEnum):
-    """The two streams of messages that run from one peer to another; each keeps its order."""
+    """The streams of messages that run from one peer to another; each keeps its order, and has a window of its own.
+
+    A message that is held back in one of them holds up none in another.
+    """
 
     VOLATILE = 0
+    """Messages that `send` keeps in memory."""
     DURABLE = 1
+    """Messages that `send` keeps in a storage until they have arrived."""
+    BULK = 2
+    """Pieces of large things, kept in memory, which go out when nothing else waits."""
+    BUS_VOLATILE = 4
+    """What topics, queues and services say, kept in memory."""
+    BUS_DURABLE = 5
+    """What topics and queues say, kept in a storage until it has arrived."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether a storage keeps its messages."""
+        return bool(self & FLAG_PERSISTENT)
 
 
 class DeliveryState(enum.Enum):
@@ -38,7 +54,7 @@ class DeliveryState(enum.Enum):
 
 
 # By themselves, for what is done for each message: Python 3.11 takes 0.07 us to look a member up in its Enum.
-VOLATILE, DURABLE = Stream.VOLATILE, Stream.DURABLE
+VOLATILE, DURABLE, BULK = Stream.VOLATILE, Stream.DURABLE, Stream.BULK
 QUEUED, SENT, DELIVERED = DeliveryState.QUEUED, DeliveryState.SENT, DeliveryState.DELIVERED
 
 OPEN_STATES = (QUEUED, SENT)
@@ -74,7 +90,7 @@ class Delivery:
     uuid: 16 bytes that name the message.
     data: the payload; None once it was delivered, so that a kept Delivery does not keep the payload.
     state: see `DeliveryState`.
-    persistent: whether a storage keeps it.
+    stream: which of the streams to the receiver it is in.
 
     Attributes may be read from any thread. Only netcomm makes and changes Deliveries.
     """
@@ -85,10 +101,10 @@ class Delivery:
         "data",
         "expires_at",
         "ident",
-        "persistent",
         "seq",
         "size",
         "state",
+        "stream",
         "uuid",
     )
 
@@ -99,7 +115,7 @@ class Delivery:
         data: bytes,
         size: int,
         expires_at: float | None,
-        persistent: bool,
+        stream: Stream,
         wait: "Callable[[Delivery, float | None], bool]",
     ) -> None:
         self.ident = ident
@@ -107,7 +123,7 @@ class Delivery:
         self.data: bytes | None = data
         self.size = size  # bytes that it takes on the wire
         self.expires_at = expires_at  # on the clock of the outbox, in seconds
-        self.persistent = persistent
+        self.stream = stream
         self.seq = -1  # its place in its stream
         self.state = QUEUED
         self._wait = wait
@@ -121,6 +137,11 @@ class Delivery:
         May be called from any thread, and from a callback.
         """
         return self._wait(self, timeout)
+
+    @property
+    def persistent(self) -> bool:
+        """Whether a storage keeps it."""
+        return self.stream.durable
 
     @property
     def done(self) -> bool:

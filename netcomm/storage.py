@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from netcomm.errors import ConfigurationError, StorageError
+from netcomm.message import DURABLE, Stream
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -56,11 +57,13 @@ class Append(NamedTuple):
     epoch: names a stream that begins with this append, below 2**63; one that exists keeps its own.
     messages: their seqs rise, lie above those of everything that the stream has had, and below 2**63. The seqs of an
         append that failed are passed over: they are not used again.
+    stream: which of the durable streams to the receiver it is; always DURABLE, but for a `HostStorage`.
     """
 
     ident: str
     epoch: int
     messages: Sequence[StoredMessage]
+    stream: Stream = DURABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class StoredStream:
     count, size: of the stored messages, the size as the sum of their payloads in bytes.
     oldest_at, newest_at: when the ones with the lowest and the highest seq were sent; next_expiry: when the first of
         them expires; in seconds since the epoch.
+    stream: which of the durable streams to the receiver it is.
     """
 
     ident: str
@@ -83,6 +87,7 @@ class StoredStream:
     oldest_at: float | None
     next_expiry: float | None
     newest_at: float | None
+    stream: Stream = DURABLE
 
 
 class Position(NamedTuple):

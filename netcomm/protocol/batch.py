@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, overload
 
-from netcomm.message import OPEN_STATES, QUEUED, Delivery, DeliveryState
+from netcomm.message import OPEN_STATES, QUEUED, VOLATILE, Delivery, DeliveryState, Stream
 
 MAX_BATCH_COUNT = 1000
 MAX_BATCH_BYTES = 256 * 1024
@@ -19,6 +19,7 @@ join it later are small instead: see `open_run.MAX_JOINING_BYTES`."""
 class Batch:
     """Transient messages for one receiver that were sent together: what they have in common, and their payloads.
 
+    stream: which of the streams to the receiver they are in.
     number: the low half of the first uuid, which the others count on from; `uuid_prefix` is the high half.
     data: their payloads, None of those that were delivered, and in places that no message is in.
     states: what has become of them, as far as they are not in an open run.
@@ -26,7 +27,7 @@ class Batch:
     overhead: what each takes on the wire beside its payload, in bytes.
     """
 
-    __slots__ = ("data", "ends", "expires_at", "ident", "number", "overhead", "states", "uuid_prefix", "wait")
+    __slots__ = ("data", "ends", "expires_at", "ident", "number", "overhead", "states", "stream", "uuid_prefix", "wait")
 
     def __init__(
         self,
@@ -37,8 +38,10 @@ class Batch:
         overhead: int,
         expires_at: float | None,
         wait: "Callable[[Delivery, float | None], bool]",
+        stream: Stream = VOLATILE,
     ) -> None:
         self.ident = ident
+        self.stream = stream
         self.uuid_prefix = uuid_prefix
         self.number = number
         self.data: list[bytes | None] = list(data)
@@ -125,6 +128,11 @@ class Run:
         return self.batch.data[self.start : self.stop]  # type: ignore[return-value]
 
     @property
+    def stream(self) -> Stream:
+        """Which of the streams to the receiver they are in."""
+        return self.batch.stream
+
+    @property
     def expires_at(self) -> float | None:
         """When the messages expire, on the clock of the outbox, in seconds."""
         return self.batch.expires_at
@@ -197,9 +205,9 @@ class BatchDelivery(Delivery):
         return self._batch.data[self._index]
 
     @property
-    def persistent(self) -> bool:  # type: ignore[override]
-        """Whether a storage keeps it."""
-        return False
+    def stream(self) -> Stream:  # type: ignore[override]
+        """Which of the streams to the receiver it is in."""
+        return self._batch.stream
 
     @property
     def state(self) -> DeliveryState:  # type: ignore[override]

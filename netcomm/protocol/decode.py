@@ -10,7 +10,7 @@ from io import BytesIO
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.limits import Limits
-from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Stream
+from netcomm.message import MAX_IDENT_BYTES, Stream
 from netcomm.protocol.frames import (
     ACK,
     BATCH_HEAD,
@@ -29,6 +29,7 @@ from netcomm.protocol.frames import (
     REFUSE,
     SIZE_SIZE,
     SKIP,
+    STREAM_FLAGS,
     VERSION,
     Ack,
     Begin,
@@ -199,12 +200,12 @@ class Reader:
     def _parse(self, chunk: memoryview, start: int, frames: list[Frame]) -> int:
         """Append the complete frames of `chunk` from `start` on; returns where the first incomplete one starts."""
         available = len(chunk)
-        persistent = -1  # of the messages that are being appended; this is none
+        stream = -1  # of the messages that are being appended; this is none
         append_run: Callable[[MessageRun], None]
         append_payload: Callable[[bytes], None]
         unpack_data = DATA_HEAD.unpack_from
         data_head_size, size_size = DATA_HEAD.size, SIZE_SIZE
-        data_type, persistent_flag, data_overhead = DATA_TYPE, FLAG_PERSISTENT, DATA_OVERHEAD
+        data_type, stream_flags, data_overhead = DATA_TYPE, STREAM_FLAGS, DATA_OVERHEAD
         limit = self._limit
         while True:
             if available - start >= data_head_size:
@@ -225,14 +226,14 @@ class Reader:
                 self._needed = end - start
                 return start
             if frame_type == data_type and size >= data_overhead:
-                if flags & persistent_flag != persistent:
-                    persistent = flags & persistent_flag
+                if flags & stream_flags != stream:
+                    stream = flags & stream_flags
                     data = _last_data(frames, flags)
                     append_run, append_payload = data.runs.append, data.payloads.append
                 append_run((seq, 1, uuid, ttl, flags))
                 append_payload(bytes(chunk[start + data_head_size : end]))
             else:
-                persistent = -1
+                stream = -1
                 self._parse_other(frame_type, chunk, start + HEAD.size, end, frames)
                 limit = self._limit
             start = end
@@ -293,7 +294,7 @@ def _parse_batch(chunk: memoryview, start: int, end: int, frames: list[Frame]) -
 
 def _last_data(frames: list[Frame], flags: int) -> Data:
     """The frame that messages with these flags go into: the last one, if it is of their stream, or a new one."""
-    stream = DURABLE if flags & FLAG_PERSISTENT else VOLATILE
+    stream = _parse_stream(flags & STREAM_FLAGS)
     if frames and isinstance(last := frames[-1], Data) and last.stream is stream:
         return last
     data = Data(stream, [], [])
@@ -320,7 +321,7 @@ def _parse_hello(payload: bytes) -> Hello:
     return frame
 
 
-_STREAMS = dict(enumerate(Stream))  # a call of Stream costs five times as much
+_STREAMS = {int(stream): stream for stream in Stream}  # a call of Stream costs five times as much
 
 
 def _parse_stream(number: int) -> Stream:

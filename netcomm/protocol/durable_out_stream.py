@@ -1,4 +1,4 @@
-"""`DurableOutStream`: the sending end of the durable stream: its beginning in memory, all of it in a storage.
+"""`DurableOutStream`: the sending end of a durable stream: its beginning in memory, all of it in a storage.
 
 Messages behind those in memory are *stored* alone, and are loaded as the beginning moves on. The stream does no I/O: it
 says what it wants of the storage (`wants`), and is told of the results.
@@ -7,7 +7,7 @@ says what it wants of the storage (`wants`), and is told of the results.
 from collections.abc import Callable, Mapping
 from weakref import WeakValueDictionary
 
-from netcomm.message import DELIVERED, DURABLE, SENT, Delivery, DeliveryState
+from netcomm.message import DELIVERED, SENT, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry
 from netcomm.protocol.events import Load, Mark, Renew, StorageRequest
 from netcomm.protocol.frames import OVERHEAD_BYTES
@@ -23,7 +23,7 @@ _MARK_AHEAD = 10_000
 
 
 class DurableOutStream(OutStream):
-    """The sending end of the durable stream: its beginning in memory, all of it in a storage.
+    """The sending end of a durable stream: its beginning in memory, all of it in a storage.
 
     Where the seqs lie, while a connection stands and messages flow:
 
@@ -71,8 +71,8 @@ class DurableOutStream(OutStream):
         "stored",
     )
 
-    def __init__(self, epoch: int) -> None:
-        super().__init__(DURABLE, epoch)
+    def __init__(self, stream: Stream, epoch: int) -> None:
+        super().__init__(stream, epoch)
         self.load_from = 0
         self.loaded_bytes = 0
         self.stored = 0
@@ -95,7 +95,7 @@ class DurableOutStream(OutStream):
     @classmethod
     def restore(cls, state: StoredStream, expires_at: float | None) -> "DurableOutStream":
         """Take over what a storage has kept; `expires_at` is its first expiry, on the outbox's clock."""
-        stream = cls(state.epoch)
+        stream = cls(state.stream, state.epoch)
         stream.next_seq = stream.added_below = state.next_seq
         stream.marked_below = stream.sent_below = stream.in_doubt_below = min(state.sent_below, state.next_seq)
         stream.stored = stream.queued = state.count
@@ -252,15 +252,15 @@ class DurableOutStream(OutStream):
         if self.renewing:
             if not self._renewal_asked:
                 self._renewal_below = self.added_below
-                wanted.append(Renew(ident, new_epoch()))
+                wanted.append(Renew(ident, new_epoch(), self.stream))
             return wanted
         if self.receiver_next is None:
             return wanted
         if not self._marking and self.queued and self.marked_below - self._next_to_send() < _MARK_AHEAD // 2:
-            wanted.append(Mark(ident, self.next_seq + _MARK_AHEAD))
+            wanted.append(Mark(ident, self.next_seq + _MARK_AHEAD, self.stream))
         if not self._loading and self.stored and min(self._room(2)) > 0:
             self._asked_for = self.stored
-            wanted.append(Load(ident, self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2))
+            wanted.append(Load(ident, self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2, self.stream))
         return wanted
 
     def asked(self, request: StorageRequest, is_asked: bool = True) -> None:

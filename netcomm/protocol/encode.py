@@ -4,7 +4,7 @@ import math
 import struct
 from collections.abc import Sequence
 
-from netcomm.message import DURABLE, FLAG_PERSISTENT, VOLATILE, Stream
+from netcomm.message import FLAG_PERSISTENT, Stream
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.frames import (
     ACK_PACKET,
@@ -108,8 +108,10 @@ def _remaining_ttl(expires_at: float | None, now: float) -> int:
     return min(max(0, math.ceil(expires_at - now)), INFINITE_TTL - 1)
 
 
-def data(batch: Sequence[Entry], next_seq: int, now: float, max_frame_bytes: int = 0xFFFFFFFF) -> list[bytes]:
-    """The packets of messages of one stream, in buffers: headers and payloads, not joined.
+def data(
+    stream: Stream, batch: Sequence[Entry], next_seq: int, now: float, max_frame_bytes: int = 0xFFFFFFFF
+) -> list[bytes]:
+    """The packets of messages of a stream, in buffers: headers and payloads, not joined.
 
     A SKIP goes before each message whose seq lies above the one that the receiver, told so far up to `next_seq`,
     expects. The messages of a run share frames, up to `max_frame_bytes`. Those that were sent before do not:
@@ -118,11 +120,11 @@ def data(batch: Sequence[Entry], next_seq: int, now: float, max_frame_bytes: int
     buffers: list[bytes] = []
     pack = DATA_HEAD.pack
     overhead = DATA_OVERHEAD - DATA_HEAD.size
-    flags = FLAG_PERSISTENT if batch[0].persistent else 0
+    flags = int(stream)
     for entry in batch:
         seq = entry.seq
         if seq > next_seq:
-            buffers.append(skip(DURABLE if flags else VOLATILE, seq))
+            buffers.append(skip(stream, seq))
         ttl = INFINITE_TTL if entry.expires_at is None else _remaining_ttl(entry.expires_at, now)
         if isinstance(entry, Run):
             max_batch_bytes = 0 if entry.resent else min(max_frame_bytes, _MAX_BATCH_FRAME_BYTES)
@@ -180,13 +182,13 @@ def joined(buffers: list[bytes]) -> list[bytes]:
     return result
 
 
-def messages(batch: Sequence[Entry], now: float) -> list[bytes]:
+def messages(stream: Stream, batch: Sequence[Entry], now: float) -> list[bytes]:
     """The packets of a batch for a snakeMQ peer, in buffers: headers and payloads, not joined."""
     buffers: list[bytes] = []
+    flags = stream & FLAG_PERSISTENT
     overhead = MESSAGE_HEAD.size - SIZE_SIZE
     for entry in batch:
         ttl = _remaining_ttl(entry.expires_at, now)
-        flags = FLAG_PERSISTENT if entry.persistent else 0
         for delivery in entry.deliveries():
             payload = delivery.data
             assert payload is not None

@@ -5,7 +5,7 @@ A storage request is declared once, here, with what it asks of a `QueueStorage`.
 
 from dataclasses import dataclass, field
 
-from netcomm.message import Delivery, Stream
+from netcomm.message import DURABLE, Delivery, Stream
 from netcomm.protocol import frames
 from netcomm.storage import Position, QueueStorage, StoredMessage
 
@@ -98,6 +98,12 @@ class PauseReading:
 
 
 # -- What a storage is to do -----------------------------------------------------------------------------------------
+# `stream` is always the durable stream that is meant.
+
+
+def _named(stream: Stream) -> dict[str, Stream]:
+    """How a storage is told of a stream: a `QueueStorage` knows one, DURABLE; a `HostStorage` knows others."""
+    return {} if stream is DURABLE else {"stream": stream}
 
 
 @dataclass(slots=True)
@@ -108,10 +114,11 @@ class Load:
     from_seq: int
     max_count: int
     max_bytes: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> list[StoredMessage]:
         """Ask the storage. Raises StorageError."""
-        return storage.read(self.ident, self.from_seq, self.max_count, self.max_bytes)
+        return storage.read(self.ident, self.from_seq, self.max_count, self.max_bytes, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -126,10 +133,11 @@ class FindExpired:
     from_seq: int
     wall_now: float
     max_count: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> tuple[list[StoredMessage], float | None]:
         """Ask the storage. Raises StorageError."""
-        return storage.expired(self.ident, self.from_seq, self.wall_now, self.max_count)
+        return storage.expired(self.ident, self.from_seq, self.wall_now, self.max_count, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -138,10 +146,11 @@ class Mark:
 
     ident: str
     below: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> None:
         """Ask the storage. Raises StorageError."""
-        storage.mark_sent(self.ident, self.below)
+        storage.mark_sent(self.ident, self.below, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -150,10 +159,11 @@ class Renew:
 
     ident: str
     epoch: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> None:
         """Ask the storage. Raises StorageError."""
-        storage.renew(self.ident, self.epoch)
+        storage.renew(self.ident, self.epoch, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -174,10 +184,11 @@ class DeleteBelow:
 
     ident: str
     seq: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> None:
         """Ask the storage. Raises StorageError."""
-        storage.delete_below(self.ident, self.seq)
+        storage.delete_below(self.ident, self.seq, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -186,10 +197,11 @@ class Delete:
 
     ident: str
     seqs: list[int]
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> None:
         """Ask the storage. Raises StorageError."""
-        storage.delete(self.ident, self.seqs)
+        storage.delete(self.ident, self.seqs, **_named(self.stream))
 
 
 StorageRequest = Load | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete

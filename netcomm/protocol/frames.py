@@ -11,11 +11,15 @@ import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from netcomm.message import Stream
 
 PROTOCOL_VERSION = 1
+MAX_BULK_BYTES = 64 * 1024
+"""The most data of a message in the stream BULK: a small message need not wait for more."""
+STREAM_FLAGS = 0x7
+"""The bits of a message's flags that are the number of its stream."""
 EXTENSION_VERSION = 1
 INFINITE_TTL = 0xFFFFFFFF
 
@@ -96,9 +100,10 @@ class Ident:
 
 @dataclass(slots=True)
 class Messages:
-    """Consecutive snakeMQ messages; each item is `(uuid, ttl, flags, data)`."""
+    """Consecutive snakeMQ messages; each item is `(uuid, ttl, flags, data)`. They are in no stream."""
 
     items: list[tuple[bytes, int, int, bytes]]
+    stream: ClassVar[None] = None
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """`Inbox`: what has come from one peer, over all its connections: positions, duplicates, what was handed over."""
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
@@ -45,24 +45,31 @@ class InStream:
 class Inbox:
     """The streams that come from one peer.
 
-    pending_bytes: the size of what was received and not handed over.
+    pending_bytes: by stream, the size of the messages that were received and not handed over; None stands for those of
+        a snakeMQ peer, which has no streams.
     """
 
     __slots__ = ("_left", "_stores_positions", "_streams", "pending_bytes")
 
-    def __init__(self, stores_positions: bool, position: Position | None = None) -> None:
+    def __init__(self, stores_positions: bool) -> None:
         """Make an inbox without connection.
 
-        stores_positions: whether positions in the durable stream are stored before they are acknowledged.
-        position: the one that is stored.
+        stores_positions: whether positions in the stream DURABLE are stored before they are acknowledged.
         """
         self._stores_positions = stores_positions
         self._streams: dict[Stream, InStream] = {}
-        self._left: deque[int] = deque(maxlen=_LEFT_EPOCHS)  # epochs of the durable stream
-        self.pending_bytes = 0
-        if position is not None:
-            seq = position.next_seq
-            self._streams[DURABLE] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
+        self._left: deque[int] = deque(maxlen=_LEFT_EPOCHS)  # epochs of durable streams
+        self.pending_bytes: defaultdict[Stream | None, int] = defaultdict(int)
+
+    def restore(self, stream: Stream, position: Position) -> None:
+        """Take over the position in a stream that is stored."""
+        seq = position.next_seq
+        self._streams[stream] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything that was received was handed over."""
+        return not any(self.pending_bytes.values())
 
     @property
     def durable(self) -> bool:
@@ -74,7 +81,7 @@ class Inbox:
         known = self._streams.get(frame.stream)
         if known is None or known.epoch != frame.epoch:
             self._streams[frame.stream] = InStream(frame.epoch, frame.first_seq, frame.first_seq, frame.sent_below)
-            if known is not None and frame.stream is DURABLE:
+            if known is not None and frame.stream.durable:
                 self._left.append(known.epoch)
         else:
             if known.begun:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from netcomm.deadlines import Action, Deadlines
 from netcomm.limits import Limits
-from netcomm.message import Delivery, DeliveryState
+from netcomm.message import VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Entry
 from netcomm.protocol.diagnosis import Diagnosis
@@ -98,7 +98,11 @@ class Messaging:
         self.open_runs: dict[str, OpenRun] = {}
 
     def restore(
-        self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float
+        self,
+        streams: Iterable[StoredStream],
+        positions: Mapping[tuple[str, Stream], Position],
+        now: float,
+        wall_now: float,
     ) -> None:
         """Take over what a storage has kept. `wall_now` is the system's time in seconds since the epoch."""
         for peer in self.storage_sync.restore(streams, positions, now, wall_now):
@@ -124,11 +128,11 @@ class Messaging:
 
     def _receive(self, connection: Connection, data: frames.Data, now: float) -> None:
         connection.owner.receive(data)
-        self.sessions.reading.pause_if_full(connection)
+        self.sessions.reading.pause_if_full(connection, data.stream)
 
     def _receive_legacy(self, connection: Connection, frame: frames.Messages, now: float) -> None:
         connection.owner.receive_legacy(frame)
-        self.sessions.reading.pause_if_full(connection)
+        self.sessions.reading.pause_if_full(connection, None)
 
     def mark_handled(self, received: Received, start: int, stop: int, now: float) -> None:
         """The callbacks of messages `start` to `stop` of these have returned; all before have been named before."""
@@ -151,6 +155,8 @@ class Messaging:
         """
         peer = self.peers.get(ident) or self.peers.get_or_add(ident)
         self.urgent = self.urgent or peer.has_small_backlog or entry.size >= URGENT_BYTES
+        if entry.stream is not VOLATILE:
+            self.peers.open_stream(peer, entry.stream)
         taken = peer.outbox.append(entry, now)
         if peer.outbox.volatile.open_run is not None:
             self.open_runs[ident] = peer.outbox.volatile.open_run
@@ -163,7 +169,9 @@ class Messaging:
         return taken
 
     def send_stored(self, ident: str, deliveries: list[Delivery], now: float) -> None:
-        """Queue persistent messages for `ident`, which are numbered and stored, and all have the same time to live.
+        """Queue persistent messages for `ident`, which are numbered and stored.
+
+        They all are of one stream, and have the same time to live.
 
         It may be called again for the same ones, where it was interrupted.
         """
@@ -232,12 +240,12 @@ class Messaging:
             if rejected and peer.reject(rejected, self._limits):
                 self.storage_sync.ask(peer)
             if batch and session.legacy:
-                buffers += encode.messages(batch, now)
+                buffers += encode.messages(stream, batch, now)
                 sent_below = batch[-1].seq + batch[-1].count
                 buffers.append(session.barrier(frames.Ack(stream, epoch, sent_below, sent_below)))
             elif batch:
                 assert session.remote is not None
-                buffers += encode.data(batch, next_seq, now, session.remote.max_frame_bytes)
+                buffers += encode.data(stream, batch, next_seq, now, session.remote.max_frame_bytes)
             if batch:
                 return peer.outbox.has_waiting
         return False
@@ -264,7 +272,7 @@ class Messaging:
     @property
     def all_handed_over(self) -> bool:
         """Whether the callbacks of all messages that were received have returned, and the storage knows."""
-        return self.storage_sync.all_stored and not any(peer.inbox.pending_bytes for peer in self.peers)
+        return self.storage_sync.all_stored and all(peer.inbox.is_empty for peer in self.peers)
 
     # -- What the caller acts on ------------------------------------------------------------------------------
 

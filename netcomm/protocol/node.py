@@ -27,6 +27,7 @@ from netcomm.connections import (
     Unreachable,
     Writable,
 )
+from netcomm.message import Stream
 from netcomm.protocol.events import (
     Close,
     Connected,
@@ -79,16 +80,27 @@ class Node:
         self._budget = budget
 
     def restore(
-        self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float
+        self,
+        streams: Iterable[StoredStream],
+        positions: Mapping[tuple[str, Stream], Position],
+        now: float,
+        wall_now: float,
     ) -> list[Mark]:
-        """Take over what a storage has kept. `wall_now` is the system's time in seconds since the epoch.
+        """Take over what a storage has kept.
+
+        positions: by sender and stream.
+        wall_now: the system's time in seconds since the epoch.
 
         Returns what the storage has to do before anything is sent or stored.
         """
         streams = list(streams)
         self.messaging.restore(streams, positions, now, wall_now)
         # What will be appended from here on has not been sent, whatever was allowed ahead of it.
-        return [Mark(stream.ident, stream.next_seq) for stream in streams if stream.sent_below > stream.next_seq]
+        return [
+            Mark(stream.ident, stream.next_seq, stream.stream)
+            for stream in streams
+            if stream.sent_below > stream.next_seq
+        ]
 
     # -- Events in --------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """`OutStream`: the sending end of one stream: order, seqs, what waits, what is in flight, what has ended.
 
-`VolatileOutStream` is the one whose messages are in memory alone. Of the durable one, see `durable_out_stream`.
+`VolatileOutStream` is one whose messages are in memory alone. Of the durable ones, see `durable_out_stream`.
 """
 
 from collections import deque
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from netcomm.limits import Limits
-from netcomm.message import DELIVERED, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
+from netcomm.message import BULK, DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.expiry import Expiry
-from netcomm.protocol.frames import Begin, max_data_size, packet_size
+from netcomm.protocol.frames import MAX_BULK_BYTES, Begin, max_data_size, packet_size
 from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
 
 
@@ -20,7 +20,7 @@ from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
 class Receiver:
     """What the outbox has to know of the peer at the other end of the connection.
 
-    window_bytes: so much may be in flight to it; one larger message may go alone.
+    window_bytes: so much of each stream may be in flight to it; one larger message may go alone.
     max_packet_bytes: it rejects larger messages, as they are on the wire.
     legacy: whether it is a snakeMQ peer, which can't say what it has.
     """
@@ -185,13 +185,10 @@ class OutStream:
             self.in_flight.pop()
             raise
 
-    def take(
-        self, budget: int, receiver: Receiver, other_bytes: int, expiry: Expiry
-    ) -> tuple[list[Entry], list[Entry]]:
+    def take(self, budget: int, receiver: Receiver, expiry: Expiry) -> tuple[list[Entry], list[Entry]]:
         """Move waiting messages to in flight: about `budget` bytes, as far as the window allows.
 
         receiver: whose window it is.
-        other_bytes: how much of other streams is in flight to it.
         expiry: is told of runs that are split.
 
         Returns the messages to be sent, and those that were rejected because the receiver accepts no frame of their
@@ -200,12 +197,12 @@ class OutStream:
         batch: list[Entry] = []
         rejected: list[Entry] = []
         waiting, in_flight = self.waiting, self.in_flight
-        in_flight_bytes = other_bytes + self.in_flight_bytes
+        in_flight_bytes = self.in_flight_bytes
         window = receiver.window_bytes
         may_send_below = self.may_send_below()
         end = in_flight_bytes + budget
         limit = min(window, end)
-        largest = receiver.max_packet_bytes
+        largest = self._largest_packet(receiver)
         while waiting and in_flight_bytes < end:
             entry = waiting[0]
             if entry.state is not QUEUED:
@@ -231,12 +228,21 @@ class OutStream:
             waiting.popleft()
             in_flight_bytes += size
             batch.append(entry)
-        self.in_flight_bytes = in_flight_bytes - other_bytes
+        self.in_flight_bytes = in_flight_bytes
         if batch:
             last = batch[-1]
             self.receiver_next = last.seq + last.count
             self.sent_below = max(self.sent_below, self.receiver_next)
         return batch, rejected
+
+    def _largest_packet(self, receiver: Receiver) -> int:
+        """The size on the wire of the largest packet that the receiver takes."""
+        if self.stream > DURABLE:
+            if receiver.legacy:
+                return 0
+            if self.stream is BULK:
+                return min(packet_size(MAX_BULK_BYTES), receiver.max_packet_bytes)
+        return receiver.max_packet_bytes
 
     def _split_waiting(self, run: Run, count: int, expiry: Expiry) -> Run:
         """Cut off the first messages of the run that waits first."""
@@ -282,10 +288,10 @@ class OutStream:
 
 
 class VolatileOutStream(OutStream):
-    """The sending end of the volatile stream: bounded, and all of it in memory.
+    """The sending end of a stream that is not durable: bounded, and all of it in memory.
 
-    Messages that have joined the open run have no seq yet: `next_seq` lies behind those that were there before, until
-    the run is closed. It is the last that waits.
+    Only messages of the stream VOLATILE join a run. Those that have joined the open run have no seq yet: `next_seq`
+    lies behind those that were there before, until the run is closed. It is the last that waits.
 
         waiting             | run, when it was opened | joined      |
         --------------------+-------------------------+- - - - - - -+- - - - ->  seq
@@ -297,8 +303,8 @@ class VolatileOutStream(OutStream):
 
     __slots__ = ("open_run",)
 
-    def __init__(self, epoch: int) -> None:
-        super().__init__(VOLATILE, epoch)
+    def __init__(self, stream: Stream, epoch: int) -> None:
+        super().__init__(stream, epoch)
         self.open_run: OpenRun | None = None
 
     def has_room(self, size: int, limits: Limits) -> bool:
@@ -333,7 +339,7 @@ class VolatileOutStream(OutStream):
         self.queued += count
         self.queued_bytes += size
         self.waiting.append(entry)
-        if fits and isinstance(entry, Run):
+        if fits and self.stream is VOLATILE and isinstance(entry, Run):
             largest = min(MAX_JOINING_BYTES, max_data_size(limits.max_frame_bytes))
             room = min(room - count, (room_bytes - size) // packet_size(largest))
             # Where these are larger, so are those that follow, as a rule.

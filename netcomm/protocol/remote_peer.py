@@ -6,7 +6,7 @@ from itertools import islice
 
 from netcomm.limits import Limits
 from netcomm.logs import Log
-from netcomm.message import Delivery
+from netcomm.message import Delivery, Stream
 from netcomm.protocol import frames
 from netcomm.protocol.admission import Contender, Present
 from netcomm.protocol.batch import Entry
@@ -161,17 +161,17 @@ class RemotePeer:
         return (
             self.connection is None
             and self.outbox.idle
-            and not self.inbox.pending_bytes
+            and self.inbox.is_empty
             and not self.inbox.durable
-            and self.outbox.durable is None
+            and not self.outbox.durables
         )
 
     def next_expiry(self) -> float | None:
         """When a message to it may expire, in memory or in the storage, or None."""
         when = self.outbox.next_expiry()
-        durable = self.outbox.durable
-        if durable is not None and durable.expires_at is not None:
-            return durable.expires_at if when is None else min(when, durable.expires_at)
+        for durable in self.outbox.durables.values():
+            if durable.expires_at is not None:
+                when = durable.expires_at if when is None else min(when, durable.expires_at)
         return when
 
     def stats(self) -> PeerStats:
@@ -283,12 +283,12 @@ class RemotePeer:
         self._note_received(Received(self.ident, None, 0, 0, runs, payloads, _size(payloads)))
 
     def _note_received(self, received: Received) -> None:
-        inbox = self.inbox
-        count, pending_bytes = len(received.payloads), inbox.pending_bytes + received.size
+        pending_bytes, stream = self.inbox.pending_bytes, received.stream
+        count, pending = len(received.payloads), pending_bytes[stream] + received.size
         self._emit(received)
         # No call is behind that, which could fail: all of it has happened, or nothing.
         self._received += count
-        inbox.pending_bytes = pending_bytes
+        pending_bytes[stream] = pending
 
     def mark_handled(self, received: Received, start: int, stop: int) -> Position | None:
         """The callbacks of messages `start` to `stop` of these have returned.
@@ -297,7 +297,7 @@ class RemotePeer:
         """
         payloads = received.payloads
         whole = stop - start == len(payloads)
-        self.inbox.pending_bytes -= received.size if whole else _size(payloads[start:stop])
+        self.inbox.pending_bytes[received.stream] -= received.size if whole else _size(payloads[start:stop])
         if received.stream is None:
             return None
         return self.inbox.mark_handled(received.stream, received.epoch, received.runs[0][0] + stop)
@@ -305,15 +305,15 @@ class RemotePeer:
     # -- Messages to it ---------------------------------------------------------------------------------------
 
     def deliver(self, delivered: Sequence[Entry]) -> None:
-        """Messages have ended: it has handled them."""
+        """Messages of a stream have ended: it has handled them."""
         if not delivered:
             return
         for entry in delivered:
             self._delivered += entry.count
         self._emit(DELIVERIES_ENDED)
-        if delivered[0].persistent:
-            assert self.outbox.durable is not None
-            self._emit(DeleteBelow(self.ident, self.outbox.durable.deletable_below()))
+        stream = delivered[0].stream
+        if stream.durable:
+            self._emit(DeleteBelow(self.ident, self.outbox.durables[stream].deletable_below(), stream))
 
     def reject(self, rejected: Sequence[Entry], limits: Limits) -> bool:
         """Messages have ended: they are larger than it accepts; returns whether the storage has some of them.
@@ -322,12 +322,20 @@ class RemotePeer:
         """
         assert self.connection is not None
         remote = self.connection.session.remote
-        log.warning(
-            "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
-            len(rejected),
-            self.ident,
-            limits.max_frame_bytes if remote is None else remote.max_frame_bytes,
-        )
+        stream = rejected[0].stream
+        if remote is None and stream > Stream.DURABLE:
+            log.warning(
+                "%d messages for %r rejected: it speaks snakeMQ's protocol, which has nothing but plain messages",
+                len(rejected),
+                self.ident,
+            )
+        else:
+            log.warning(
+                "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
+                len(rejected),
+                self.ident,
+                limits.max_frame_bytes if remote is None else remote.max_frame_bytes,
+            )
         return self.drop(rejected)
 
     def drop(self, entries: Sequence[Entry]) -> bool:
@@ -337,9 +345,12 @@ class RemotePeer:
         deliveries: list[Delivery] = [delivery for entry in entries for delivery in entry.deliveries()]
         self._dropped += len(deliveries)
         self._emit(Dropped(deliveries))
-        stored = [delivery.seq for delivery in deliveries if delivery.persistent]
-        if stored:
-            self._emit(Delete(self.ident, stored))
+        stored: dict[Stream, list[int]] = {}
+        for delivery in deliveries:
+            if delivery.persistent:
+                stored.setdefault(delivery.stream, []).append(delivery.seq)
+        for stream, seqs in stored.items():
+            self._emit(Delete(self.ident, seqs, stream))
         return bool(stored)
 
 
@@ -380,17 +391,19 @@ class RemotePeers:
     def __iter__(self) -> Iterator[RemotePeer]:
         return iter(self._by_ident.values())
 
-    def get_or_add(self, ident: str, position: Position | None = None) -> RemotePeer:
-        """The peer of an ident.
-
-        position: where its durable stream goes on, as a storage has kept it, for a peer that is not known yet.
-        """
+    def get_or_add(self, ident: str) -> RemotePeer:
+        """The peer of an ident."""
         peer = self._by_ident.get(ident)
         if peer is None:
             self._forget_idle_peers()
-            inbox = Inbox(self._stores_positions, position)
+            inbox = Inbox(self._stores_positions)
             peer = self._by_ident[ident] = RemotePeer(ident, Outbox(self._limits, self.new_epoch()), inbox, self._emit)
         return peer
+
+    def open_stream(self, peer: RemotePeer, stream: Stream) -> None:
+        """Let messages of a stream go to a peer, if they could not before."""
+        if not peer.outbox.has(stream):
+            peer.begin(peer.outbox.open(stream, self.new_epoch()))
 
     def new_epoch(self) -> int:
         """An epoch that no stream has had."""
@@ -414,10 +427,10 @@ class RemotePeers:
 
     # -- What the peer's users ask ----------------------------------------------------------------------------
 
-    def has_room(self, ident: str, size: int) -> bool:
-        """Whether a transient message of `size` bytes on the wire may be queued for `ident` now."""
+    def has_room(self, ident: str, stream: Stream, size: int) -> bool:
+        """Whether a transient message of `size` bytes on the wire may be queued in a stream to `ident` now."""
         peer = self._by_ident.get(ident)
-        return peer is None or peer.outbox.has_room(size)
+        return peer is None or peer.outbox.has_room(stream, size)
 
     def has_small_backlog(self, ident: str) -> bool:
         """Whether so few messages are queued for `ident` that each should go out by itself."""
@@ -432,7 +445,7 @@ class RemotePeers:
     @property
     def may_end(self) -> bool:
         """Whether ending now would neither discard a message, nor leave one behind that can be delivered now."""
-        return not any(peer.outbox.queued if peer.connected else peer.outbox.volatile.queued for peer in self)
+        return not any(peer.outbox.queued if peer.connected else peer.outbox.transient for peer in self)
 
     def connected_idents(self) -> list[str]:
         """The peers that messages can flow to, in the order of their names."""

@@ -167,7 +167,7 @@ class Sessions:
                 if session.legacy and not session.established:
                     self._establish(connection, now)
                 kind = type(event)
-                if kind in _MESSAGES and self.reading.is_full(connection):
+                if kind in _MESSAGES and self.reading.is_full(connection, event.stream):  # type: ignore[union-attr]
                     session.put_back(event)  # until the callbacks of enough messages have returned
                     self.reading.pause(connection)
                     break

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from netcomm import clocks
 from netcomm.errors import ReentrantCall, StorageUnavailable
-from netcomm.message import Delivery
+from netcomm.message import Delivery, Stream
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.runtime.lifecycle import RUNNING, Lifecycle
@@ -23,7 +23,7 @@ from netcomm.storage import Append, QueueStorage, StoredMessage
 
 @dataclass(slots=True)
 class _Uncommitted:
-    """Persistent messages of one call.
+    """Persistent messages of one call, which are of one stream.
 
     epoch: that of their stream, once they are numbered, and -1 before.
     at: when they were numbered, in seconds since the epoch.
@@ -42,12 +42,13 @@ class _Uncommitted:
 def _appends(batches: list[_Uncommitted]) -> list[Append]:
     """What is to be stored."""
     messages: list[StoredMessage]
-    appends: dict[tuple[str, int], Append] = {}
+    appends: dict[tuple[str, int, Stream], Append] = {}
     for batch in batches:
-        stream = batch.ident, batch.epoch
-        if stream not in appends:
-            appends[stream] = Append(*stream, [])
-        messages = appends[stream].messages  # type: ignore[assignment]
+        key = batch.ident, batch.epoch, batch.deliveries[0].stream
+        if key not in appends:
+            ident, epoch, stream = key
+            appends[key] = Append(ident, epoch, [], stream)
+        messages = appends[key].messages  # type: ignore[assignment]
         for delivery in batch.deliveries:
             message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, batch.at, batch.ttl)  # type: ignore[arg-type]
             messages.append(message)
@@ -85,7 +86,7 @@ class GroupCommit:
         return is_committing or (worker.is_in_storage and worker.is_current())
 
     def commit(self, ident: str, deliveries: list[Delivery], ttl: float | None) -> None:
-        """Store persistent messages, which have one time to live, and queue them.
+        """Store persistent messages, which are of one stream and have one time to live, and queue them.
 
         Raises what the storage raises; ReentrantCall where a finalizer or a signal handler interrupts the library.
         """

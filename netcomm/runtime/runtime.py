@@ -14,7 +14,7 @@ from time import monotonic
 
 from netcomm import clocks, logs
 from netcomm.limits import Limits
-from netcomm.message import Delivery, DeliveryState
+from netcomm.message import DURABLE, Delivery, DeliveryState
 from netcomm.protocol.events import Event, StorageRequest
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
@@ -104,7 +104,8 @@ class Runtime:
         worker = None if opened is None else StorageWorker(f"{name}-storage", opened)
         self._worker = worker
         if opened is not None:
-            for request in node.restore(opened.streams(), opened.positions(), *clocks.read()):
+            positions = {(sender, DURABLE): position for sender, position in opened.positions().items()}
+            for request in node.restore(opened.streams(), positions, *clocks.read()):
                 request.carry_out(opened)
         self._handover = Handover(node) if self._dispatcher.owns_thread else NotedHandover(node)
         store = _no_storage if worker is None else worker.put

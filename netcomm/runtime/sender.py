@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from netcomm import clocks
 from netcomm.errors import ConfigurationError, MessageTooLarge, QueueFull
 from netcomm.limits import Limits
-from netcomm.message import Delivery, check_ident
+from netcomm.message import DURABLE, VOLATILE, Delivery, Stream, check_ident
 from netcomm.protocol import frames
 from netcomm.protocol.batch import (
     MAX_BATCH_BYTES,
@@ -111,13 +111,13 @@ class Sender:
         if type(data) is not bytes or len(data) > self._max_data_bytes:
             data = self._to_payload(data)
         if persistent:
-            delivery = self._make_delivery(ident, data, ttl, True)
+            delivery = self._make_delivery(ident, data, ttl, DURABLE)
             self._group_commit.commit(ident, [delivery], ttl)  # type: ignore[union-attr]  # as _check_terms has seen
             return delivery
         until = None if timeout is None else monotonic() + timeout
         loop = self._loop
         if loop.is_interrupting():
-            delivery = self._make_delivery(ident, data, ttl, False)
+            delivery = self._make_delivery(ident, data, ttl, VOLATILE)
             self._defer(ident, delivery)
             return delivery
         with loop.mutex:
@@ -128,7 +128,7 @@ class Sender:
                 batch = self._make_batch(ident, [data], None)
                 entry, delivery = batch.run(), batch.delivery(0)
             else:
-                entry = delivery = self._make_delivery(ident, data, ttl, False)
+                entry = delivery = self._make_delivery(ident, data, ttl, VOLATILE)
             self._queue(ident, entry, until)
             return delivery
 
@@ -143,7 +143,7 @@ class Sender:
         """See `Peer.send_many`."""
         ttl, persistent = self._check_terms(ident, ttl, persistent)
         if persistent:
-            stored = [self._make_delivery(ident, self._to_payload(data), ttl, True) for data in items]
+            stored = [self._make_delivery(ident, self._to_payload(data), ttl, DURABLE) for data in items]
             self._group_commit.commit(ident, stored, ttl)  # type: ignore[union-attr]  # as _check_terms has seen
             return stored
         until = None if timeout is None else monotonic() + timeout
@@ -179,11 +179,11 @@ class Sender:
             raise ConfigurationError("the peer has no storage for persistent messages")
         return ttl, ttl != 0
 
-    def _make_delivery(self, ident: str, data: bytes, ttl: float | None, persistent: bool) -> Delivery:
+    def _make_delivery(self, ident: str, data: bytes, ttl: float | None, stream: Stream) -> Delivery:
         expires_at = None if ttl is None else clocks.now() + ttl
         uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
         size = len(data) + frames.OVERHEAD_BYTES
-        return Delivery(ident, uuid, data, size, expires_at, persistent, self._wait)
+        return Delivery(ident, uuid, data, size, expires_at, stream, self._wait)
 
     def _make_batch(self, ident: str, payloads: list[bytes], ttl: float | None) -> Batch:
         expires_at = None if ttl is None else clocks.now() + ttl
@@ -256,7 +256,7 @@ class Sender:
         left = entry.count
         while (taken := self._queue_some(ident, entry)) < left:
             left -= taken
-            self._wait_for_room(ident, entry.first_size, until)
+            self._wait_for_room(ident, entry, until)
 
     def _queue_some(self, ident: str, entry: Entry) -> int:
         """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
@@ -282,11 +282,13 @@ class Sender:
             raise
         return taken
 
-    def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
+    def _wait_for_room(self, ident: str, entry: Entry, until: float | None) -> None:
+        stream, size = entry.stream, entry.first_size
+
         def room_or_end() -> bool:
             if self._life.phase is not RUNNING:
                 return True
-            return self._messaging.peers.has_room(ident, size) and not self._loop.defers(ident)
+            return self._messaging.peers.has_room(ident, stream, size) and not self._loop.defers(ident)
 
         if self._loop.leadership.is_current():
             raise reentrant("send to a queue that is full")

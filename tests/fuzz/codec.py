@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.limits import Limits
-from netcomm.message import Delivery
+from netcomm.message import Delivery, Stream
 from netcomm.protocol import decode, encode, frames
 from netcomm.protocol.session import Identified
 from tests.fuzz import reference
@@ -156,7 +156,9 @@ def write(frame: frames.Frame) -> bytes:
         case frames.Ident(name):
             return encode.ident(name)
         case frames.Messages(items):
-            return b"".join(encode.messages([_delivery(0, *item) for item in items], 0.0))
+            return b"".join(
+                b"".join(encode.messages(Stream(item[2] & 1), [_delivery(0, *item)], 0.0)) for item in items
+            )
         case frames.Ping():
             return encode.PING
         case frames.Pong():
@@ -167,7 +169,9 @@ def write(frame: frames.Frame) -> bytes:
             return encode.begin(frame)
         case frames.Data():
             # One by one: a SKIP would come between those that do not follow each other.
-            return b"".join(b"".join(encode.data([_delivery(*item)], item[0], 0.0)) for item in frame.items)
+            return b"".join(
+                b"".join(encode.data(frame.stream, [_delivery(*item)], item[0], 0.0)) for item in frame.items
+            )
         case frames.Ack():
             return encode.ack(frame)
         case frames.Skip(stream, next_seq):
@@ -178,6 +182,8 @@ def write(frame: frames.Frame) -> bytes:
 
 def _delivery(seq: int, uuid: bytes, ttl: int, flags: int, data: bytes) -> Delivery:
     expires_at = None if ttl == frames.INFINITE_TTL else float(ttl)
-    delivery = Delivery("x", uuid, data, frames.packet_size(len(data)), expires_at, bool(flags & 1), not_waited_for)
+    delivery = Delivery(
+        "x", uuid, data, frames.packet_size(len(data)), expires_at, Stream(flags & frames.STREAM_FLAGS), not_waited_for
+    )
     delivery.seq = seq
     return delivery

@@ -11,7 +11,7 @@ the network be well again. What must hold then:
 
 from enum import IntEnum, auto
 
-from netcomm.message import Delivery, DeliveryState
+from netcomm.message import VOLATILE, Delivery, DeliveryState
 from netcomm.protocol.events import ErrorReported
 from netcomm.protocol.frames import packet_size
 from netcomm.storage import MemoryQueueStorage
@@ -169,7 +169,7 @@ class World(Net):
         ttl = 0.0 if how & 0x40 else 1.0 if how & 0x20 else None
         if host.storage is not None and how & 0x80:
             delivery = host.send_persistent(to, payload, ttl)
-        elif host.messaging.peers.has_room(to, packet_size(len(payload))):
+        elif host.messaging.peers.has_room(to, VOLATILE, packet_size(len(payload))):
             delivery = host.send(to, payload, ttl)
         else:
             return

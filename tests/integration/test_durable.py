@@ -32,6 +32,7 @@ from netcomm import (
     StorageUnavailable,
     clocks,
 )
+from netcomm.message import DURABLE
 from netcomm.protocol import durable_out_stream, storage_sync
 from netcomm.protocol.events import Load, Mark, Received, Renew, StorePosition
 from netcomm.protocol.messaging import Messaging
@@ -635,7 +636,7 @@ def test_a_message_that_has_expired_is_not_sent_by_a_load_that_was_under_way(now
             with Receiver(nowhere) as receiver:
                 assert peer.wait_connected("receiver", DEADLINE_S)
                 # The receiver's first answer makes it ask for the backlog.
-                wait_until(lambda: peer._runtime._messaging.peers["receiver"].outbox.durable._asked_for)
+                wait_until(lambda: peer._runtime._messaging.peers["receiver"].outbox.durables[DURABLE]._asked_for)
                 storage.let_go.set()
                 assert peer.flush(DEADLINE_S)
                 assert [delivery.data for _, delivery in drops.wait(10)] == numbered(10, 20)
@@ -657,7 +658,7 @@ def test_a_message_sent_while_an_emptied_backlog_is_being_loaded_is_sent_once(no
             assert storage.reached.wait(DEADLINE_S)
             with Receiver(nowhere) as receiver:
                 assert peer.wait_connected("receiver", DEADLINE_S)
-                wait_until(lambda: peer._runtime._messaging.peers["receiver"].outbox.durable._asked_for)
+                wait_until(lambda: peer._runtime._messaging.peers["receiver"].outbox.durables[DURABLE]._asked_for)
                 # Stored before the load reads, and queued behind what is about to turn out as expired.
                 storage.let_go.set()
                 deliveries = [peer.send("receiver", data) for data in numbered(10, 30)]
@@ -801,7 +802,9 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
         receiver.sessions.connection_opened(number, "here", 0, 0.0)
 
     def send(sender: Messaging, count: int) -> list[Delivery]:
-        deliveries = [Delivery("receiver", bytes(16), b"x", 38, None, True, lambda *args: False) for _ in range(count)]
+        deliveries = [
+            Delivery("receiver", bytes(16), b"x", 38, None, DURABLE, lambda *args: False) for _ in range(count)
+        ]
         sender.storage_sync.number("receiver", deliveries)
         sender.send_stored("receiver", deliveries, 0.0)
         return deliveries

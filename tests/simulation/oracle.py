@@ -266,20 +266,22 @@ class Oracle:
             allowed = min(allowed, receiver.limits.window_bytes)
         if process.incarnation > 1:
             allowed += max(allowed, packet_size(process.node.limits.max_frame_bytes))
-        if outbox.in_flight_bytes > allowed and outbox.in_flight > 1:
-            raise Violation(f"{outbox.in_flight_bytes} bytes are in flight, {allowed} are allowed")
+        for stream in outbox:
+            if stream.in_flight_bytes > allowed and sum(entry.count for entry in stream.in_flight) > 1:
+                raise Violation(
+                    f"{stream.in_flight_bytes} bytes of {stream.stream.name} are in flight, {allowed} are allowed"
+                )
 
     @staticmethod
     def check_progress(connection: Any, process: Any) -> None:
         """A connection that has nothing to send has nothing that waits, unless somebody is asked for something."""
         if connection is None or connection.peer is None or connection.peer.connection is not connection:
             return
-        outbox = connection.peer.outbox
-        if outbox.in_flight_bytes:
-            return  # an acknowledgement will come
-        for stream in outbox._streams:
+        for stream in connection.peer.outbox:
+            if stream.in_flight_bytes:
+                continue  # an acknowledgement will come
             waiting = len(stream.waiting) - stream.empty_places
-            if stream is outbox.durable:
+            if isinstance(stream, memory.DurableOutStream):
                 if stream._marking or stream._loading or stream.renewing:
                     continue
                 waiting += stream.stored
@@ -304,7 +306,7 @@ class Oracle:
         core, sender = process.messaging, process.node.world_nodes[ident]
         inbox = core.peers[ident].inbox
         # A sender that comes back with an epoch that it has left is told of more than there is.
-        if inbox.pending_bytes or ident in core.storage_sync._unstored or sender.went_back:
+        if not inbox.is_empty or ident in core.storage_sync._unstored or sender.went_back:
             return
         for stream, state in inbox._streams.items():
             if state.handed_seq != state.next_seq:
@@ -313,10 +315,9 @@ class Oracle:
     @staticmethod
     def check_memory(process: Any) -> None:
         """However much is stored, only a part of it may be in memory."""
-        for peer in process.messaging.peers:
-            ident, durable = peer.ident, peer.outbox.durable
-            if durable is None:
-                continue
+        for ident, durable in [
+            (peer.ident, out) for peer in process.messaging.peers for out in peer.outbox.durables.values()
+        ]:
             loaded = len(durable.waiting) + len(durable.in_flight)
             most = max(memory._MAX_LOADED, memory._MAX_LOADED // 2 + memory._LOAD_COUNT)
             if loaded > most:
@@ -376,16 +377,17 @@ class Oracle:
     def _check_counters(node: Any) -> None:
         for peer in node.process.messaging.peers:
             ident, outbox = peer.ident, peer.outbox
-            counters = {"in_flight_bytes": outbox.in_flight_bytes, "pending_bytes": peer.inbox.pending_bytes}
-            for stream in outbox._streams:
+            counters = {"pending_bytes": sum(peer.inbox.pending_bytes.values())}
+            for stream in outbox:
                 name = stream.stream.name
+                counters[f"{name} in_flight_bytes"] = stream.in_flight_bytes
                 counters[f"{name} queued"] = stream.queued
                 counters[f"{name} queued_bytes"] = stream.queued_bytes
                 counters[f"{name} in flight"] = len(stream.in_flight)
                 counters[f"{name} waiting"] = len(stream.waiting) - stream.empty_places
-            if outbox.durable is not None:
-                counters["stored"] = outbox.durable.stored
-                counters["loaded_bytes"] = outbox.durable.loaded_bytes
+            for durable in outbox.durables.values():
+                counters[f"{durable.stream.name} stored"] = durable.stored
+                counters[f"{durable.stream.name} loaded_bytes"] = durable.loaded_bytes
             wrong = {name: value for name, value in counters.items() if value}
             if wrong:
                 raise Violation(f"{node.name} has nothing left for {ident}, and counts {wrong}")

@@ -14,7 +14,7 @@ from netcomm.callbacks import Callback
 from netcomm.connections import BufferUpdated, Closed, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.limits import Limits
-from netcomm.message import Delivery
+from netcomm.message import DURABLE, VOLATILE, Delivery
 from netcomm.protocol import decode, events
 from netcomm.protocol.batch import Batch, Run
 from netcomm.protocol.frames import Data, Frame, FrameType, Messages, Ping, packet_size
@@ -117,7 +117,8 @@ class Process:
         )
         self.core = Node(self.messaging, self, node.budget)
         if self.storage is not None:
-            for request in self.core.restore(self.storage.streams(), self.storage.positions(), self.now, self.wall):
+            positions = {(sender, DURABLE): position for sender, position in self.storage.positions().items()}
+            for request in self.core.restore(self.storage.streams(), positions, self.now, self.wall):
                 request.carry_out(self.storage)
             self._keeper = self._keep()
             self._resume_keeper()
@@ -166,7 +167,7 @@ class Process:
         self._settle()
         connection = self.messaging.sessions.get(end.number)
         if connection is not None and connection.peer is not None:
-            pending = connection.peer.inbox.pending_bytes
+            pending = max(connection.peer.inbox.pending_bytes.values(), default=0)
             limits = self.node.limits
             if pending > limits.window_bytes + READ_BYTES + 2 * packet_size(limits.max_frame_bytes):
                 raise Violation(f"{self.node.name} holds {pending} bytes that were not handed over")
@@ -383,7 +384,13 @@ class Process:
         expires_at = None if message.ttl is None else self.now + message.ttl
         size = packet_size(len(message.data))
         delivery = Delivery(
-            message.receiver, message.uuid, message.data, size, expires_at, message.persistent, _no_wait
+            message.receiver,
+            message.uuid,
+            message.data,
+            size,
+            expires_at,
+            DURABLE if message.persistent else VOLATILE,
+            _no_wait,
         )
         if self.rng.random() >= release:
             message.delivery = delivery

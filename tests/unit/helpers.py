@@ -15,7 +15,7 @@ import pytest
 from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError
 from netcomm.limits import Limits
-from netcomm.message import Delivery, Stream
+from netcomm.message import DURABLE, VOLATILE, Delivery, Stream
 from netcomm.protocol import decode, events, frames
 from netcomm.protocol.frames import Data, Item
 from netcomm.protocol.messaging import Messaging
@@ -140,7 +140,7 @@ def make_delivery(
         payload,
         OVERHEAD + len(payload),
         None if ttl is None else now + ttl,
-        persistent,
+        DURABLE if persistent else VOLATILE,
         not_waited_for,
     )
 
@@ -260,7 +260,12 @@ class Host:
         self.storing = True  # the storage answers at once
         self.requests: deque[events.StorageRequest] = deque()  # what it has not answered
         if storage is not None:
-            for request in self.node.restore(storage.streams(), storage.positions(), net.now, net.wall_now):
+            for request in self.node.restore(
+                storage.streams(),
+                {(sender, DURABLE): position for sender, position in storage.positions().items()},
+                net.now,
+                net.wall_now,
+            ):
                 request.carry_out(storage)
 
     def tell(self, event: ConnectionEvent) -> None:

@@ -441,10 +441,16 @@ def test_a_stored_position_of_an_epoch_that_has_ended_acknowledges_nothing() -> 
     assert inbox.due_acks() == []
 
 
+def restored(position: Position) -> Inbox:
+    inbox = Inbox(True)
+    inbox.restore(DURABLE, position)
+    return inbox
+
+
 @pytest.mark.requirement("P-27", "positive")
 @pytest.mark.requirement("P-35", "positive")
 def test_a_restored_position_is_the_answer_to_begin() -> None:
-    inbox = Inbox(True, Position(99, 40))
+    inbox = restored(Position(99, 40))
     assert inbox.durable
     assert inbox.due_acks() == []  # nobody is connected
     with pytest.raises(RemoteProtocolError, match="DURABLE"):
@@ -457,7 +463,7 @@ def test_a_restored_position_is_the_answer_to_begin() -> None:
 @pytest.mark.requirement("P-35", "positive")
 def test_behind_a_restored_position_what_may_have_been_sent_is_marked() -> None:
     # The earlier process may have handed it over, and died before the position was stored.
-    inbox = Inbox(True, Position(99, 40))
+    inbox = restored(Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 30, 45))
     state, _ = inbox.accept(messages(40, stream=DURABLE))
     assert state.redelivered_below == 45
@@ -465,7 +471,7 @@ def test_behind_a_restored_position_what_may_have_been_sent_is_marked() -> None:
 
 @pytest.mark.requirement("P-35", "negative")
 def test_only_the_first_begin_after_a_restart_marks() -> None:
-    inbox = Inbox(True, Position(99, 40))
+    inbox = restored(Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 40, 42))
     accept(inbox, *range(40, 50), stream=DURABLE)
     inbox.disconnect()
@@ -477,7 +483,7 @@ def test_only_the_first_begin_after_a_restart_marks() -> None:
 @pytest.mark.requirement("P-27", "negative")
 @pytest.mark.requirement("P-34", "positive")
 def test_a_restored_position_of_another_epoch_is_of_no_use() -> None:
-    inbox = Inbox(True, Position(98, 40))
+    inbox = restored(Position(98, 40))
     inbox.begin(Begin(DURABLE, 99, 3, 6))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 3, 3)]
     state, fresh = inbox.accept(messages(3, stream=DURABLE))
@@ -486,7 +492,7 @@ def test_a_restored_position_of_another_epoch_is_of_no_use() -> None:
 
 def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_first_message_there_is() -> None:
     # What lies between was acknowledged once, and is gone.
-    inbox = Inbox(True, Position(99, 40))
+    inbox = restored(Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 60, 65))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 60, 60)]
     state, fresh = inbox.accept(messages(60, 61, stream=DURABLE))

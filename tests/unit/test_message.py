@@ -7,7 +7,7 @@ import weakref
 import pytest
 
 from netcomm import ConfigurationError, DeliveryState, Limits, Message
-from netcomm.message import FLAG_PERSISTENT, Delivery, check_ident
+from netcomm.message import FLAG_PERSISTENT, VOLATILE, Delivery, check_ident
 from tests.unit.helpers import UUID, make_delivery
 
 STATES = list(DeliveryState)
@@ -42,7 +42,7 @@ def test_wait_asks_the_one_who_made_it() -> None:
         asked.append((delivery, timeout))
         return timeout is None
 
-    delivery = Delivery("b", UUID, b"", 37, None, False, wait)
+    delivery = Delivery("b", UUID, b"", 37, None, VOLATILE, wait)
     assert delivery.wait() is True
     assert delivery.wait(2.5) is False
     assert asked == [(delivery, None), (delivery, 2.5)]

@@ -9,7 +9,7 @@ import pytest
 from netcomm.connections import Writable
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
 from netcomm.limits import Limits
-from netcomm.message import DeliveryState, Stream
+from netcomm.message import VOLATILE, DeliveryState, Stream
 from netcomm.protocol import events, frames
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net, Wire, established_raw, kinds, packets, pair, peer_stats, warnings
@@ -26,9 +26,9 @@ def assert_nothing_is_left(*hosts: Host) -> None:
         assert host.messaging.all_handed_over
         for peer in host.messaging.peers:
             outbox = peer.outbox
-            assert (outbox.queued, outbox.in_flight, outbox.in_flight_bytes) == (0, 0, 0)
-            assert [stream.queued_bytes for stream in outbox._streams if stream.queued_bytes] == []
-            assert peer.inbox.pending_bytes == 0
+            assert (outbox.queued, outbox.in_flight) == (0, 0)
+            assert not any(stream.in_flight_bytes or stream.queued_bytes for stream in outbox)
+            assert peer.inbox.is_empty
 
 
 @pytest.fixture(autouse=True)
@@ -223,11 +223,11 @@ def test_numbers_that_are_not_known_are_passed_over() -> None:
 def test_room_is_asked_for_by_ident() -> None:
     net = Net()
     host = net.host("a", Limits(max_queued_messages=2))
-    assert host.messaging.peers.has_room("b", 1000)
+    assert host.messaging.peers.has_room("b", VOLATILE, 1000)
     host.send("b", b"")
     host.send("b", b"")
-    assert not host.messaging.peers.has_room("b", 37)
-    assert host.messaging.peers.has_room("c", 37)
+    assert not host.messaging.peers.has_room("b", VOLATILE, 37)
+    assert host.messaging.peers.has_room("c", VOLATILE, 37)
 
 
 # -- Cutting ------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def packet_of(frame: frames.Frame | None) -> bytes:
         case frames.Data(_, [(seq, count, uuid, ttl, 0)], payloads) if count > 1:  # which `write` takes one by one
             run = Batch("x", uuid[:8], int.from_bytes(uuid[8:]), payloads, 0, float(ttl), helpers.not_waited_for).run()
             run.seq = seq
-            return b"".join(encode.data([run], seq, 0.0))
+            return b"".join(encode.data(run.stream, [run], seq, 0.0))
     return codec.write(frame)
 
 
