@@ -12,7 +12,9 @@ class Limits:
 
     max_frame_bytes: the largest frame it accepts and sends. A message takes 33 bytes more than its data.
     max_handshake_frame_bytes: the same, until the other side has identified itself.
-    window_bytes: how much may be sent and not yet acknowledged; one larger message may go alone.
+    window_bytes: how much of one stream may be sent and not yet acknowledged; one larger message may go alone. There
+        are five streams: those of plain messages, persistent or not, and three for files and the bus. So what one peer
+        has sent takes five times as much memory of this one at the most, and one large message beyond each.
     handshake_s: how long connecting, and then identifying, may take.
     keepalive_idle_s: a ping goes out after so long a silence.
     keepalive_wait_s: the connection is closed when there was no sign of life for so long after the ping: nothing

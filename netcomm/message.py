@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from netcomm.errors import ConfigurationError
 
@@ -83,6 +84,16 @@ class Message:
         return bool(self.flags & FLAG_PERSISTENT)
 
 
+class DeliveryOwner(Protocol):
+    """What a Delivery asks of the peer that it belongs to."""
+
+    def wait_for_delivery(self, delivery: "Delivery", timeout: float | None) -> bool:
+        """See `Delivery.wait`."""
+
+    def watch_delivery(self, delivery: "Delivery", function: "Callable[[Delivery], object]") -> None:
+        """See `Delivery.add_done_callback`."""
+
+
 class Delivery:
     """One message on its way out: an entry of the queue, and the sender's view of it.
 
@@ -97,7 +108,7 @@ class Delivery:
 
     __slots__ = (
         "__weakref__",
-        "_wait",
+        "_owner",
         "data",
         "expires_at",
         "ident",
@@ -116,7 +127,7 @@ class Delivery:
         size: int,
         expires_at: float | None,
         stream: Stream,
-        wait: "Callable[[Delivery, float | None], bool]",
+        owner: DeliveryOwner,
     ) -> None:
         self.ident = ident
         self.uuid = uuid
@@ -126,7 +137,7 @@ class Delivery:
         self.stream = stream
         self.seq = -1  # its place in its stream
         self.state = QUEUED
-        self._wait = wait
+        self._owner = owner
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the message has ended, at most `timeout` seconds (None: as long as it takes).
@@ -136,7 +147,18 @@ class Delivery:
 
         May be called from any thread, and from a callback.
         """
-        return self._wait(self, timeout)
+        return self._owner.wait_for_delivery(self, timeout)
+
+    def add_done_callback(self, function: "Callable[[Delivery], object]") -> None:
+        """Let a function be called with this Delivery once the message has ended, one way or another.
+
+        It is called on the thread that runs the peer's callbacks, once; at once and on the caller's thread where the
+        message has ended already. What it raises is logged, and goes to `on_error`. Several functions are called in the
+        order in which they were added.
+
+        May be called from any thread, and from a callback.
+        """
+        self._owner.watch_delivery(self, function)
 
     @property
     def persistent(self) -> bool:

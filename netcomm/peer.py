@@ -13,7 +13,9 @@ from typing import Literal, Self, TypeVar
 from netcomm.errors import ConfigurationError
 from netcomm.limits import Limits
 from netcomm.message import Delivery, check_ident
+from netcomm.protocol.extension import Extension
 from netcomm.protocol.remote_peer import PeerStats
+from netcomm.runtime.attachment import Attachment
 from netcomm.runtime.runtime import Runtime
 from netcomm.runtime.sender import UNSET, Data, Unset, check_encoding, check_ttl
 from netcomm.storage import QueueStorage
@@ -340,3 +342,12 @@ def _file_name(ident: str) -> str:
 
         name = f"{name[: _LONGEST_NAME - 1 - _HASH_SIZE]}-{sha256(ident.encode()).hexdigest()[:_HASH_SIZE]}"
     return f"netcomm-{name}.db"
+
+
+def attach(peer: Peer, extension: Extension) -> Attachment:
+    """Let an extension take part in a peer: see `netcomm.protocol.extension`. For what is built on peers.
+
+    Before or after `start`. Raises ConfigurationError where one of its streams has another extension already;
+    LifecycleError. May be called from any thread.
+    """
+    return peer._runtime.attach(extension)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, overload
 
-from netcomm.message import OPEN_STATES, QUEUED, VOLATILE, Delivery, DeliveryState, Stream
+from netcomm.message import OPEN_STATES, QUEUED, VOLATILE, Delivery, DeliveryOwner, DeliveryState, Stream
 
 MAX_BATCH_COUNT = 1000
 MAX_BATCH_BYTES = 256 * 1024
@@ -25,9 +25,21 @@ class Batch:
     states: what has become of them, as far as they are not in an open run.
     ends: where each would begin, in bytes, if they were joined, and where the last one would end; as far as `states`.
     overhead: what each takes on the wire beside its payload, in bytes.
+    owner: what their Deliveries ask to wait.
     """
 
-    __slots__ = ("data", "ends", "expires_at", "ident", "number", "overhead", "states", "stream", "uuid_prefix", "wait")
+    __slots__ = (
+        "data",
+        "ends",
+        "expires_at",
+        "ident",
+        "number",
+        "overhead",
+        "owner",
+        "states",
+        "stream",
+        "uuid_prefix",
+    )
 
     def __init__(
         self,
@@ -37,7 +49,7 @@ class Batch:
         data: list[bytes],
         overhead: int,
         expires_at: float | None,
-        wait: "Callable[[Delivery, float | None], bool]",
+        owner: DeliveryOwner,
         stream: Stream = VOLATILE,
     ) -> None:
         self.ident = ident
@@ -49,7 +61,7 @@ class Batch:
         self.ends = list(accumulate(map(len, data), initial=0))
         self.overhead = overhead
         self.expires_at = expires_at
-        self.wait = wait
+        self.owner = owner
 
     def run(self) -> "Run":
         """All of it, to be queued."""
@@ -217,7 +229,11 @@ class BatchDelivery(Delivery):
 
     def wait(self, timeout: float | None = None) -> bool:
         """See `Delivery.wait`."""
-        return self._batch.wait(self, timeout)
+        return self._batch.owner.wait_for_delivery(self, timeout)
+
+    def add_done_callback(self, function: Callable[[Delivery], object]) -> None:
+        """See `Delivery.add_done_callback`."""
+        self._batch.owner.watch_delivery(self, function)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BatchDelivery):

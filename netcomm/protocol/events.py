@@ -3,7 +3,9 @@
 A storage request is declared once, here, with what it asks of a `QueueStorage`. `Messaging.answered` takes the results.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from netcomm.message import DURABLE, Delivery, Stream
 from netcomm.protocol import frames
@@ -79,6 +81,14 @@ class ErrorReported:
     """An error for `on_error`."""
 
     error: BaseException
+
+
+@dataclass(slots=True)
+class Call:
+    """A function is to be called with an argument, on the thread that dispatches, and with no lock held."""
+
+    function: Callable[[Any], object]
+    argument: Any
 
 
 @dataclass(slots=True)
@@ -212,6 +222,7 @@ Event = (
     | Dropped
     | DeliveriesEnded
     | ErrorReported
+    | Call
     | Close
     | PauseReading
     | StorageRequest

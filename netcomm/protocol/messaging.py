@@ -11,14 +11,15 @@ None of it is thread-safe; `netcomm.runtime.loop` holds a lock around it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from netcomm.deadlines import Action, Deadlines
 from netcomm.limits import Limits
-from netcomm.message import VOLATILE, Delivery, DeliveryState, Stream
+from netcomm.message import VOLATILE, Delivery, DeliveryOwner, DeliveryState, Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Entry
 from netcomm.protocol.diagnosis import Diagnosis
-from netcomm.protocol.events import Event, Received, StorageRequest
+from netcomm.protocol.events import Call, Event, Received, StorageRequest
 from netcomm.protocol.open_run import OpenRun
 from netcomm.protocol.remote_peer import Connection, RemotePeer, RemotePeers
 from netcomm.protocol.session import Session
@@ -54,7 +55,7 @@ class Messaging:
         peer_id: bytes,
         boot_id: bytes,
         first_epoch: int,
-        wait: Callable[[Delivery, float | None], bool],
+        owner: DeliveryOwner,
         progress: Callable[[int], tuple[int, int]] = _unknown,
         stores_positions: bool = False,
     ) -> None:
@@ -62,7 +63,7 @@ class Messaging:
 
         peer_id, boot_id: 16 bytes each, as in HELLO.
         first_epoch: a 63-bit number that no other process of this ident has used.
-        wait: what `Delivery.wait` calls, for messages that come from the storage.
+        owner: of the Deliveries of messages that come from the storage.
         progress: says of a connection how many bytes of its output were written, and how many of them the other side's
             system has taken. It is called when an answer to a ping is overdue, and before one is sent. By default,
             nobody knows, and only what arrives is a sign of life.
@@ -74,7 +75,7 @@ class Messaging:
         self._deadlines: Deadlines[Action] = Deadlines()
         self.deadline = self._deadlines.next
         self.peers = RemotePeers(limits, first_epoch, stores_positions, emit, self._forgotten)
-        self.storage_sync = StorageSync(self.peers, emit, wait)
+        self.storage_sync = StorageSync(self.peers, emit, owner)
         self._diagnosis = Diagnosis(self.peers, self._deadlines, limits.diagnose_after_s)
         self.sessions = Sessions(
             ident,
@@ -249,6 +250,20 @@ class Messaging:
             if batch:
                 return peer.outbox.has_waiting
         return False
+
+    def call_soon(self, function: Callable[[Any], object], argument: Any) -> None:
+        """Let a function be called with an argument, on the thread that dispatches, and with no lock held."""
+        self._events.append(Call(function, argument))
+
+    def watch(self, delivery: Delivery, function: Callable[[Delivery], object]) -> bool:
+        """Let a function be called with a Delivery once the message has ended: see `call_soon`.
+
+        Returns False where it has ended already.
+        """
+        if delivery.done:
+            return False
+        self.peers.get_or_add(delivery.ident).watch(delivery, function)
+        return True
 
     # -- Messages that have ended -----------------------------------------------------------------------------
 

@@ -32,12 +32,15 @@ from netcomm.protocol.events import (
     Close,
     Connected,
     DeliveriesEnded,
+    Disconnected,
     Event,
     Mark,
     PauseReading,
     Received,
     StorageRequest,
 )
+from netcomm.protocol.extension import Extension
+from netcomm.protocol.extensions import Extensions
 from netcomm.protocol.messaging import Messaging
 from netcomm.storage import Position, StoredStream
 
@@ -78,6 +81,7 @@ class Node:
         self.deadline = messaging.deadline
         self._link = link
         self._budget = budget
+        self._extensions = Extensions()
 
     def restore(
         self,
@@ -101,6 +105,14 @@ class Node:
             for stream in streams
             if stream.sent_below > stream.next_seq
         ]
+
+    def attach(self, extension: Extension, now: float) -> None:
+        """Let an extension take part. Raises ConfigurationError where one of its streams has another one already."""
+        self._extensions.add(extension)
+        extension.attached(self, now)
+        for ident in self.messaging.peers.connected_idents():
+            extension.connected(ident, now)
+        self._extensions.tell((), now)
 
     # -- Events in --------------------------------------------------------------------------------------------
 
@@ -190,19 +202,30 @@ class Node:
         if not events:
             return _NO_WORK
         try:
-            return self._act_on(events)
+            work, for_extensions = self._act_on(events)
         except BaseException:
             messaging.put_back(events)  # to act on them twice does no harm
             raise
+        if for_extensions:
+            self._extensions.tell(for_extensions, now)
+            if messaging.has_pending_work:  # what they have sent
+                more = self.process_pending(now)
+                return Work(
+                    [*work.dispatch, *more.dispatch], [*work.storage, *more.storage], work.awaited or more.awaited
+                )
+        return work
 
-    def _act_on(self, events: list[Event]) -> Work:
+    def _act_on(self, events: list[Event]) -> tuple[Work, list[Received | Connected | Disconnected]]:
+        """Returns what is left to do, and what extensions are to be told of."""
         dispatch: list[Event] = []
         storage: list[StorageRequest] = []
         awaited = False
+        extensions = self._extensions
+        for_extensions: list[Any] = []
         for event in events:
             match event:
                 case Received():
-                    dispatch.append(event)
+                    (for_extensions if extensions.claims(event) else dispatch).append(event)
                 case DeliveriesEnded():
                     awaited = True
                 case Close(connection, farewell):
@@ -214,6 +237,8 @@ class Node:
                 case _:
                     if isinstance(event, Connected):
                         self._link.established(event.connection)
+                    if isinstance(event, Connected | Disconnected):
+                        for_extensions.append(event)
                     dispatch.append(event)
                     awaited = True
-        return Work(dispatch, storage, awaited)
+        return Work(dispatch, storage, awaited), for_extensions

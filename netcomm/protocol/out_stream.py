@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from netcomm.limits import Limits
-from netcomm.message import BULK, DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
+from netcomm.message import DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.expiry import Expiry
-from netcomm.protocol.frames import MAX_BULK_BYTES, Begin, max_data_size, packet_size
+from netcomm.protocol.frames import Begin, max_data_size, packet_size
 from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
 
 
@@ -237,12 +237,8 @@ class OutStream:
 
     def _largest_packet(self, receiver: Receiver) -> int:
         """The size on the wire of the largest packet that the receiver takes."""
-        if self.stream > DURABLE:
-            if receiver.legacy:
-                return 0
-            if self.stream is BULK:
-                return min(packet_size(MAX_BULK_BYTES), receiver.max_packet_bytes)
-        return receiver.max_packet_bytes
+        # A snakeMQ peer takes plain messages alone.
+        return 0 if receiver.legacy and self.stream > DURABLE else receiver.max_packet_bytes
 
     def _split_waiting(self, run: Run, count: int, expiry: Expiry) -> Run:
         """Cut off the first messages of the run that waits first."""

@@ -10,7 +10,7 @@ from netcomm.message import Delivery, Stream
 from netcomm.protocol import frames
 from netcomm.protocol.admission import Contender, Present
 from netcomm.protocol.batch import Entry
-from netcomm.protocol.events import DELIVERIES_ENDED, Delete, DeleteBelow, Dropped, Event, Received
+from netcomm.protocol.events import DELIVERIES_ENDED, Call, Delete, DeleteBelow, Dropped, Event, Received
 from netcomm.protocol.inbox import Inbox
 from netcomm.protocol.outbox import Outbox
 from netcomm.protocol.session import Ahead, Session
@@ -123,6 +123,7 @@ class RemotePeer:
         "_emit",
         "_received",
         "_refused",
+        "_watched",
         "ahead",
         "bytes_received",
         "bytes_sent",
@@ -142,6 +143,7 @@ class RemotePeer:
         self.challenger: Connection | None = None
         self.ahead: Ahead | None = None
         self._refused = False
+        self._watched: dict[Delivery, list[Callable[[Delivery], object]]] = {}
         self._delivered = self._dropped = self._received = self._connects = 0
         self.bytes_sent = self.bytes_received = 0
 
@@ -311,9 +313,20 @@ class RemotePeer:
         for entry in delivered:
             self._delivered += entry.count
         self._emit(DELIVERIES_ENDED)
+        if self._watched:
+            self._call_watchers([delivery for entry in delivered for delivery in entry.deliveries()])
         stream = delivered[0].stream
         if stream.durable:
             self._emit(DeleteBelow(self.ident, self.outbox.durables[stream].deletable_below(), stream))
+
+    def watch(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        """Let a function be called with a Delivery once the message, which has not ended, has."""
+        self._watched.setdefault(delivery, []).append(function)
+
+    def _call_watchers(self, ended: Sequence[Delivery]) -> None:
+        for delivery in ended:
+            for function in self._watched.pop(delivery, ()):
+                self._emit(Call(function, delivery))
 
     def reject(self, rejected: Sequence[Entry], limits: Limits) -> bool:
         """Messages have ended: they are larger than it accepts; returns whether the storage has some of them.
@@ -345,6 +358,8 @@ class RemotePeer:
         deliveries: list[Delivery] = [delivery for entry in entries for delivery in entry.deliveries()]
         self._dropped += len(deliveries)
         self._emit(Dropped(deliveries))
+        if self._watched:
+            self._call_watchers(deliveries)
         stored: dict[Stream, list[int]] = {}
         for delivery in deliveries:
             if delivery.persistent:

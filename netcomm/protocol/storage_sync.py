@@ -3,12 +3,12 @@
 It does no I/O: requests are events, and `answered` is told of the results.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.logs import Log
-from netcomm.message import DURABLE, Delivery, DeliveryState, Stream
+from netcomm.message import DURABLE, Delivery, DeliveryOwner, DeliveryState, Stream
 from netcomm.protocol import frames
 from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import (
@@ -39,11 +39,11 @@ class StorageSync:
     stored_time: called with `now` and the system's time, returns the time that is stored with messages sent now.
     """
 
-    def __init__(self, peers: RemotePeers, emit: Emit, wait: Callable[[Delivery, float | None], bool]) -> None:
-        """wait: what `Delivery.wait` calls, for messages that come from the storage."""
+    def __init__(self, peers: RemotePeers, emit: Emit, owner: DeliveryOwner) -> None:
+        """owner: of the Deliveries of messages that come from the storage."""
         self._peers = peers
         self._emit = emit
-        self._wait = wait
+        self._owner = owner
         self._wall_clock = WallClock()
         self.stored_time = self._wall_clock.follow
         self._unstored: dict[str, Position] = {}  # by sender; what the storage has not confirmed
@@ -226,7 +226,7 @@ class StorageSync:
             if delivery is None:
                 expires_at = None if ttl is None else now + ttl - self._wall_clock.age(queued_at, now)
                 size = len(data) + frames.OVERHEAD_BYTES
-                delivery = Delivery(peer.ident, uuid, data, size, expires_at, stream, self._wait)
+                delivery = Delivery(peer.ident, uuid, data, size, expires_at, stream, self._owner)
                 delivery.seq = seq
             delivery.data = data
             deliveries.append(delivery)

@@ -16,10 +16,12 @@ from netcomm import clocks, logs
 from netcomm.limits import Limits
 from netcomm.message import DURABLE, Delivery, DeliveryState
 from netcomm.protocol.events import Event, StorageRequest
+from netcomm.protocol.extension import Extension
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.remote_peer import PeerStats
 from netcomm.runtime import process
+from netcomm.runtime.attachment import Attachment
 from netcomm.runtime.callback_runner import CallbackRunner, Release, weigh
 from netcomm.runtime.dispatcher import Dispatcher, ThreadDispatcher
 from netcomm.runtime.group_commit import GroupCommit
@@ -96,11 +98,11 @@ class Runtime:
             peer_id=os.urandom(16) if opened is None else opened.store_id,
             boot_id=os.urandom(16),
             first_epoch=int.from_bytes(os.urandom(8)) >> 1,
-            wait=self.wait_for_delivery,
+            owner=self,
             progress=link.progress,
             stores_positions=opened is not None,
         )
-        node = Node(messaging, link)
+        self._node = node = Node(messaging, link)
         worker = None if opened is None else StorageWorker(f"{name}-storage", opened)
         self._worker = worker
         if opened is not None:
@@ -121,7 +123,7 @@ class Runtime:
             self._dispatcher,
             self._handover,
             commit,
-            self.wait_for_delivery,
+            self,
             limits,
             encoding=encoding,
             ttl=ttl,
@@ -284,6 +286,21 @@ class Runtime:
             self._handover.muted = self._handover.attention = True
             self.sender.abandon()
 
+    # -- Extensions -------------------------------------------------------------------------------------------
+
+    def attach(self, extension: Extension) -> Attachment:
+        """Let an extension take part.
+
+        Before or after `start`. Raises ConfigurationError where one of its streams has another one already;
+        LifecycleError.
+        """
+        self._loop.refuse_interruption("attach")
+        with self._loop.mutex:
+            self._life.check(Phase.NEW, RUNNING)
+            self._node.attach(extension, clocks.now())
+            self._loop.wake()
+        return Attachment(self._node, self._loop, self.sender)
+
     # -- On a thread of the program ---------------------------------------------------------------------------
 
     def fileno(self) -> int:
@@ -348,6 +365,15 @@ class Runtime:
             with loop.mutex:
                 loop.wait_until(lambda: delivery.done or self._life.phase is TERMINATED, until)
         return delivery.state is DeliveryState.DELIVERED
+
+    def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        """See `Delivery.add_done_callback`."""
+        self._life.check_process()
+        self._loop.refuse_interruption("Delivery.add_done_callback")
+        with self._loop.mutex:
+            is_watched = self._messaging.watch(delivery, function)
+        if not is_watched:
+            self.callbacks.call(function, delivery)
 
     # -- Looking ----------------------------------------------------------------------------------------------
 

@@ -3,14 +3,14 @@
 import enum
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, NoReturn
 
 from netcomm import clocks
 from netcomm.errors import ConfigurationError, MessageTooLarge, QueueFull
 from netcomm.limits import Limits
-from netcomm.message import DURABLE, VOLATILE, Delivery, Stream, check_ident
+from netcomm.message import BULK, DURABLE, VOLATILE, Delivery, DeliveryOwner, Stream, check_ident
 from netcomm.protocol import frames
 from netcomm.protocol.batch import (
     MAX_BATCH_BYTES,
@@ -58,7 +58,7 @@ class Sender:
         dispatcher: "Dispatcher[Any]",
         handover: Handover,
         commit: GroupCommit | None,
-        wait: Callable[[Delivery, float | None], bool],
+        owner: DeliveryOwner,
         limits: Limits,
         *,
         encoding: str | None,
@@ -68,7 +68,7 @@ class Sender:
         """Make it.
 
         commit: stores persistent messages, None where there is no storage.
-        wait: what `Delivery.wait` calls.
+        owner: of the Deliveries.
         encoding, ttl, persistent: as for `Peer`.
 
         Raises ConfigurationError for a ttl that can't be used.
@@ -79,7 +79,7 @@ class Sender:
         self._dispatcher = dispatcher
         self._handover = handover
         self._group_commit = commit
-        self._wait = wait
+        self._owner = owner
         self._max_data_bytes = frames.max_data_size(limits.max_frame_bytes)
         self._encoding = encoding
         self._ttl = check_ttl(ttl)
@@ -125,7 +125,7 @@ class Sender:
                 self._life.check_running()
             entry: Entry
             if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.peers.has_small_backlog(ident):
-                batch = self._make_batch(ident, [data], None)
+                batch = self._make_batch(ident, [data], None, VOLATILE)
                 entry, delivery = batch.run(), batch.delivery(0)
             else:
                 entry = delivery = self._make_delivery(ident, data, ttl, VOLATILE)
@@ -142,9 +142,26 @@ class Sender:
     ) -> Sequence[Delivery]:
         """See `Peer.send_many`."""
         ttl, persistent = self._check_terms(ident, ttl, persistent)
-        if persistent:
-            stored = [self._make_delivery(ident, self._to_payload(data), ttl, DURABLE) for data in items]
-            self._group_commit.commit(ident, stored, ttl)  # type: ignore[union-attr]  # as _check_terms has seen
+        return self._send_all(ident, DURABLE if persistent else VOLATILE, items, ttl, timeout)
+
+    def send_in(
+        self, ident: str, stream: Stream, items: Sequence[bytes], ttl: float | None, timeout: float | None
+    ) -> Sequence[Delivery]:
+        """See `Attachment.send`."""
+        check_ident(ident)
+        check_ttl(ttl)
+        if stream.durable and self._group_commit is None:
+            raise ConfigurationError("the peer has no storage for persistent messages")
+        if stream is BULK and (largest := max(map(len, items), default=0)) > frames.MAX_BULK_BYTES:
+            raise MessageTooLarge(f"piece of {largest} bytes, {frames.MAX_BULK_BYTES} are allowed in the stream BULK")
+        return self._send_all(ident, stream, items, ttl, timeout)
+
+    def _send_all(
+        self, ident: str, stream: Stream, items: Iterable[Data], ttl: float | None, timeout: float | None
+    ) -> Sequence[Delivery]:
+        if stream.durable:
+            stored = [self._make_delivery(ident, self._to_payload(data), ttl, stream) for data in items]
+            self._group_commit.commit(ident, stored, ttl)  # type: ignore[union-attr]  # as the caller has seen
             return stored
         until = None if timeout is None else monotonic() + timeout
         deliveries = Deliveries()
@@ -155,7 +172,7 @@ class Sender:
                 self._take_payloads(payloads, itertools.islice(left, MAX_BATCH_COUNT))
             finally:  # also where one of them can't be sent
                 if payloads:
-                    batch = self._make_batch(ident, payloads, ttl)
+                    batch = self._make_batch(ident, payloads, ttl, stream)
                     deliveries.add(batch)
                     self._queue_run(ident, batch.run(), until)
             if not payloads:
@@ -183,12 +200,12 @@ class Sender:
         expires_at = None if ttl is None else clocks.now() + ttl
         uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
         size = len(data) + frames.OVERHEAD_BYTES
-        return Delivery(ident, uuid, data, size, expires_at, stream, self._wait)
+        return Delivery(ident, uuid, data, size, expires_at, stream, self._owner)
 
-    def _make_batch(self, ident: str, payloads: list[bytes], ttl: float | None) -> Batch:
+    def _make_batch(self, ident: str, payloads: list[bytes], ttl: float | None, stream: Stream) -> Batch:
         expires_at = None if ttl is None else clocks.now() + ttl
         number = next(self._uuid_counter) << _NUMBER_BITS
-        return Batch(ident, self._uuid_prefix, number, payloads, frames.OVERHEAD_BYTES, expires_at, self._wait)
+        return Batch(ident, self._uuid_prefix, number, payloads, frames.OVERHEAD_BYTES, expires_at, self._owner, stream)
 
     def _take_payloads(self, payloads: list[bytes], items: Iterable[Data]) -> None:
         """Append the payloads of items, up to the one that reaches MAX_BATCH_BYTES."""

@@ -19,8 +19,8 @@ DEFECTS = {
         Mutation(
             "durable-is-volatile",
             "protocol.decode:_last_data",
-            "DURABLE if flags & FLAG_PERSISTENT else VOLATILE",
-            "VOLATILE",
+            "_parse_stream(flags & STREAM_FLAGS)",
+            "_parse_stream(0)",
         ),
         Mutation("sizes-believed", "protocol.decode:_parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(

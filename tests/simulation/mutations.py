@@ -124,7 +124,7 @@ def _catalogue() -> Iterator[Mutation]:
         "frame.first_seq, frame.first_seq, frame.sent_below + 3)",
     )
     yield Mutation("BEGIN not answered", f"{inbox}.begin", "known.begun = known.ack_due = True", "known.begun = True")
-    yield Mutation("stored positions not restored", f"{sync}.restore", "(ident, position)", "(ident)")
+    yield Mutation("stored positions not restored", f"{sync}.restore", ".inbox.restore(stream, position)", "")
     yield Mutation(
         "a message too many counted as handed over",
         f"{peer}.mark_handled",
@@ -134,8 +134,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "what waits for callbacks miscounted",
         f"{peer}.mark_handled",
-        "pending_bytes -= received.size if whole",
-        "pending_bytes -= received.size // 2 if whole",
+        "pending_bytes[received.stream] -= received.size if whole",
+        "pending_bytes[received.stream] -= received.size // 2 if whole",
     )
     yield Mutation("reading not resumed", f"{messaging}.mark_handled", "if connection.paused", "if False")
     yield Mutation(
@@ -241,7 +241,7 @@ def _catalogue() -> Iterator[Mutation]:
         "0",
     )
     yield Mutation("mark not moved on", f"{durable}.marked", "self._marking = False", "pass")
-    yield Mutation("ended messages not deleted", f"{peer}.drop", "if stored:", "if False:")
+    yield Mutation("ended messages not deleted", f"{peer}.drop", "self._emit(Delete(self.ident, seqs, stream))", "pass")
     yield Mutation(
         "the epoch of an ACK is ignored", f"{outbox}.acknowledge", "if ack.epoch != state.epoch:", "if False:", seed=324
     )
@@ -313,8 +313,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "what was received lost",
         f"{node}._act_on",
-        "case Received():\n                dispatch.append(event)",
-        "case Received():\n                pass",
+        "(for_extensions if extensions.claims(event) else dispatch).append(event)",
+        "pass",
     )
     yield Mutation("connections not closed", f"{node}._act_on", "self._link.close(connection, farewell)", "pass")
     yield Mutation("reading goes on", f"{node}._act_on", "self._link.pause(connection, paused)", "pass")
@@ -353,8 +353,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "an answer for the wrong question",
         f"{sync}.answered",
-        "self._marked(self._peers[ident], below)",
-        "self._marked(self._peers[ident], below + 5)",
+        "durables[stream].marked(below)",
+        "durables[stream].marked(below + 5)",
     )
     # Callbacks
     yield Mutation(

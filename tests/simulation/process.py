@@ -5,7 +5,7 @@ the threads take turns. A *trap* kills the process at a named point in the midst
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -111,7 +111,7 @@ class Process:
             peer_id=self.storage.store_id if self.storage is not None else self.rng.randbytes(16),
             boot_id=self.rng.randbytes(16),
             first_epoch=self.rng.getrandbits(63),
-            wait=_no_wait,
+            owner=_NO_OWNER,
             progress=self._progress,
             stores_positions=self.storage is not None,
         )
@@ -390,7 +390,7 @@ class Process:
             size,
             expires_at,
             DURABLE if message.persistent else VOLATILE,
-            _no_wait,
+            _NO_OWNER,
         )
         if self.rng.random() >= release:
             message.delivery = delivery
@@ -401,7 +401,7 @@ class Process:
         expires_at = None if first.ttl is None else self.now + first.ttl
         prefix, number = first.uuid[:8], int.from_bytes(first.uuid[8:])
         data = [message.data for message in messages]
-        batch = Batch(first.receiver, prefix, number, data, packet_size(0), expires_at, _no_wait)
+        batch = Batch(first.receiver, prefix, number, data, packet_size(0), expires_at, _NO_OWNER)
         for index, message in enumerate(messages):
             message.sender = self
             if self.rng.random() >= release:
@@ -631,5 +631,12 @@ def _seqs(result: Any) -> Any:
     return messages and [message.seq for message in messages]
 
 
-def _no_wait(delivery: Delivery, timeout: float | None) -> bool:
-    raise AssertionError("nobody waits here")
+class _NoOwner:
+    def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+        raise AssertionError("nobody waits here")
+
+    def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        raise AssertionError("`Messaging` is asked to watch here")
+
+
+_NO_OWNER = _NoOwner()

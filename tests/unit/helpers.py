@@ -127,8 +127,15 @@ def netcomm_handshake(name: str, **fields: int | bytes) -> bytes:
     return version() + hello(**fields) + ident(name)  # type: ignore[arg-type]
 
 
-def not_waited_for(delivery: Delivery, timeout: float | None) -> bool:
-    raise AssertionError("no unit test of the core waits")
+class NotWaitedFor:
+    def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+        raise AssertionError("no unit test of the core waits")
+
+    def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        raise AssertionError("unit tests of the core ask `Messaging` to watch")
+
+
+not_waited_for = NotWaitedFor()
 
 
 def make_delivery(
@@ -251,7 +258,7 @@ class Host:
             peer_id=name.encode().ljust(16, b"p"),
             boot_id=boot.to_bytes(16),
             first_epoch=boot * FIRST_EPOCH,
-            wait=not_waited_for,
+            owner=not_waited_for,
             progress=self._progress,
             stores_positions=storage is not None,
         )

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -37,15 +38,22 @@ def test_the_last_four_states_are_ends() -> None:
 
 def test_wait_asks_the_one_who_made_it() -> None:
     asked: list[tuple[Delivery, float | None]] = []
+    watched: list[tuple[Delivery, object]] = []
 
-    def wait(delivery: Delivery, timeout: float | None) -> bool:
-        asked.append((delivery, timeout))
-        return timeout is None
+    class Owner:
+        def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+            asked.append((delivery, timeout))
+            return timeout is None
 
-    delivery = Delivery("b", UUID, b"", 37, None, VOLATILE, wait)
+        def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+            watched.append((delivery, function))
+
+    delivery = Delivery("b", UUID, b"", 37, None, VOLATILE, Owner())
     assert delivery.wait() is True
     assert delivery.wait(2.5) is False
     assert asked == [(delivery, None), (delivery, 2.5)]
+    delivery.add_done_callback(print)
+    assert watched == [(delivery, print)]
 
 
 def test_a_delivery_tells_its_receiver_and_state_and_not_its_payload() -> None:

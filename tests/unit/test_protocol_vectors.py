@@ -141,8 +141,12 @@ def test_an_early_closing_vector_is_an_error_only_before_ident(head: str, packet
 def test_the_conversation_is_what_two_peers_say() -> None:
     limits = Limits()
     peers = {
-        "bob": Messaging("bob", limits, peer_id=b"\x0b" * 16, boot_id=b"\xb0" * 16, first_epoch=7, wait=_never),
-        "niess": Messaging("niess", limits, peer_id=b"\x0e" * 16, boot_id=b"\xe0" * 16, first_epoch=9, wait=_never),
+        "bob": Messaging(
+            "bob", limits, peer_id=b"\x0b" * 16, boot_id=b"\xb0" * 16, first_epoch=7, owner=helpers.not_waited_for
+        ),
+        "niess": Messaging(
+            "niess", limits, peer_id=b"\x0e" * 16, boot_id=b"\xe0" * 16, first_epoch=9, owner=helpers.not_waited_for
+        ),
     }
     peers["bob"].sessions.connection_opened(1, "niess's place", 1, 0.0)
     peers["niess"].sessions.connection_opened(1, "bob's place", 0, 0.0)
@@ -190,7 +194,7 @@ class Talk:
     @staticmethod
     def process(name: str, peer_id: int, boot_id: int, epoch: int) -> Messaging:
         ids = {"peer_id": bytes([peer_id]) * 16, "boot_id": bytes([boot_id]) * 16}
-        return Messaging(name, Limits(), **ids, first_epoch=epoch, wait=_never)
+        return Messaging(name, Limits(), **ids, first_epoch=epoch, owner=helpers.not_waited_for)
 
     def other(self, name: str) -> Messaging:
         (peer,) = (peer for ident, peer in self.peers.items() if ident != name)
