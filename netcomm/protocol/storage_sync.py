@@ -217,12 +217,12 @@ class StorageSync:
         assert peer.outbox.durable is not None
         known = peer.outbox.durable.known()
         deliveries = []
-        for seq, uuid, data, queued_at, ttl in messages:
+        for seq, uuid, data, queued_at, ttl, envelope in messages:
             delivery = known.get(seq)
             if delivery is None:
                 expires_at = None if ttl is None else now + ttl - self._wall_clock.age(queued_at, now)
-                size = len(data) + frames.OVERHEAD_BYTES
-                delivery = Delivery(peer.ident, uuid, data, size, expires_at, True, self._wait)
+                size = len(data) + len(envelope) + frames.OVERHEAD_BYTES
+                delivery = Delivery(peer.ident, uuid, data, size, expires_at, True, self._wait, envelope or None)
                 delivery.seq = seq
             delivery.data = data
             deliveries.append(delivery)

@@ -22,7 +22,7 @@ DEFECTS = {
             "DURABLE if flags & FLAG_PERSISTENT else VOLATILE",
             "VOLATILE",
         ),
-        Mutation("sizes-believed", "protocol.decode:_parse_batch", "if start + sum(sizes) != end:", "if False:"),
+        Mutation("sizes-believed", "protocol.decode:Reader._parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(
             "everybody-is-a-netcomm-peer",
             "protocol.session:Session.admit",

@@ -135,7 +135,7 @@ def test_what_the_caller_has_is_not_changed() -> None:
 
 
 def a_batch(seq: int, *payloads: bytes) -> Data:
-    return Data(VOLATILE, [(seq, len(payloads), UUID, INFINITE, 0)], list(payloads))
+    return Data(VOLATILE, [(seq, len(payloads), UUID, INFINITE, 0, None)], list(payloads))
 
 
 @pytest.mark.requirement("P-59", "negative")

@@ -230,7 +230,7 @@ class Talk:
     def hand_over(self, payload: bytes, redelivered: bool) -> None:
         first = self.received[0]
         place = first.handled
-        seq, *_, data = first.items[place]
+        seq, _, _, _, data, _ = first.items[place]
         assert (data, seq < first.redelivered_below) == (payload, redelivered)
         self.peers["niess"].mark_handled(first, place, place + 1, self.now)
         first.handled += 1
