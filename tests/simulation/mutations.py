@@ -286,12 +286,6 @@ def _catalogue() -> Iterator[Mutation]:
         "len(raw) != len(self._raw_envelope)",
     )
     yield Mutation("ids not counted on in a frame", "protocol.frames:items", "envelope.behind(index)", "envelope")
-    yield Mutation(
-        "ids not counted on behind duplicates",
-        f"{inbox}._without_duplicates",
-        "envelope.behind(known)",
-        "envelope",
-    )
     yield Mutation("the envelope of a stored message lost", f"{sync}._deliveries_of", "envelope or None", "None")
     yield Mutation("the size of a stored message without its envelope", f"{sync}._deliveries_of", "+ len(envelope)", "")
     yield Mutation(

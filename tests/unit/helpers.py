@@ -92,9 +92,13 @@ def data(seq: int, payload: bytes = b"", flags: int = 0, ttl: int = INFINITE) ->
     return packet(DATA, struct.pack(">Q16sII", seq, UUID, ttl, flags) + payload)
 
 
-def batch(seq: int, *payloads: bytes, flags: int = 0, ttl: int = INFINITE, uuid: bytes = UUID) -> bytes:
+def batch(
+    seq: int, *payloads: bytes, flags: int = 0, ttl: int = INFINITE, uuid: bytes = UUID, shared: bytes = b""
+) -> bytes:
+    """shared: an envelope for all."""
     sizes = struct.pack(f">{len(payloads)}I", *map(len, payloads))
-    return packet(BATCH, struct.pack(">Q16sIIH", seq, uuid, ttl, flags, len(payloads)) + sizes + b"".join(payloads))
+    head = struct.pack(">Q16sIIH", seq, uuid, ttl, flags, len(payloads))
+    return packet(BATCH, head + sizes + shared + b"".join(payloads))
 
 
 def data_frame(stream: Stream, *items: tuple[int, bytes, int, int, bytes]) -> Data:

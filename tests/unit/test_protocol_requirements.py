@@ -83,7 +83,7 @@ def test_an_unknown_frame_behind_the_identification_is_passed_over_too() -> None
 
 
 @pytest.mark.requirement("P-07", "negative")
-@pytest.mark.parametrize(("flags", "stream"), [(0xFFFFFFFE, Stream.VOLATILE), (0xFFFFFFFF, Stream.DURABLE)])
+@pytest.mark.parametrize(("flags", "stream"), [(0xFFFFFFE0, Stream.VOLATILE), (0xFFFFFFE1, Stream.DURABLE)])
 def test_flags_that_nobody_has_defined_have_no_meaning(flags: int, stream: Stream) -> None:
     net = Net()
     host = net.host("a")
