@@ -1,7 +1,7 @@
 """What users send and receive: `Message` and `Delivery`."""
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,34 @@ QUEUED, SENT, DELIVERED = DeliveryState.QUEUED, DeliveryState.SENT, DeliveryStat
 OPEN_STATES = (QUEUED, SENT)
 
 
+class Headers(Mapping[str, str]):
+    """The headers of a received message: a mapping that can't be changed, and can be hashed, copied and pickled."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: dict[str, str]) -> None:
+        """Make it; it keeps the dict."""
+        self._values = values
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
+NO_HEADERS = Headers({})
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A received message, as `on_message` callbacks get it.
@@ -70,6 +98,8 @@ class Message:
     ttl: the seconds that it had left to live when it was sent, or None for no limit.
     flags: FLAG_PERSISTENT or 0.
     redelivered: an earlier process of this receiver may have handed it over before it died.
+    subject: what the sender says that it is about, or None.
+    headers: what the sender has said of it by name; empty where it has said nothing. They can't be changed.
     """
 
     data: bytes
@@ -77,6 +107,8 @@ class Message:
     ttl: int | None
     flags: int
     redelivered: bool
+    subject: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
 
     @property
     def persistent(self) -> bool:
@@ -110,6 +142,7 @@ class Delivery:
         "__weakref__",
         "_owner",
         "data",
+        "envelope",
         "expires_at",
         "ident",
         "seq",
@@ -128,11 +161,13 @@ class Delivery:
         expires_at: float | None,
         stream: Stream,
         owner: DeliveryOwner,
+        envelope: bytes | None = None,
     ) -> None:
         self.ident = ident
         self.uuid = uuid
         self.data: bytes | None = data
-        self.size = size  # bytes that it takes on the wire
+        self.envelope = envelope  # as on the wire
+        self.size = size  # bytes that it takes on the wire, with its envelope
         self.expires_at = expires_at  # on the clock of the outbox, in seconds
         self.stream = stream
         self.seq = -1  # its place in its stream

@@ -13,6 +13,7 @@ from typing import Literal, Self, TypeVar
 from netcomm.errors import ConfigurationError
 from netcomm.limits import Limits
 from netcomm.message import Delivery, check_ident
+from netcomm.protocol import envelope
 from netcomm.protocol.extension import Extension
 from netcomm.protocol.remote_peer import PeerStats
 from netcomm.runtime.attachment import Attachment
@@ -248,6 +249,8 @@ class Peer(threading.Thread):
         ttl: float | Unset | None = UNSET,
         persistent: bool | Unset = UNSET,
         timeout: float | None = None,
+        subject: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Delivery:
         """Queue a message for a peer, which need not be connected; returns at once with its `Delivery`.
 
@@ -261,12 +264,20 @@ class Peer(threading.Thread):
             ttl 0 never is.
         timeout: the seconds to wait while the queue to that receiver is full; None waits as long as it takes. The
             queue of persistent messages is never full.
+        subject: what the message is about, as its receiver sees it in `Message.subject`: 1 to 255 bytes of UTF-8, or
+            None.
+        headers: what is to be said of it by name, as in `Message.headers`, such as `{"traceparent": …}`: keys of 1 to
+            255 bytes of UTF-8, values of up to 65,535, and all of it together no more than that. A snakeMQ peer gets
+            neither subject nor headers.
 
-        Raises StorageError where a persistent message can't be stored; QueueFull after `timeout`; MessageTooLarge;
-        ConfigurationError for an argument that can't be used; LifecycleError. May be called from any thread, and from
-        a callback.
+        Raises StorageError where a persistent message can't be stored; QueueFull after `timeout`; MessageTooLarge
+        where it does not fit into a frame, with subject and headers; ConfigurationError for an argument that can't be
+        used, and for a persistent message with subject or headers where the storage does not keep them;
+        LifecycleError. May be called from any thread, and from a callback.
         """
         sender = self._runtime.sender
+        if subject is not None or headers is not None:
+            return sender.send(ident, data, ttl, persistent, timeout, envelope.of_message(subject, headers))
         if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
             run = sender.open_runs.get(ident)
             if (
@@ -287,14 +298,17 @@ class Peer(threading.Thread):
         ttl: float | Unset | None = UNSET,
         persistent: bool | Unset = UNSET,
         timeout: float | None = None,
+        subject: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Sequence[Delivery]:
         """Queue messages for one peer, in their order; returns their Deliveries.
 
         It is `send` for each of `items`, made cheaper. Persistent messages are stored in one transaction: all of them,
         or, where it raises, none. Of transient messages, those before the one that failed are queued; `timeout` is for
-        all of them together, and each Delivery is made when it is looked at.
+        all of them together, and each Delivery is made when it is looked at. All have the same subject and headers.
         """
-        return self._runtime.sender.send_many(ident, items, ttl, persistent, timeout)
+        its_envelope = envelope.of_message(subject, headers)
+        return self._runtime.sender.send_many(ident, items, ttl, persistent, timeout, its_envelope)
 
     # -- Waiting ----------------------------------------------------------------------------------------------
 

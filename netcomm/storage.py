@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from netcomm.errors import ConfigurationError, StorageError
 from netcomm.message import DURABLE, Stream
@@ -36,6 +36,7 @@ class StoredMessage(NamedTuple):
     data: the payload.
     queued_at: when it was sent, in seconds since the epoch, by the wall clock.
     ttl: the seconds that it lives for from then on, or None.
+    envelope: what stands beside the payload, opaque; only for storages that say `keeps_envelopes`.
     """
 
     seq: int
@@ -43,6 +44,7 @@ class StoredMessage(NamedTuple):
     data: bytes
     queued_at: float
     ttl: float | None
+    envelope: bytes = b""
 
     @property
     def expires_at(self) -> float | None:
@@ -72,7 +74,7 @@ class StoredStream:
 
     next_seq: is above the seq of everything that was ever appended.
     sent_below: what lies at or above it has certainly not been sent; see `QueueStorage.mark_sent`.
-    count, size: of the stored messages, the size as the sum of their payloads in bytes.
+    count, size: of the stored messages, the size as the sum of their payloads and envelopes in bytes.
     oldest_at, newest_at: when the ones with the lowest and the highest seq were sent; next_expiry: when the first of
         them expires; in seconds since the epoch.
     stream: which of the durable streams to the receiver it is.
@@ -105,7 +107,11 @@ class QueueStorage(ABC):
     All methods may be called from any thread; each is complete on the disk, or the server's, when it returns, but for
     `delete_below`, which may be late. Where one raises StorageError, nothing of its batch need be stored, and all that
     was stored before still is. StorageUnavailable says that trying again may help.
+
+    keeps_envelopes: whether it keeps `StoredMessage.envelope`. One that does not is given none.
     """
+
+    keeps_envelopes: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -139,7 +145,8 @@ class QueueStorage(ABC):
     def read(self, ident: str, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
         """The first messages of a stream at or above `from_seq`, in order.
 
-        At most `max_count`, and no more once their payloads reach `max_bytes`; at least one, if there is one.
+        At most `max_count`, and no more once their payloads and envelopes reach `max_bytes`; at least one, if there
+        is one.
         Raises StorageError; StorageCorrupt where one is not what was stored.
         """
 
@@ -217,6 +224,8 @@ class _MemoryStream:
 class MemoryQueueStorage(QueueStorage):
     """A storage that lives as long as the object: for tests, and as the shortest example of one."""
 
+    keeps_envelopes = True
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._store_id = os.urandom(16)
@@ -256,7 +265,7 @@ class MemoryQueueStorage(QueueStorage):
             found = []
             for message in messages[start : start + max_count]:
                 found.append(message)
-                max_bytes -= len(message.data)
+                max_bytes -= len(message.data) + len(message.envelope)
                 if max_bytes <= 0:
                     break
             return found
@@ -293,7 +302,7 @@ class MemoryQueueStorage(QueueStorage):
                     stream.next_seq,
                     stream.sent_below,
                     len(stream.messages),
-                    sum(len(message.data) for message in stream.messages),
+                    sum(len(message.data) + len(message.envelope) for message in stream.messages),
                     stream.messages[0].queued_at if stream.messages else None,
                     min(
                         (message.expires_at for message in stream.messages if message.expires_at is not None),

@@ -24,13 +24,15 @@ class Batch:
     data: their payloads, None of those that were delivered, and in places that no message is in.
     states: what has become of them, as far as they are not in an open run.
     ends: where each would begin, in bytes, if they were joined, and where the last one would end; as far as `states`.
-    overhead: what each takes on the wire beside its payload, in bytes.
+    overhead: what each takes on the wire beside its payload, in bytes; the envelope counts for each.
     owner: what their Deliveries ask to wait.
+    envelope: that of the first of them, as on the wire, None where they have none; those of the others count on.
     """
 
     __slots__ = (
         "data",
         "ends",
+        "envelope",
         "expires_at",
         "ident",
         "number",
@@ -50,6 +52,7 @@ class Batch:
         overhead: int,
         expires_at: float | None,
         owner: DeliveryOwner,
+        envelope: bytes | None = None,
         stream: Stream = VOLATILE,
     ) -> None:
         self.ident = ident
@@ -62,6 +65,7 @@ class Batch:
         self.overhead = overhead
         self.expires_at = expires_at
         self.owner = owner
+        self.envelope = envelope
 
     def run(self) -> "Run":
         """All of it, to be queued."""
@@ -148,6 +152,11 @@ class Run:
     def expires_at(self) -> float | None:
         """When the messages expire, on the clock of the outbox, in seconds."""
         return self.batch.expires_at
+
+    @property
+    def envelope(self) -> bytes | None:
+        """The envelope of the batch; None where its messages have none."""
+        return self.batch.envelope
 
     @property
     def data(self) -> list[bytes] | None:

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Sequence
 
 from netcomm.message import FLAG_PERSISTENT, Stream
+from netcomm.protocol import envelope
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.frames import (
     ACK_PACKET,
@@ -16,6 +17,7 @@ from netcomm.protocol.frames import (
     DATA_HEAD,
     DATA_OVERHEAD,
     DATA_TYPE,
+    FLAG_ENVELOPE,
     HEAD,
     HELLO,
     INFINITE_TTL,
@@ -131,34 +133,46 @@ def data(
             _add_run(buffers, entry, ttl, flags, max_batch_bytes)
         else:
             # The payload is there: only what has ended has none.
-            buffers += (pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags), entry.data)  # type: ignore[arg-type]
+            payload: bytes = entry.data  # type: ignore[assignment]
+            if entry.envelope is None:
+                buffers += (pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags), payload)
+            else:
+                head = pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags | FLAG_ENVELOPE)
+                buffers += (head + entry.envelope, payload)
         next_seq = seq + entry.count
     return buffers
 
 
 def _add_run(buffers: list[bytes], run: Run, ttl: int, flags: int, max_batch_bytes: int) -> None:
     """Append the packets of a run: each of as many messages as fit into a BATCH, DATA where that is one."""
-    room = max_batch_bytes - BATCH_OVERHEAD
     batch = run.batch
+    first_envelope, shared = batch.envelope, b""
+    if first_envelope is not None:
+        flags |= FLAG_ENVELOPE
+        shared = first_envelope
+    room = max_batch_bytes - BATCH_OVERHEAD - len(shared)
     start = run.start
     while start < run.stop:
         stop = batch.fitting(start, min(run.stop, start + _MAX_BATCH_COUNT), room, ITEM_SIZE_SIZE)
         count = max(1, stop - start)
         payloads: list[bytes] = batch.data[start : start + count]  # type: ignore[assignment]
         seq, number = run.seq + start - run.start, batch.number + start
+        if first_envelope is not None:
+            shared = envelope.behind(first_envelope, start)
         if count > 1:
             sizes = list(map(len, payloads))
-            size = BATCH_OVERHEAD + batch.size(start, stop, ITEM_SIZE_SIZE)
+            size = BATCH_OVERHEAD + len(shared) + batch.size(start, stop, ITEM_SIZE_SIZE)
             uuid = batch.uuid_prefix + number.to_bytes(8)
             head = BATCH_HEAD.pack(size, BATCH_TYPE, seq, uuid, ttl, flags, count)
-            packet = [head + struct.pack(f">{count}I", *sizes), *payloads]
+            packet = [head + struct.pack(f">{count}I", *sizes) + shared, *payloads]
             if size < count * _JOIN_BELOW_BYTES:
                 buffers.append(b"".join(packet))
             else:
                 buffers += packet
         else:
-            size = DATA_OVERHEAD + len(payloads[0])
-            buffers.append(NUMBERED_DATA_HEAD.pack(size, DATA_TYPE, seq, batch.uuid_prefix, number, ttl, flags))
+            size = DATA_OVERHEAD + len(shared) + len(payloads[0])
+            head = NUMBERED_DATA_HEAD.pack(size, DATA_TYPE, seq, batch.uuid_prefix, number, ttl, flags)
+            buffers.append(head + shared)
             buffers += payloads
         start += count
 
@@ -183,7 +197,7 @@ def joined(buffers: list[bytes]) -> list[bytes]:
 
 
 def messages(stream: Stream, batch: Sequence[Entry], now: float) -> list[bytes]:
-    """The packets of a batch for a snakeMQ peer, in buffers: headers and payloads, not joined."""
+    """The packets of a batch for a snakeMQ peer, in buffers: headers and payloads, not joined; without envelopes."""
     buffers: list[bytes] = []
     flags = stream & FLAG_PERSISTENT
     overhead = MESSAGE_HEAD.size - SIZE_SIZE

@@ -37,6 +37,7 @@ class Received:
     redelivered_below: messages with a lower seq may have been handed over by an earlier process.
     runs, payloads: the messages, as in `frames.Data`; their seqs follow each other.
     size: the bytes that they count as.
+    envelope_bytes: those of them that are envelopes.
     handled: how many of them, from the first on, the node has been told of.
     returned: how many it is to be told of, where they are noted first.
     """
@@ -50,6 +51,7 @@ class Received:
     size: int
     handled: int = field(default=0, compare=False)
     returned: int = field(default=0, compare=False)
+    envelope_bytes: int = 0
 
     @property
     def items(self) -> list[frames.Item]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from netcomm.message import Stream
+from netcomm.protocol.envelope import Envelope
 
 PROTOCOL_VERSION = 1
 MAX_BULK_BYTES = 64 * 1024
@@ -45,6 +46,12 @@ class FrameType(enum.IntEnum):
 # By themselves, since each look through the Enum takes time, see `netcomm.message`.
 DATA_TYPE, BATCH_TYPE, ACK_TYPE = int(FrameType.DATA), int(FrameType.BATCH), int(FrameType.ACK)
 MESSAGE_TYPE, IDENT_TYPE = int(FrameType.MESSAGE), int(FrameType.IDENT)
+
+# Of the flags of DATA and BATCH.
+FLAG_ENVELOPE = 0x08
+"""There is an envelope: in DATA before the payload, in BATCH one for all messages before the payloads."""
+FLAG_ENVELOPES = 0x10
+"""Each message of a BATCH has an envelope before its payload."""
 
 
 class RefuseCode(enum.IntEnum):
@@ -149,10 +156,12 @@ class Begin:
     sent_below: int
 
 
-MessageRun: TypeAlias = tuple[int, int, bytes, int, int]
-"""`(seq, count, uuid, ttl, flags)`: so many messages, whose seqs and uuids count on from those of the first."""
-Item: TypeAlias = tuple[int, bytes, int, int, bytes]
-"""One message: `(seq, uuid, ttl, flags, data)`."""
+MessageRun: TypeAlias = tuple[int, int, bytes, int, int, Envelope | None]
+"""`(seq, count, uuid, ttl, flags, envelope)`: so many messages, whose seqs and uuids count on from those of the first.
+
+The envelope is that of the first; those of the others count on. Plain messages have None."""
+Item: TypeAlias = tuple[int, bytes, int, int, bytes, Envelope | None]
+"""One message: `(seq, uuid, ttl, flags, data, envelope)`."""
 
 
 @dataclass(slots=True)
@@ -161,11 +170,13 @@ class Data:
 
     runs: what is known of the messages beside their payloads.
     payloads: of all of them.
+    envelope_bytes: the size of their envelopes, as if each had its own.
     """
 
     stream: Stream
     runs: list[MessageRun]
     payloads: list[bytes]
+    envelope_bytes: int = 0
 
     @property
     def items(self) -> list[Item]:
@@ -226,7 +237,24 @@ def items(runs: Sequence[MessageRun], payloads: Sequence[bytes]) -> list[Item]:
     """Each of these messages by itself."""
     left = iter(payloads)
     return [
-        (seq + index, uuid_behind(uuid, index) if index else uuid, ttl, flags, next(left))
-        for seq, count, uuid, ttl, flags in runs
+        (
+            seq + index,
+            uuid_behind(uuid, index) if index else uuid,
+            ttl,
+            flags,
+            next(left),
+            None if envelope is None else envelope.behind(index),
+        )
+        for seq, count, uuid, ttl, flags, envelope in runs
         for index in range(count)
     ]
+
+
+def envelope_bytes(runs: Sequence[MessageRun], start: int, stop: int) -> int:
+    """The size of the envelopes of messages `start` to `stop` of these, as if each had its own."""
+    size = place = 0
+    for _, count, *_, envelope in runs:
+        if envelope is not None:
+            size += envelope.wire_size * max(0, min(stop, place + count) - max(start, place))
+        place += count
+    return size

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import DURABLE, Stream
-from netcomm.protocol.frames import Ack, Begin, Data, uuid_behind
+from netcomm.protocol.frames import Ack, Begin, Data, envelope_bytes, uuid_behind
 from netcomm.storage import Position
 
 _MAX_SEQ = 2**64 - 1
@@ -123,17 +123,20 @@ class Inbox:
         fresh = Data(data.stream, [], [])
         next_seq = state.next_seq
         start = 0
-        for seq, count, uuid, ttl, flags in data.runs:
+        for seq, count, uuid, ttl, flags, envelope in data.runs:
             if seq > next_seq:
                 raise RemoteProtocolError(f"seq {seq} where {next_seq} was expected")
             known = min(next_seq - seq, count)
             if known:
                 state.ack_due = True
             if known < count:
-                fresh.runs.append((next_seq, count - known, uuid_behind(uuid, known), ttl, flags))
+                its_envelope = None if envelope is None else envelope.behind(known)
+                fresh.runs.append((next_seq, count - known, uuid_behind(uuid, known), ttl, flags, its_envelope))
                 fresh.payloads += data.payloads[start + known : start + count]
                 next_seq = seq + count
             start += count
+        if data.envelope_bytes:
+            fresh.envelope_bytes = envelope_bytes(fresh.runs, 0, len(fresh.payloads))
         return fresh, next_seq
 
     def skip(self, stream: Stream, next_seq: int) -> None:

@@ -241,6 +241,7 @@ class Messaging:
             if rejected and peer.reject(rejected, self._limits):
                 self.storage_sync.ask(peer)
             if batch and session.legacy:
+                peer.note_left_out(batch)
                 buffers += encode.messages(stream, batch, now)
                 sent_below = batch[-1].seq + batch[-1].count
                 buffers.append(session.barrier(frames.Ack(stream, epoch, sent_below, sent_below)))

@@ -123,6 +123,7 @@ class RemotePeer:
         "_emit",
         "_received",
         "_refused",
+        "_told_of_left_out",
         "_watched",
         "ahead",
         "bytes_received",
@@ -143,6 +144,7 @@ class RemotePeer:
         self.challenger: Connection | None = None
         self.ahead: Ahead | None = None
         self._refused = False
+        self._told_of_left_out = False  # that it gets no envelopes
         self._watched: dict[Delivery, list[Callable[[Delivery], object]]] = {}
         self._delivered = self._dropped = self._received = self._connects = 0
         self.bytes_sent = self.bytes_received = 0
@@ -269,9 +271,9 @@ class RemotePeer:
         if not payloads:
             return
         try:
-            received = Received(
-                self.ident, fresh.stream, state.epoch, state.redelivered_below, runs, payloads, _size(payloads)
-            )
+            size = _size(payloads) + fresh.envelope_bytes
+            received = Received(self.ident, fresh.stream, state.epoch, state.redelivered_below, runs, payloads, size)
+            received.envelope_bytes = fresh.envelope_bytes
             self._note_received(received)
         except BaseException:  # no memory, perhaps: they have not come
             state.next_seq -= len(payloads)
@@ -280,7 +282,7 @@ class RemotePeer:
     def receive_legacy(self, frame: frames.Messages) -> None:
         """Messages have come from it, as a snakeMQ peer sends them."""
         items = frame.items
-        runs = [(0, 1, uuid, ttl, flags) for uuid, ttl, flags, _ in items]
+        runs: list[frames.MessageRun] = [(0, 1, uuid, ttl, flags, None) for uuid, ttl, flags, _ in items]
         payloads = [item[3] for item in items]
         self._note_received(Received(self.ident, None, 0, 0, runs, payloads, _size(payloads)))
 
@@ -300,11 +302,23 @@ class RemotePeer:
         payloads = received.payloads
         whole = stop - start == len(payloads)
         self.inbox.pending_bytes[received.stream] -= received.size if whole else _size(payloads[start:stop])
+        if received.envelope_bytes and not whole:
+            self.inbox.pending_bytes[received.stream] -= frames.envelope_bytes(received.runs, start, stop)
         if received.stream is None:
             return None
         return self.inbox.mark_handled(received.stream, received.epoch, received.runs[0][0] + stop)
 
     # -- Messages to it ---------------------------------------------------------------------------------------
+
+    def note_left_out(self, batch: Sequence[Entry]) -> None:
+        """Messages go to it as a snakeMQ peer: the first time that one has an envelope, say that it is left out."""
+        if not self._told_of_left_out and any(entry.envelope is not None for entry in batch):
+            self._told_of_left_out = True
+            log.warning(
+                "%r is a snakeMQ peer: the subject and the headers of messages for it are left out. Put what it needs"
+                " into the data, or let it use netcomm",
+                self.ident,
+            )
 
     def deliver(self, delivered: Sequence[Entry]) -> None:
         """Messages of a stream have ended: it has handled them."""

@@ -221,12 +221,12 @@ class StorageSync:
         """The Deliveries of stored messages, with the payloads in them: those that `send` returned, if they live."""
         known = peer.outbox.durables[stream].known()
         deliveries = []
-        for seq, uuid, data, queued_at, ttl in messages:
+        for seq, uuid, data, queued_at, ttl, envelope in messages:
             delivery = known.get(seq)
             if delivery is None:
                 expires_at = None if ttl is None else now + ttl - self._wall_clock.age(queued_at, now)
-                size = len(data) + frames.OVERHEAD_BYTES
-                delivery = Delivery(peer.ident, uuid, data, size, expires_at, stream, self._owner)
+                size = len(data) + len(envelope) + frames.OVERHEAD_BYTES
+                delivery = Delivery(peer.ident, uuid, data, size, expires_at, stream, self._owner, envelope or None)
                 delivery.seq = seq
             delivery.data = data
             deliveries.append(delivery)

@@ -32,15 +32,17 @@ class Attachment:
         *,
         ttl: float | None = None,
         timeout: float | None = None,
+        envelope: bytes | None = None,
     ) -> Sequence[Delivery]:
         """Queue messages in a stream to a peer, in their order; in a durable one, they are stored when this returns.
 
         items: payloads; in the stream BULK, of at most MAX_BULK_BYTES each.
         ttl, timeout: in seconds, as for `Peer.send_many`.
+        envelope: of all of them, see `netcomm.protocol.envelope.encode`; its id and ref count up from one to the next.
 
         Raises what `Peer.send_many` raises.
         """
-        return self._sender.send_in(ident, stream, items, ttl, timeout)
+        return self._sender.send_in(ident, stream, items, ttl, timeout, envelope)
 
     def handled(self, received: Received, count: int) -> None:
         """The first `count` of these messages, in all, are done with: they are acknowledged."""

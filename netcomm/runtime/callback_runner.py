@@ -8,7 +8,7 @@ from typing import Any
 from netcomm import clocks
 from netcomm.callbacks import Callback
 from netcomm.logs import Log
-from netcomm.message import FLAG_PERSISTENT, Message
+from netcomm.message import FLAG_PERSISTENT, NO_HEADERS, Message
 from netcomm.protocol import frames
 from netcomm.protocol.events import Call, Connected, Disconnected, Dropped, ErrorReported, Event, Received
 from netcomm.protocol.messaging import Messaging
@@ -249,7 +249,7 @@ class CallbackRunner:
 
 
 def _message(item: frames.Item, redelivered_below: int) -> Message:
-    seq, uuid, ttl, flags, data = item
-    return Message(
-        data, uuid, None if ttl == frames.INFINITE_TTL else ttl, flags & FLAG_PERSISTENT, seq < redelivered_below
-    )
+    seq, uuid, ttl, flags, data, envelope = item
+    subject, headers = (None, NO_HEADERS) if envelope is None else (envelope.subject, envelope.headers)
+    left = None if ttl == frames.INFINITE_TTL else ttl
+    return Message(data, uuid, left, flags & FLAG_PERSISTENT, seq < redelivered_below, subject, headers)

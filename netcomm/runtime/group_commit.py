@@ -50,8 +50,9 @@ def _appends(batches: list[_Uncommitted]) -> list[Append]:
             appends[key] = Append(ident, epoch, [], stream)
         messages = appends[key].messages  # type: ignore[assignment]
         for delivery in batch.deliveries:
-            message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, batch.at, batch.ttl)  # type: ignore[arg-type]
-            messages.append(message)
+            data: bytes = delivery.data  # type: ignore[assignment]
+            envelope = delivery.envelope or b""
+            messages.append(StoredMessage(delivery.seq, delivery.uuid, data, batch.at, batch.ttl, envelope))
     return list(appends.values())
 
 
@@ -78,6 +79,11 @@ class GroupCommit:
         self._owns_lock: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]  # as Condition asks
         self._is_committing = False  # the thread that has the lock
         self._uncommitted: deque[_Uncommitted] = deque()
+
+    @property
+    def keeps_envelopes(self) -> bool:
+        """Whether the storage keeps the envelopes of messages."""
+        return self._storage.keeps_envelopes
 
     def is_interrupting(self) -> bool:
         """Whether the caller's thread is in a call of the storage, or about to make one: a finalizer interrupts it."""

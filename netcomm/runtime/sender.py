@@ -100,35 +100,43 @@ class Sender:
             return run.accepted(joined)
 
     def send(
-        self, ident: str, data: Data, ttl: float | Unset | None, persistent: bool | Unset, timeout: float | None
+        self,
+        ident: str,
+        data: Data,
+        ttl: float | Unset | None,
+        persistent: bool | Unset,
+        timeout: float | None,
+        envelope: bytes | None = None,
     ) -> Delivery:
-        """See `Peer.send`."""
+        """See `Peer.send`. envelope: as on the wire, or None."""
         if ttl is UNSET and persistent is UNSET:
             check_ident(ident)
             ttl, persistent = self._terms
         else:
             ttl, persistent = self._check_terms(ident, ttl, persistent)
-        if type(data) is not bytes or len(data) > self._max_data_bytes:
-            data = self._to_payload(data)
+        if type(data) is not bytes or envelope is not None or len(data) > self._max_data_bytes:
+            data = self._to_payload(data, envelope)
         if persistent:
-            delivery = self._make_delivery(ident, data, ttl, DURABLE)
+            self._check_kept(envelope)
+            delivery = self._make_delivery(ident, data, ttl, DURABLE, envelope)
             self._group_commit.commit(ident, [delivery], ttl)  # type: ignore[union-attr]  # as _check_terms has seen
             return delivery
         until = None if timeout is None else monotonic() + timeout
         loop = self._loop
         if loop.is_interrupting():
-            delivery = self._make_delivery(ident, data, ttl, VOLATILE)
+            delivery = self._make_delivery(ident, data, ttl, VOLATILE, envelope)
             self._defer(ident, delivery)
             return delivery
         with loop.mutex:
             if self._life.phase is not RUNNING:
                 self._life.check_running()
             entry: Entry
-            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.peers.has_small_backlog(ident):
-                batch = self._make_batch(ident, [data], None, VOLATILE)
+            may_be_joined = ttl is None and envelope is None and len(data) <= MAX_JOINING_BYTES
+            if may_be_joined and not self._messaging.peers.has_small_backlog(ident):
+                batch = self._make_batch(ident, [data], None, VOLATILE, None)
                 entry, delivery = batch.run(), batch.delivery(0)
             else:
-                entry = delivery = self._make_delivery(ident, data, ttl, VOLATILE)
+                entry = delivery = self._make_delivery(ident, data, ttl, VOLATILE, envelope)
             self._queue(ident, entry, until)
             return delivery
 
@@ -139,13 +147,20 @@ class Sender:
         ttl: float | Unset | None,
         persistent: bool | Unset,
         timeout: float | None,
+        envelope: bytes | None = None,
     ) -> Sequence[Delivery]:
-        """See `Peer.send_many`."""
+        """See `Peer.send_many`. envelope: as on the wire, or None."""
         ttl, persistent = self._check_terms(ident, ttl, persistent)
-        return self._send_all(ident, DURABLE if persistent else VOLATILE, items, ttl, timeout)
+        return self._send_all(ident, DURABLE if persistent else VOLATILE, items, ttl, timeout, envelope)
 
     def send_in(
-        self, ident: str, stream: Stream, items: Sequence[bytes], ttl: float | None, timeout: float | None
+        self,
+        ident: str,
+        stream: Stream,
+        items: Sequence[bytes],
+        ttl: float | None,
+        timeout: float | None,
+        envelope: bytes | None,
     ) -> Sequence[Delivery]:
         """See `Attachment.send`."""
         check_ident(ident)
@@ -154,13 +169,22 @@ class Sender:
             raise ConfigurationError("the peer has no storage for persistent messages")
         if stream is BULK and (largest := max(map(len, items), default=0)) > frames.MAX_BULK_BYTES:
             raise MessageTooLarge(f"piece of {largest} bytes, {frames.MAX_BULK_BYTES} are allowed in the stream BULK")
-        return self._send_all(ident, stream, items, ttl, timeout)
+        return self._send_all(ident, stream, items, ttl, timeout, envelope)
 
     def _send_all(
-        self, ident: str, stream: Stream, items: Iterable[Data], ttl: float | None, timeout: float | None
+        self,
+        ident: str,
+        stream: Stream,
+        items: Iterable[Data],
+        ttl: float | None,
+        timeout: float | None,
+        envelope: bytes | None,
     ) -> Sequence[Delivery]:
         if stream.durable:
-            stored = [self._make_delivery(ident, self._to_payload(data), ttl, stream) for data in items]
+            self._check_kept(envelope)
+            stored = [
+                self._make_delivery(ident, self._to_payload(data, envelope), ttl, stream, envelope) for data in items
+            ]
             self._group_commit.commit(ident, stored, ttl)  # type: ignore[union-attr]  # as the caller has seen
             return stored
         until = None if timeout is None else monotonic() + timeout
@@ -169,10 +193,10 @@ class Sender:
         while True:
             payloads: list[bytes] = []
             try:
-                self._take_payloads(payloads, itertools.islice(left, MAX_BATCH_COUNT))
+                self._take_payloads(payloads, itertools.islice(left, MAX_BATCH_COUNT), envelope)
             finally:  # also where one of them can't be sent
                 if payloads:
-                    batch = self._make_batch(ident, payloads, ttl, stream)
+                    batch = self._make_batch(ident, payloads, ttl, stream, envelope)
                     deliveries.add(batch)
                     self._queue_run(ident, batch.run(), until)
             if not payloads:
@@ -196,40 +220,58 @@ class Sender:
             raise ConfigurationError("the peer has no storage for persistent messages")
         return ttl, ttl != 0
 
-    def _make_delivery(self, ident: str, data: bytes, ttl: float | None, stream: Stream) -> Delivery:
+    def _check_kept(self, envelope: bytes | None) -> None:
+        """Raise ConfigurationError where the storage would lose the envelope of a message."""
+        if envelope is not None and not self._group_commit.keeps_envelopes:  # type: ignore[union-attr]
+            raise ConfigurationError(
+                "the storage keeps neither subject nor headers, so a persistent message can have none: leave them out,"
+                " or use a storage whose plug-in keeps them"
+            )
+
+    def _make_delivery(
+        self, ident: str, data: bytes, ttl: float | None, stream: Stream, envelope: bytes | None
+    ) -> Delivery:
         expires_at = None if ttl is None else clocks.now() + ttl
         uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
         size = len(data) + frames.OVERHEAD_BYTES
-        return Delivery(ident, uuid, data, size, expires_at, stream, self._owner)
+        if envelope is not None:
+            size += len(envelope)
+        return Delivery(ident, uuid, data, size, expires_at, stream, self._owner, envelope)
 
-    def _make_batch(self, ident: str, payloads: list[bytes], ttl: float | None, stream: Stream) -> Batch:
+    def _make_batch(
+        self, ident: str, payloads: list[bytes], ttl: float | None, stream: Stream, envelope: bytes | None
+    ) -> Batch:
         expires_at = None if ttl is None else clocks.now() + ttl
         number = next(self._uuid_counter) << _NUMBER_BITS
-        return Batch(ident, self._uuid_prefix, number, payloads, frames.OVERHEAD_BYTES, expires_at, self._owner, stream)
+        overhead = frames.OVERHEAD_BYTES + (0 if envelope is None else len(envelope))
+        return Batch(ident, self._uuid_prefix, number, payloads, overhead, expires_at, self._owner, envelope, stream)
 
-    def _take_payloads(self, payloads: list[bytes], items: Iterable[Data]) -> None:
+    def _take_payloads(self, payloads: list[bytes], items: Iterable[Data], envelope: bytes | None) -> None:
         """Append the payloads of items, up to the one that reaches MAX_BATCH_BYTES."""
-        left, largest = MAX_BATCH_BYTES, self._max_data_bytes
+        left, largest = MAX_BATCH_BYTES, self._max_data_bytes - (0 if envelope is None else len(envelope))
         for data in items:
             if type(data) is not bytes:
-                data = self._to_payload(data)
+                data = self._to_payload(data, envelope)
             size = len(data)
             if size > largest:
-                self._refuse_size(size)
+                self._refuse_size(size, envelope)
             payloads.append(data)
             left -= size
             if left <= 0:
                 break
 
-    def _to_payload(self, data: Data) -> bytes:
+    def _to_payload(self, data: Data, envelope: bytes | None) -> bytes:
         if type(data) is not bytes:
             data = self._to_bytes(data)
-        if len(data) > self._max_data_bytes:
-            self._refuse_size(len(data))
+        if len(data) + (0 if envelope is None else len(envelope)) > self._max_data_bytes:
+            self._refuse_size(len(data), envelope)
         return data
 
-    def _refuse_size(self, size: int) -> NoReturn:
-        raise MessageTooLarge(f"message of {size} bytes, {self._max_data_bytes} are allowed")
+    def _refuse_size(self, size: int, envelope: bytes | None) -> NoReturn:
+        what = f"message of {size} bytes"
+        if envelope is not None:
+            what += f" with a subject and headers that take {len(envelope)}"
+        raise MessageTooLarge(f"{what}, {self._max_data_bytes} are allowed")
 
     def _to_bytes(self, data: Data) -> bytes:
         if isinstance(data, str):

@@ -22,7 +22,7 @@ DEFECTS = {
             "_parse_stream(flags & STREAM_FLAGS)",
             "_parse_stream(0)",
         ),
-        Mutation("sizes-believed", "protocol.decode:_parse_batch", "if start + sum(sizes) != end:", "if False:"),
+        Mutation("sizes-believed", "protocol.decode:Reader._parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(
             "everybody-is-a-netcomm-peer",
             "protocol.session:Session.admit",

@@ -791,7 +791,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
 
     def messaging_of(ident: str, **options: Any) -> Messaging:
         name = ident.encode().ljust(16)
-        return Messaging(ident, Limits(), peer_id=name, boot_id=name, wait=lambda *args: False, **options)
+        return Messaging(ident, Limits(), peer_id=name, boot_id=name, owner=not_waited_for, **options)
 
     def feed(target: Messaging, number: int, source: Messaging, source_number: int) -> None:
         source.next_events()
@@ -802,9 +802,7 @@ def test_a_late_acknowledgement_of_the_old_epoch_does_not_count_for_the_new_one(
         receiver.sessions.connection_opened(number, "here", 0, 0.0)
 
     def send(sender: Messaging, count: int) -> list[Delivery]:
-        deliveries = [
-            Delivery("receiver", bytes(16), b"x", 38, None, DURABLE, lambda *args: False) for _ in range(count)
-        ]
+        deliveries = [Delivery("receiver", bytes(16), b"x", 38, None, DURABLE, not_waited_for) for _ in range(count)]
         sender.storage_sync.number("receiver", deliveries)
         sender.send_stored("receiver", deliveries, 0.0)
         return deliveries

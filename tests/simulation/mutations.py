@@ -265,6 +265,41 @@ def _catalogue() -> Iterator[Mutation]:
         "if False",
         seed=163,
     )
+    # Envelopes
+    add_run = "protocol.encode:_add_run"
+    yield Mutation(
+        "the envelope lost when a message is sent again",
+        add_run,
+        "first_envelope, shared = batch.envelope",
+        "first_envelope, shared = None if run.resent else batch.envelope",
+    )
+    yield Mutation(
+        "each frame of a run with the envelope of the first",
+        add_run,
+        "envelope.behind(first_envelope, start)",
+        "first_envelope",
+    )
+    yield Mutation(
+        "the envelope of the message before",
+        "protocol.decode:Reader._to_envelope",
+        "raw != self._raw_envelope",
+        "len(raw) != len(self._raw_envelope)",
+    )
+    yield Mutation("ids not counted on in a frame", "protocol.frames:items", "envelope.behind(index)", "envelope")
+    yield Mutation("the envelope of a stored message lost", f"{sync}._deliveries_of", "envelope or None", "None")
+    yield Mutation("the size of a stored message without its envelope", f"{sync}._deliveries_of", "+ len(envelope)", "")
+    yield Mutation(
+        "a plain message joins a run with an envelope",
+        "protocol.open_run:OpenRun.of",
+        "and batch.envelope is None",
+        "",
+    )
+    yield Mutation(
+        "envelopes that wait for callbacks miscounted",
+        f"{peer}.mark_handled",
+        "if received.envelope_bytes and not whole:",
+        "if False:",
+    )
     # The node
     yield Mutation(
         "a fault of one connection ends the peer",

@@ -6,7 +6,8 @@ from typing import Any
 
 from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.protocol import durable_out_stream as memory
-from netcomm.protocol.frames import INFINITE_TTL, packet_size
+from netcomm.protocol.envelope import Envelope, encode
+from netcomm.protocol.frames import INFINITE_TTL, Item, packet_size
 from tests.simulation.world import End, Violation, World
 
 # So long may it take until messages that are over are found in a storage, some at a time.
@@ -23,10 +24,12 @@ class Sent:
         "delivered",
         "delivery",
         "drops",
+        "envelope",
         "first_written_at",
         "handed",
         "handed_by_impostor",
         "number",
+        "packed_envelope",
         "persistent",
         "receiver",
         "sender",
@@ -44,6 +47,8 @@ class Sent:
         self.ttl = ttl
         self.persistent = persistent
         self.sent_at = now
+        self.envelope: Envelope | None = None
+        self.packed_envelope: bytes | None = None
         self.sender: Any = None  # the process that tried to send it
         self.acceptor: Any = None  # the process that `send` returned in
         self.delivery: Delivery | None = None  # where the user keeps it
@@ -53,6 +58,16 @@ class Sent:
         self.untold = False  # it was dropped, and the process died before it could say so
         self.delivered = False  # the sender was told so
         self.drops: list[tuple[Any, DeliveryState]] = []
+
+    def put_into(self, envelope: Envelope) -> None:
+        """Send it with an envelope."""
+        self.envelope = envelope
+        self.packed_envelope = encode(envelope)
+
+    @property
+    def size(self) -> int:
+        """What a frame has of it, in bytes: the data and the envelope."""
+        return len(self.data) + len(self.packed_envelope or b"")
 
     def __str__(self) -> str:
         kind = "persistent" if self.persistent else "transient"
@@ -94,10 +109,8 @@ class Oracle:
             if message.first_written_at is None:
                 message.first_written_at = self.world.now
 
-    def handed_over(
-        self, process: Any, ident: str, item: tuple[int, bytes, int, int, bytes], marked: bool, stream: Stream | None
-    ) -> None:
-        _, uuid, ttl, flags, data = item
+    def handed_over(self, process: Any, ident: str, item: Item, marked: bool, stream: Stream | None) -> None:
+        _, uuid, ttl, flags, data, envelope = item
         message = self.messages.get(uuid)
         if message is None:
             raise Violation(f"{process.node.name} got a message that nobody has sent: {uuid.hex()}")
@@ -105,9 +118,11 @@ class Oracle:
         self.world.trace(f"{node.name}: hands over {message.number}{' (redelivered)' if marked else ''}")
         if message.receiver != node.ident or sender.node.ident != ident:
             raise Violation(f"{message} came to {node.name} as from {ident}")
-        if data != message.data or flags != message.persistent or not self._ttl_fits(ttl, message):
+        if data != message.data or flags & 1 != message.persistent or not self._ttl_fits(ttl, message):
             raise Violation(f"{message} came with other contents")
         legacy = process.legacy or sender.legacy
+        if envelope != (None if legacy else message.envelope):
+            raise Violation(f"{message} came in another envelope: {envelope}")
         rewound = sender.node.went_back_after(message)
         if not process.legacy:
             # A process that dies right after it has told so may not have told its storage.
@@ -194,7 +209,7 @@ class Oracle:
                 raise Violation(f"{message} was reported as expired after it had been handed over")
         elif state is DeliveryState.REJECTED:
             limit = min(node.limits.max_frame_bytes, node.world_nodes[message.receiver].limits.max_frame_bytes)
-            if len(message.data) + 33 <= limit:
+            if message.size + 33 <= limit:
                 raise Violation(f"{message} was rejected, and fits")
         elif state is not DeliveryState.DISCARDED or message.persistent:
             raise Violation(f"{message} was dropped as {state.value}")

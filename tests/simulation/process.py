@@ -252,8 +252,10 @@ class Process:
 
     def _note_written(self, frames: list[Frame]) -> None:
         for frame in frames:
-            if isinstance(frame, Data | Messages):
-                self.oracle.written([item[-4] for item in frame.items])
+            if isinstance(frame, Data):
+                self.oracle.written([item[1] for item in frame.items])
+            elif isinstance(frame, Messages):
+                self.oracle.written([item[0] for item in frame.items])
 
     def _write(self, number: int, end: End, packets: bytes) -> None:
         behind_skip = _behind_last_skip(packets)
@@ -337,7 +339,8 @@ class Process:
     def send(self, messages: list[Sent], release: float) -> None:
         """Send messages to one receiver; `release` is how likely the user is to keep no Delivery."""
         numbered = False
-        for (persistent, ttl), group in groupby(messages, lambda message: (message.persistent, message.ttl)):
+        alike = groupby(messages, lambda message: (message.persistent, message.ttl, message.envelope is None))
+        for (persistent, ttl, _), group in alike:
             batch = list(group)
             receiver = batch[0].receiver
             if persistent:
@@ -364,7 +367,7 @@ class Process:
     def _gathered(self, message: Sent, release: float) -> bool:
         """Whether a message has joined those that wait for its receiver; not, where its uuid would be another one."""
         open_run = self.messaging.open_runs.get(message.receiver)
-        if message.ttl is not None or open_run is None:
+        if message.ttl is not None or message.envelope is not None or open_run is None:
             return False
         batch, place = open_run.run.batch, open_run.run.stop + open_run.taken
         next_uuid = batch.uuid_prefix + (batch.number + place).to_bytes(8)
@@ -382,7 +385,7 @@ class Process:
     def _make_delivery(self, message: Sent, release: float) -> Delivery:
         message.sender = self
         expires_at = None if message.ttl is None else self.now + message.ttl
-        size = packet_size(len(message.data))
+        size, envelope = packet_size(message.size), message.packed_envelope
         delivery = Delivery(
             message.receiver,
             message.uuid,
@@ -391,6 +394,7 @@ class Process:
             expires_at,
             DURABLE if message.persistent else VOLATILE,
             _NO_OWNER,
+            envelope,
         )
         if self.rng.random() >= release:
             message.delivery = delivery
@@ -401,7 +405,9 @@ class Process:
         expires_at = None if first.ttl is None else self.now + first.ttl
         prefix, number = first.uuid[:8], int.from_bytes(first.uuid[8:])
         data = [message.data for message in messages]
-        batch = Batch(first.receiver, prefix, number, data, packet_size(0), expires_at, _NO_OWNER)
+        envelope = first.packed_envelope
+        overhead = packet_size(len(envelope or b""))
+        batch = Batch(first.receiver, prefix, number, data, overhead, expires_at, _NO_OWNER, envelope)
         for index, message in enumerate(messages):
             message.sender = self
             if self.rng.random() >= release:
@@ -414,7 +420,7 @@ class Process:
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
         for batch in batches:
             streams.setdefault((batch.receiver, batch.epoch), []).extend(
-                StoredMessage(delivery.seq, message.uuid, message.data, at, batch.ttl)
+                StoredMessage(delivery.seq, message.uuid, message.data, at, batch.ttl, message.packed_envelope or b"")
                 for message, delivery in zip(batch.messages, batch.deliveries, strict=True)
             )
         error = None

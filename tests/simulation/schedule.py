@@ -13,6 +13,7 @@ from unittest.mock import patch
 from netcomm.errors import StorageError
 from netcomm.limits import Limits
 from netcomm.protocol import decode, durable_out_stream, encode, storage_sync
+from netcomm.protocol.envelope import Envelope, pack_headers
 from tests.simulation.legacy import LegacyProcess
 from tests.simulation.oracle import Oracle, Sent
 from tests.simulation.process import STARVING, TRAPS, Process
@@ -157,6 +158,9 @@ class Schedule:
         self.nodes: dict[str, Node] = {}
         self.faults = 0
         self._impostors: list[Node] = []
+        # Chance is another one here, too; and in other schedules no message has an envelope.
+        self._envelope_rng = random.Random(f"envelopes {seed}")
+        self._has_envelopes = self._envelope_rng.random() < 0.4
         self._build()
 
     def _build(self) -> None:
@@ -272,7 +276,26 @@ class Schedule:
             )
             for _ in range(size)
         ]
+        if self._has_envelopes and self._envelope_rng.random() < 0.6:
+            self._put_into_envelopes(messages, room)
         node.process.send(messages, release=rng.choice((0.0, 0.5)))
+
+    def _put_into_envelopes(self, messages: list[Sent], room: int) -> None:
+        """Let messages that are sent together share an envelope, whose numbers count on from one to the next.
+
+        room: how many bytes of data and envelope a frame has.
+        """
+        rng = self._envelope_rng
+        number = messages[0].number
+        envelope = Envelope(
+            subject=rng.choice((None, f"about {number}", "weather")),
+            id=rng.choice((None, number, 2**64 - 3)),
+            ref=rng.choice((None, 7 * number)),
+            packed_headers=rng.choice((b"", pack_headers({"trace": f"{number}"}))),
+        )
+        for place, message in enumerate(messages):
+            message.put_into(envelope.behind(place))
+            message.data = message.data[: room - message.size + len(message.data)]
 
     def _quiet(self) -> bool:
         return all(node.running and node.process.quiet() for node in self.nodes.values())

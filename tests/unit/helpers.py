@@ -17,7 +17,7 @@ from netcomm.errors import NetcommError, RemoteProtocolError
 from netcomm.limits import Limits
 from netcomm.message import DURABLE, VOLATILE, Delivery, Stream
 from netcomm.protocol import decode, events, frames
-from netcomm.protocol.frames import Data, Item
+from netcomm.protocol.frames import Data, MessageRun
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.remote_peer import PeerStats
@@ -92,14 +92,19 @@ def data(seq: int, payload: bytes = b"", flags: int = 0, ttl: int = INFINITE) ->
     return packet(DATA, struct.pack(">Q16sII", seq, UUID, ttl, flags) + payload)
 
 
-def batch(seq: int, *payloads: bytes, flags: int = 0, ttl: int = INFINITE, uuid: bytes = UUID) -> bytes:
+def batch(
+    seq: int, *payloads: bytes, flags: int = 0, ttl: int = INFINITE, uuid: bytes = UUID, shared: bytes = b""
+) -> bytes:
+    """shared: an envelope for all."""
     sizes = struct.pack(f">{len(payloads)}I", *map(len, payloads))
-    return packet(BATCH, struct.pack(">Q16sIIH", seq, uuid, ttl, flags, len(payloads)) + sizes + b"".join(payloads))
+    head = struct.pack(">Q16sIIH", seq, uuid, ttl, flags, len(payloads))
+    return packet(BATCH, head + sizes + shared + b"".join(payloads))
 
 
-def data_frame(stream: Stream, *items: Item) -> Data:
-    """The frame of messages that each came by itself."""
-    return Data(stream, [(seq, 1, uuid, ttl, flags) for seq, uuid, ttl, flags, _ in items], [i[4] for i in items])
+def data_frame(stream: Stream, *items: tuple[int, bytes, int, int, bytes]) -> Data:
+    """The frame of plain messages that each came by itself."""
+    runs: list[MessageRun] = [(seq, 1, uuid, ttl, flags, None) for seq, uuid, ttl, flags, _ in items]
+    return Data(stream, runs, [item[4] for item in items])
 
 
 def ack(next_seq: int, stream: int = 0, *, epoch: int = FIRST_EPOCH, received: int | None = None) -> bytes:
@@ -360,7 +365,7 @@ class Host:
         while self.queue and count > 0:
             first = self.queue[0]
             start, stop = first.handled, min(len(first.items), first.handled + count)
-            for seq, _, _, _, payload in first.items[start:stop]:
+            for seq, _, _, _, payload, _ in first.items[start:stop]:
                 redelivered = first.stream is not None and seq < first.redelivered_below
                 self.received.append((first.ident, payload, redelivered))
             self.node.on_handled(first, stop, self.net.now)

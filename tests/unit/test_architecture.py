@@ -30,6 +30,7 @@ LIBRARY = [
     "protocol.wall_clock",
     "protocol.batch",
     "protocol.open_run",
+    "protocol.envelope",
     "protocol.frames",
     "protocol.encode",
     "protocol.decode",

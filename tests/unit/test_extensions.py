@@ -46,7 +46,7 @@ class Recorder(Extension):
 
 
 def send(host: Host, stream: Stream, *payloads: bytes) -> Batch:
-    batch = Batch("b", b"prefix-8", 0, list(payloads), OVERHEAD, None, not_waited_for, stream)
+    batch = Batch("b", b"prefix-8", 0, list(payloads), OVERHEAD, None, not_waited_for, stream=stream)
     assert host.messaging.send("b", batch.run(), host.net.now) == len(payloads)
     return batch
 
@@ -159,7 +159,9 @@ def test_an_extension_may_answer_where_it_is_told() -> None:
     class Echo(Recorder):
         def receive(self, received: events.Received, now: float) -> None:
             super().receive(received, now)
-            batch = Batch(received.ident, b"prefix-9", 0, received.payloads, OVERHEAD, None, not_waited_for, BUS[1])
+            batch = Batch(
+                received.ident, b"prefix-9", 0, received.payloads, OVERHEAD, None, not_waited_for, stream=BUS[1]
+            )
             self.node.messaging.send(received.ident, batch.run(), now)
             self.node.messaging.call_soon(self.seen.append, "called")
 
@@ -222,7 +224,7 @@ def bulk_outbox(count: int) -> Outbox:
     for out in outbox:
         out.receiver_next = 0
     data = [bytes(MAX_BULK_BYTES)] * count
-    batch = Batch("b", b"prefix-8", 0, data, OVERHEAD, None, not_waited_for, BULK)
+    batch = Batch("b", b"prefix-8", 0, data, OVERHEAD, None, not_waited_for, stream=BULK)
     assert outbox.append(batch.run(), 0.0) == count
     return outbox
 
@@ -234,7 +236,7 @@ def streams_of(outbox: Outbox) -> list[tuple[Stream, int]]:
     return taken
 
 
-@pytest.mark.requirement("P-69", "positive")
+@pytest.mark.requirement("P-90", "positive")
 def test_pieces_go_out_one_by_one() -> None:
     assert streams_of(bulk_outbox(3)) == [(BULK, 1)] * 3
 

@@ -6,6 +6,7 @@ import pytest
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Stream
+from netcomm.protocol.envelope import Envelope
 from netcomm.protocol.frames import Ack, Begin, Data
 from netcomm.protocol.inbox import Inbox
 from netcomm.storage import Position
@@ -135,7 +136,7 @@ def test_what_the_caller_has_is_not_changed() -> None:
 
 
 def a_batch(seq: int, *payloads: bytes) -> Data:
-    return Data(VOLATILE, [(seq, len(payloads), UUID, INFINITE, 0)], list(payloads))
+    return Data(VOLATILE, [(seq, len(payloads), UUID, INFINITE, 0, None)], list(payloads))
 
 
 @pytest.mark.requirement("P-59", "negative")
@@ -583,3 +584,14 @@ def test_random_traffic_is_taken_once_and_in_order(seed: int) -> None:
                     inbox.begin(Begin(VOLATILE, epoch, 0, 0))
                     top, taken, handed, skipped = 0, [], 0, set()
     assert taken == sorted(set(taken))
+
+
+def test_behind_duplicates_the_envelopes_are_those_of_the_messages_that_are_new() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1)
+    shared = Envelope(subject="s", id=2**64 - 2, wire_size=16)
+    batch = Data(VOLATILE, [(0, 5, UUID, INFINITE, 8, shared)], [b"%d" % seq for seq in range(5)], 5 * 16)
+    _, fresh = inbox.accept(batch)
+    assert [(item[0], item[5]) for item in fresh.items] == [(seq, shared.behind(seq)) for seq in (2, 3, 4)]
+    assert [item[5].id for item in fresh.items if item[5] is not None] == [0, 1, 2]
+    assert fresh.envelope_bytes == 3 * 16

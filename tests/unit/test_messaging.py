@@ -113,7 +113,7 @@ def test_received_messages_tell_where_they_belong() -> None:
         Stream.VOLATILE,
         9,
         5,
-        [(3, 1, helpers.UUID, 60, 0), (4, 1, helpers.UUID, helpers.INFINITE, 0)],
+        [(3, 1, helpers.UUID, 60, 0, None), (4, 1, helpers.UUID, helpers.INFINITE, 0, None)],
         [b"x", b"y"],
         2 * (helpers.OVERHEAD + 1),
     )
@@ -1779,7 +1779,7 @@ def test_from_a_legacy_peer_messages_come_as_they_are() -> None:
     assert host.received == [("b", b"x", False)] * 2
     first = host.happened(events.Received)[0]
     assert first.stream is None
-    assert first.items[0][1:] == (helpers.UUID, 5, 1, b"x")
+    assert first.items[0][1:] == (helpers.UUID, 5, 1, b"x", None)
 
 
 @pytest.mark.requirement("P-46", "positive")

@@ -48,7 +48,7 @@ VECTORS: list[tuple[str, frames.Frame]] = [
     ("00000007 85 0001 6475706c", frames.Refuse(1, "dupl")),
     (
         f"0000002e 86 000000000000002b {UUID_HEX} 0000003c 00000000 0002 00000001 00000002 61 6263",
-        frames.Data(Stream.VOLATILE, [(43, 2, UUID, 60, 0)], [b"a", b"bc"]),
+        frames.Data(Stream.VOLATILE, [(43, 2, UUID, 60, 0, None)], [b"a", b"bc"]),
     ),
 ]
 
@@ -195,7 +195,7 @@ def frames_of(run: Run, max_frame_bytes: int) -> list[tuple[int, list[bytes]]]:
     assert error is None
     assert isinstance(data, frames.Data)
     assert data.items == [
-        (run.seq + index, UUID[:8] + (run.batch.number + run.start + index).to_bytes(8), INFINITE, 0, payload)
+        (run.seq + index, UUID[:8] + (run.batch.number + run.start + index).to_bytes(8), INFINITE, 0, payload, None)
         for index, payload in enumerate(run.payloads())
     ]
     payloads = iter(data.payloads)
@@ -671,7 +671,7 @@ def test_large_messages_are_the_same_in_whatever_pieces_they_come() -> None:
             flags = chance.choice((0, FLAG_PERSISTENT))
             stream += helpers.data(seq, payload, flags=flags) + encode.PING
             sent += [
-                (frames.Data, Stream.DURABLE if flags else Stream.VOLATILE, (seq, UUID, 0xFFFFFFFF, flags, payload)),
+                (frames.Data, Stream(flags), (seq, UUID, 0xFFFFFFFF, flags, payload, None)),
                 frames.Ping(),
             ]
         assert flat(receive(open_reader(), stream, chance)) == sent
@@ -757,7 +757,7 @@ def test_behind_a_large_message_a_little_is_read_and_then_as_much_as_came_before
     rest[:] = second[len(start) :]
     parsed, error = reader.buffer_updated(len(rest))
     assert error is None
-    assert flat(parsed) == [(frames.Data, Stream.VOLATILE, (1, UUID, 0xFFFFFFFF, 0, b"x" * size))]
+    assert flat(parsed) == [(frames.Data, Stream.VOLATILE, (1, UUID, 0xFFFFFFFF, 0, b"x" * size, None))]
 
 
 def test_behind_a_large_message_small_ones_are_read_as_ever() -> None:
