@@ -57,7 +57,7 @@ from tests.integration.helpers import (
     refusing_place,
     wait_until,
 )
-from tests.unit.helpers import receive_on
+from tests.unit.helpers import not_waited_for, receive_on
 
 SNAKEMQ_PEER = Path(__file__).parents[1] / "interop" / "snakemq_peer.py"
 

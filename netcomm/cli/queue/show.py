@@ -7,10 +7,8 @@ from typing import Any
 import click
 
 from netcomm.cli.output import age, print_table, time_left
-from netcomm.cli.queue.backlog import find_stream, opened, read_messages
-from netcomm.errors import RemoteProtocolError
+from netcomm.cli.queue.backlog import find_stream, opened, read_messages, said
 from netcomm.protocol.decode import printable
-from netcomm.protocol.envelope import decode
 from netcomm.storage import StoredMessage
 
 _PREVIEW_CHARS = 48
@@ -29,8 +27,8 @@ _NOT_SHOWN = "·"
 def command(url: str, ident: str, limit: int, from_seq: int, no_preview: bool, as_json: bool) -> None:
     """Show the messages that wait for one receiver.
 
-    IDENT is the receiver. Of each payload there is the beginning, as text, behind the subject and the headers, where the
-    message has them.
+    IDENT is the receiver. Of each payload there is the beginning, as text, behind the subject and the headers, where
+    the message has them.
     """
     rows = []
     more_from = None
@@ -43,7 +41,7 @@ def command(url: str, ident: str, limit: int, from_seq: int, no_preview: bool, a
             elif as_json:
                 entry = _message_entry(message, now)
                 if not no_preview:
-                    entry |= _said(message)
+                    entry |= said(message)
                     entry["preview"] = _preview(message.data)
                 click.echo(json.dumps(entry))
             else:
@@ -82,23 +80,12 @@ def _message_row(message: StoredMessage, now: float) -> list[str]:
     ]
 
 
-def _said(message: StoredMessage) -> dict[str, Any]:
-    """What the message's envelope says; nothing where it has none."""
-    if not message.envelope:
-        return {}
-    try:
-        envelope = decode(message.envelope)
-    except RemoteProtocolError as error:
-        return {"envelope": f"damaged: {error}"}
-    return {"subject": envelope.subject, "headers": dict(envelope.headers)}
-
-
 def _described(message: StoredMessage) -> str:
     """The subject and the headers of a message, for a table."""
-    said = _said(message)
-    parts = [] if said.get("subject") is None else [said["subject"]]
-    parts += [f"{key}={value}" for key, value in said.get("headers", {}).items()]
-    parts += [said["envelope"]] if "envelope" in said else []
+    found = said(message)
+    parts = [] if found.get("subject") is None else [found["subject"]]
+    parts += [f"{key}={value}" for key, value in found.get("headers", {}).items()]
+    parts += [found["envelope"]] if "envelope" in found else []
     return f"[{_preview(' '.join(parts).encode())}] " if parts else ""
 
 
