@@ -35,6 +35,7 @@ from netcomm.protocol.frames import (
     Data,
     Frame,
     FrameType,
+    Goodbye,
     Hello,
     Ident,
     Incompatible,
@@ -372,6 +373,7 @@ def _parse_short_data(payload: bytes) -> Data:
 
 _PING_FRAME = Ping()
 _PONG_FRAME = Pong()
+_GOODBYE_FRAME = Goodbye()
 _PARSERS: dict[int, Callable[[bytes], Frame]] = {
     FrameType.VERSION: _parse_version,
     FrameType.INCOMPATIBLE: lambda payload: Incompatible(),
@@ -384,4 +386,5 @@ _PARSERS: dict[int, Callable[[bytes], Frame]] = {
     FrameType.ACK: _parse_ack,
     FrameType.SKIP: _parse_skip,
     FrameType.REFUSE: _parse_refuse,
+    FrameType.GOODBYE: lambda payload: _GOODBYE_FRAME,
 }

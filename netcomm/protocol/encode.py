@@ -51,6 +51,7 @@ def _pack(frame_type: int, payload: bytes = b"") -> bytes:
 PING = _pack(FrameType.PING)
 PONG = _pack(FrameType.PONG)
 INCOMPATIBLE = _pack(FrameType.INCOMPATIBLE)
+GOODBYE = _pack(FrameType.GOODBYE)
 
 
 def version(number: int = PROTOCOL_VERSION) -> bytes:
@@ -74,6 +75,7 @@ def hello(frame: Hello) -> bytes:
             frame.connector,
             frame.max_frame_bytes,
             frame.window_bytes,
+            frame.flags,
         ),
     )
 

@@ -115,6 +115,20 @@ class Load:
 
 
 @dataclass(slots=True)
+class LoadDiscarded:
+    """Read messages that were discarded, so that callbacks are told of them; see `QueueStorage.read`."""
+
+    ident: str
+    from_seq: int
+    max_count: int
+    max_bytes: int
+
+    def carry_out(self, storage: QueueStorage) -> list[StoredMessage]:
+        """Ask the storage. Raises StorageError."""
+        return storage.read(self.ident, self.from_seq, self.max_count, self.max_bytes)
+
+
+@dataclass(slots=True)
 class FindExpired:
     """Search a stream from a seq on for what has expired; see `QueueStorage.expired`.
 
@@ -192,7 +206,7 @@ class Delete:
         storage.delete(self.ident, self.seqs)
 
 
-StorageRequest = Load | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
+StorageRequest = Load | LoadDiscarded | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
 Event = (
     Connected
     | Disconnected

@@ -46,9 +46,10 @@ class Inbox:
     """The streams that come from one peer.
 
     pending_bytes: the size of what was received and not handed over.
+    has_position: whether a storage has a position in the durable stream, or is about to: it goes on from here.
     """
 
-    __slots__ = ("_left", "_stores_positions", "_streams", "pending_bytes")
+    __slots__ = ("_left", "_stores_positions", "_streams", "has_position", "pending_bytes")
 
     def __init__(self, stores_positions: bool, position: Position | None = None) -> None:
         """Make an inbox without connection.
@@ -60,14 +61,10 @@ class Inbox:
         self._streams: dict[Stream, InStream] = {}
         self._left: deque[int] = deque(maxlen=_LEFT_EPOCHS)  # epochs of the durable stream
         self.pending_bytes = 0
+        self.has_position = position is not None
         if position is not None:
             seq = position.next_seq
             self._streams[DURABLE] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
-
-    @property
-    def durable(self) -> bool:
-        """Whether a position in the durable stream, which a storage has, goes on from here."""
-        return self._stores_positions and DURABLE in self._streams
 
     def begin(self, frame: Begin) -> None:
         """The sender begins a stream on a new connection; the answer is an acknowledgement."""
@@ -146,6 +143,7 @@ class Inbox:
         Returns the position that has to be stored before the sender may be told, if it has to be.
         """
         if stream is DURABLE and self._stores_positions:
+            self.has_position = True
             return Position(epoch, next_seq)
         self.acknowledge(stream, epoch, next_seq)
         return None

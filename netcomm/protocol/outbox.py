@@ -269,6 +269,11 @@ class Outbox:
         """End every transient message that has not ended; returns them. Persistent ones stay in their storage."""
         return self.volatile.discard()
 
+    def give_up(self) -> tuple[list[Entry], int]:
+        """End every message that has not ended; returns those in memory, and how many are in the storage alone."""
+        stored = 0 if self.durable is None else self.durable.stored
+        return [entry for stream in self._streams for entry in stream.discard()], stored
+
     def _requeue(self, stream: OutStream, from_seq: int = 0) -> None:
         if stream.requeue(from_seq):
             self._watch_anew()

@@ -14,9 +14,11 @@ from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import (
     DELIVERIES_ENDED,
     Delete,
+    DeleteBelow,
     ErrorReported,
     FindExpired,
     Load,
+    LoadDiscarded,
     Mark,
     Renew,
     StorageRequest,
@@ -125,6 +127,12 @@ class StorageSync:
             from_seq = durable.expirable_from()
             self._emit(FindExpired(peer.ident, from_seq, self._wall_clock.at(now), _FIND_COUNT))
 
+    def delete_discarded(self, peer: RemotePeer) -> None:
+        """The peer ends: let the storage forget what was discarded in it, and was not read for the callbacks yet."""
+        durable = peer.outbox.durable
+        if durable is not None and (below := durable.unread_below()) is not None:
+            self._emit(DeleteBelow(peer.ident, below))
+
     def store_position(self, peer: RemotePeer, position: Position) -> None:
         """Let the storage take a position, before the sender is told of it."""
         self._unstored[peer.ident] = position
@@ -147,9 +155,11 @@ class StorageSync:
         self._wall_clock.follow(now, wall_now)
         match request:
             case StorePosition(ident, position):
-                return self._position_stored(self._peers[ident], position)
+                return self._position_stored(ident, position)
             case Load(ident):
                 self._loaded(self._peers[ident], result, now)
+            case LoadDiscarded(ident):
+                self._discarded_loaded(self._peers[ident], result, now)
             case FindExpired(ident, _, _, max_count):
                 found, next_expiry = result
                 self._expired_found(self._peers[ident], found, next_expiry, len(found) >= max_count, now)
@@ -163,10 +173,12 @@ class StorageSync:
         self.ask(peer)
         return peer
 
-    def _position_stored(self, peer: RemotePeer, position: Position) -> RemotePeer:
-        if self._unstored.get(peer.ident) == position:
-            del self._unstored[peer.ident]
-        peer.inbox.acknowledge(DURABLE, *position)
+    def _position_stored(self, ident: str, position: Position) -> RemotePeer | None:
+        if self._unstored.get(ident) == position:
+            del self._unstored[ident]
+        peer = self._peers.get(ident)
+        if peer is not None:  # else it was given up, and forgotten
+            peer.inbox.acknowledge(DURABLE, *position)
         self._emit(DELIVERIES_ENDED)
         return peer
 
@@ -178,6 +190,15 @@ class StorageSync:
             text = f"{missing} messages for {peer.ident!r} that were stored are not in the storage"
             log.error("%s", text)
             self._emit(ErrorReported(StorageCorrupt(text)))
+
+    def _discarded_loaded(self, peer: RemotePeer, messages: list[StoredMessage], now: float) -> None:
+        durable = peer.outbox.durable
+        assert durable is not None
+        discarded = self._deliveries_of(peer, durable.read_discarded(messages), now)
+        for delivery in discarded:
+            delivery.state = DeliveryState.DISCARDED
+        durable.forget_known(discarded)
+        peer.drop(discarded)
 
     def _expired_found(
         self, peer: RemotePeer, messages: list[StoredMessage], next_expiry: float | None, may_be_more: bool, now: float

@@ -26,7 +26,7 @@ from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
 
 # The frame types, written out here so that a changed number in netcomm.protocol.frames is noticed.
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
-HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
+HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH, GOODBYE = range(0x80, 0x88)
 
 UUID = bytes(range(16))
 INFINITE = 0xFFFFFFFF
@@ -79,9 +79,18 @@ def ident(name: str) -> bytes:
 
 
 def hello(
-    boot: bytes = b"B" * 16, connector: int = 0, max_frame_bytes: int = 1 << 26, window_bytes: int = 1 << 23
+    boot: bytes = b"B" * 16,
+    connector: int = 0,
+    max_frame_bytes: int = 1 << 26,
+    window_bytes: int = 1 << 23,
+    flags: int = 0,
 ) -> bytes:
-    return packet(HELLO, struct.pack(">H16s16sIII", 1, b"P" * 16, boot, connector, max_frame_bytes, window_bytes))
+    sizes = connector, max_frame_bytes, window_bytes
+    return packet(HELLO, struct.pack(">H16s16sIIIB", 1, b"P" * 16, boot, *sizes, flags))
+
+
+def goodbye() -> bytes:
+    return packet(GOODBYE)
 
 
 def begin(epoch: int = 7, first: int = 0, sent_below: int = 0, stream: int = 0) -> bytes:
