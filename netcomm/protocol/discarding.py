@@ -9,8 +9,9 @@ from netcomm.limits import Limits
 from netcomm.logs import Log
 from netcomm.message import Delivery, DeliveryState
 from netcomm.protocol.batch import Entry
+from netcomm.protocol.events import DELIVERIES_ENDED
 from netcomm.protocol.open_run import OpenRun
-from netcomm.protocol.remote_peer import RemotePeer, RemotePeers
+from netcomm.protocol.remote_peer import Emit, RemotePeer, RemotePeers
 from netcomm.protocol.storage_sync import StorageSync
 
 log = Log("netcomm.messaging")
@@ -19,7 +20,7 @@ log = Log("netcomm.messaging")
 class Discarding:
     """Ends messages as DISCARDED, on all streams to a receiver."""
 
-    __slots__ = ("_away_s", "_deadlines", "_open_runs", "_peers", "_storage_sync", "_told")
+    __slots__ = ("_away_s", "_deadlines", "_emit", "_open_runs", "_peers", "_storage_sync", "_told")
 
     def __init__(
         self,
@@ -28,6 +29,7 @@ class Discarding:
         storage_sync: StorageSync,
         deadlines: Deadlines[Action],
         open_runs: dict[str, OpenRun],
+        emit: Emit,
     ) -> None:
         """open_runs: by ident, what messages may join without being queued."""
         self._away_s = limits.made_up_ident_away_s
@@ -35,6 +37,7 @@ class Discarding:
         self._storage_sync = storage_sync
         self._deadlines = deadlines
         self._open_runs = open_runs
+        self._emit = emit
         self._told: set[str] = set()  # receivers that are given up, and that the log has told of
 
     def discard(self, peer: RemotePeer) -> int:
@@ -44,8 +47,10 @@ class Discarding:
         """
         self._open_runs.pop(peer.ident, None)
         entries, stored = peer.outbox.give_up()
-        if peer.drop(entries) or stored:
-            self._storage_sync.ask(peer)
+        peer.drop(entries)
+        if stored:
+            self._emit(DELIVERIES_ENDED)  # callbacks are told later; a thread that waits for one may look now
+        self._storage_sync.ask(peer)
         return sum(entry.count for entry in entries) + stored
 
     # -- Idents that were made up -----------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class Messaging:
         self._writable = self.sessions.writable
         self.urgent = False
         self.open_runs: dict[str, OpenRun] = {}
-        self._discarding = Discarding(limits, self.peers, self.storage_sync, self._deadlines, self.open_runs)
+        self._discarding = Discarding(limits, self.peers, self.storage_sync, self._deadlines, self.open_runs, emit)
 
     def restore(
         self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float

@@ -101,6 +101,8 @@ class OutStream:
     def begin(self) -> Begin:
         """The BEGIN that opens this stream on a new connection."""
         first = self.begins_at()
+        if self._discarded:  # the receiver says how much of it waits for callbacks still
+            first = min(first, self._discarded[0][0])
         self.sent_below = max(self.sent_below, first)
         return Begin(self.stream, self.epoch, first, self.sent_below)
 

@@ -385,10 +385,6 @@ class Sessions:
         if challenger is None:
             return
         self._deadlines.discard((self._end_challenge, peer.ident))
-        if peer.ended_boot_id is not None and challenger.contender.boot_id == peer.ended_boot_id:
-            challenger.peer = None
-            self._close(challenger, "its process has ended", now)
-            return
         peer.admit(challenger, self._limits, now)
         self.reading.resume(challenger)
         self._process(challenger, now)

@@ -42,7 +42,9 @@ AT_LIMIT = st.sampled_from([LIMITS.max_handshake_frame_bytes, LIMITS.max_frame_b
 PACKET = st.one_of(
     AT_LIMIT,
     st.binary(min_size=1, max_size=6).map(lambda name: helpers.packet(helpers.IDENT, name)),
-    st.sampled_from([encode.PING, encode.PONG, encode.INCOMPATIBLE, encode.GOODBYE, helpers.version(), helpers.refuse(1, "no")]),
+    st.sampled_from(
+        [encode.PING, encode.PONG, encode.INCOMPATIBLE, encode.GOODBYE, helpers.version(), helpers.refuse(1, "no")]
+    ),
     IDENT.map(helpers.ident),
     HELLO.map(encode.hello),
     BEGIN.map(encode.begin),

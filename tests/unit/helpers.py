@@ -240,7 +240,13 @@ class Host:
     """A `Node`, its connections, and as much of a peer around it as it takes to do its work."""
 
     def __init__(
-        self, net: "Net", name: str, limits: Limits, boot: int, storage: MemoryQueueStorage | None = None
+        self,
+        net: "Net",
+        name: str,
+        limits: Limits,
+        boot: int,
+        storage: MemoryQueueStorage | None = None,
+        made_up: bool = False,
     ) -> None:
         self.net = net
         self.name = name
@@ -263,6 +269,7 @@ class Host:
             wait=not_waited_for,
             progress=self._progress,
             stores_positions=storage is not None,
+            made_up=made_up,
         )
         self.node = Node(self.messaging, self, net.budget)
         self.storage = storage
@@ -310,6 +317,11 @@ class Host:
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, stored_at, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
         self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
+
+    def end(self) -> None:
+        """End the process in order."""
+        self.act()
+        self.messaging.sessions.close_all("terminated", self.net.now)
 
     def answer(self, count: int = 1 << 30) -> bool:
         """Let the storage carry out, and answer, its next requests; returns whether there were any."""
@@ -473,9 +485,15 @@ class Net:
     def wall_now(self) -> float:
         return self.now + self.wall_offset
 
-    def host(self, name: str, limits: Limits | None = None, storage: MemoryQueueStorage | None = None) -> Host:
+    def host(
+        self,
+        name: str,
+        limits: Limits | None = None,
+        storage: MemoryQueueStorage | None = None,
+        made_up: bool = False,
+    ) -> Host:
         self._last_boot += 1
-        host = Host(self, name, limits if limits is not None else Limits(), self._last_boot, storage)
+        host = Host(self, name, limits if limits is not None else Limits(), self._last_boot, storage, made_up)
         self.hosts.append(host)
         return host
 
