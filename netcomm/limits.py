@@ -27,6 +27,7 @@ class Limits:
     max_queued_messages, max_queued_bytes: how much may wait in memory for one receiver.
     max_connections: how many connections may be open at once.
     max_idle_peers: how many peers that are not connected, and for which nothing waits, are remembered.
+    made_up_ident_away_s: what waits for a peer whose ident was made up is discarded when it has been away for so long.
     diagnose_after_s: a warning tells of messages that have waited so long for an ident that is not connected,
         while others are.
     """
@@ -45,6 +46,7 @@ class Limits:
     max_connections: int = 1024
     max_idle_peers: int = 10_000
     diagnose_after_s: float = 5.0
+    made_up_ident_away_s: float = 60.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

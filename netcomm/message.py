@@ -51,7 +51,8 @@ class DeliveryState(enum.Enum):
     REJECTED = "rejected"
     """The receiver can't take it: it is larger than the frames the receiver accepts."""
     DISCARDED = "discarded"
-    """The sender was terminated before the message, a transient one, was acknowledged."""
+    """The sender has given it up before it was acknowledged: the sender was terminated, and it was a transient message;
+    or `Peer.discard` was called; or the receiver's ident was made up, and the receiver is gone."""
 
 
 # By themselves, for what is done for each message: Python 3.11 takes 0.07 us to look a member up in its Enum.

@@ -85,7 +85,7 @@ class Peer(threading.Thread):
         """Make a peer that is connected to nothing yet.
 
         ident: its name, 1 to 255 bytes of UTF-8; unique among the peers that talk to each other. None makes one of the
-            host's name, the process id and chance.
+            host's name, the process id and chance; others know that it does not come back in another process.
         persistent: whether messages are persistent, where `send` says nothing else. True without `storage` keeps them
             in the SQLite file `netcomm-<ident>.db` in the current folder, and needs `ident`.
         storage: what keeps persistent messages, and the positions in those of others: a URL, see `open_storage`; or a
@@ -103,6 +103,7 @@ class Peer(threading.Thread):
             from urllib.parse import quote  # slow to import, as platform is below
 
             storage = f"sqlite:///{quote(_file_name(check_ident(ident)))}"
+        made_up = ident is None
         if ident is None:
             import platform
 
@@ -124,6 +125,7 @@ class Peer(threading.Thread):
             encoding=encoding,
             ttl=ttl,
             persistent=bool(persistent),
+            made_up=made_up,
             on_program_thread=dispatch == "manual",
         )
         callbacks = runtime.callbacks
@@ -309,6 +311,21 @@ class Peer(threading.Thread):
         """
         its_envelope = envelope.of_message(subject, headers)
         return self._runtime.sender.send_many(ident, items, ttl, persistent, timeout, its_envelope)
+
+    def discard(self, ident: str) -> int:
+        """Give up what waits for a peer: end every message to it that has not ended, as DISCARDED.
+
+        Persistent messages are deleted from the storage. `on_drop` is called with each message; with those that only
+        the storage has, once they have been read there. The peer may be connected, or not, or be unknown.
+
+        Messages that were sent already may have arrived, or arrive still. As long as the peer is connected, they count
+        in its window until it has acknowledged them. Persistent messages whose `send` has not returned yet may stay. A
+        process that is killed right after the call may leave persistent messages in its storage.
+
+        Returns how many messages have ended. Raises LifecycleError; ConfigurationError where no peer can have such an
+        ident. May be called from any thread, and from a callback.
+        """
+        return self._runtime.discard(ident)
 
     # -- Waiting ----------------------------------------------------------------------------------------------
 

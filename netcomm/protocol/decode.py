@@ -40,6 +40,7 @@ from netcomm.protocol.frames import (
     Data,
     Frame,
     FrameType,
+    Goodbye,
     Hello,
     Ident,
     Incompatible,
@@ -464,6 +465,7 @@ def _parse_short_data(payload: bytes) -> Data:
 
 _PING_FRAME = Ping()
 _PONG_FRAME = Pong()
+_GOODBYE_FRAME = Goodbye()
 _PARSERS: dict[int, Callable[[bytes], Frame]] = {
     FrameType.VERSION: _parse_version,
     FrameType.INCOMPATIBLE: lambda payload: Incompatible(),
@@ -476,4 +478,5 @@ _PARSERS: dict[int, Callable[[bytes], Frame]] = {
     FrameType.ACK: _parse_ack,
     FrameType.SKIP: _parse_skip,
     FrameType.REFUSE: _parse_refuse,
+    FrameType.GOODBYE: lambda payload: _GOODBYE_FRAME,
 }

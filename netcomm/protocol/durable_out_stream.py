@@ -4,15 +4,17 @@ Messages behind those in memory are *stored* alone, and are loaded as the beginn
 says what it wants of the storage (`wants`), and is told of the results.
 """
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from netcomm.message import DELIVERED, SENT, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry
-from netcomm.protocol.events import Load, Mark, Renew, StorageRequest
+from netcomm.protocol.events import Load, LoadDiscarded, Mark, Renew, StorageRequest
 from netcomm.protocol.frames import OVERHEAD_BYTES
 from netcomm.protocol.out_stream import OutStream
-from netcomm.storage import StoredStream
+from netcomm.storage import StoredMessage, StoredStream
 
 # How much of a durable stream is kept in memory; a single larger message is loaded all the same.
 _MAX_LOADED = 20_000
@@ -20,6 +22,19 @@ _MAX_LOADED_BYTES = 8 * 1024 * 1024
 _LOAD_COUNT = 5_000
 # How far ahead of what was appended the storage is told that messages may be sent: once for so many.
 _MARK_AHEAD = 10_000
+
+
+@dataclass(slots=True)
+class Discarded:
+    """Messages that were in the storage alone when they were discarded, and that were not read since.
+
+    from_seq, below: where they lie.
+    gone: seqs among them of messages that had ended before.
+    """
+
+    from_seq: int
+    below: int
+    gone: frozenset[int]
 
 
 class DurableOutStream(OutStream):
@@ -50,14 +65,18 @@ class DurableOutStream(OutStream):
     arrived_below: the receiver has the messages below this seq, though an earlier process may have sent them.
     expires_at: when the first of those that are in the storage alone may expire.
     renewing: whether the stream waits for a new epoch, since the storage was restored from a backup.
+
+    What is discarded in the storage alone has ended at once, and is read afterwards, for callbacks to be told.
     """
 
     __slots__ = (
         "_asked_for",
+        "_discarded_in_storage",
         "_gone",
         "_known",
         "_loading",
         "_marking",
+        "_reading_discarded",
         "_renewal_asked",
         "_renewal_below",
         "acknowledged_below",
@@ -86,6 +105,8 @@ class DurableOutStream(OutStream):
         self._asked_for = 0  # how many were in the storage alone when it was last asked for them
         # Seqs that have ended, or could not be stored, and that the storage may still name.
         self._gone: set[int] = set()
+        self._discarded_in_storage: deque[Discarded] = deque()
+        self._reading_discarded = False
         self._marking = False
         self._renewal_asked = False
         self._renewal_below = 0  # what the storage certainly had when it was asked to renew the stream
@@ -211,13 +232,42 @@ class DurableOutStream(OutStream):
 
     def expire_stored(self, deliveries: list[Delivery]) -> None:
         """Messages that are in the storage alone have expired."""
-        for delivery in deliveries:
-            self._known.pop(delivery.seq, None)
-            self._gone.add(delivery.seq)
+        self.forget_known(deliveries)
+        self._gone.update([delivery.seq for delivery in deliveries])
         self.stored -= len(deliveries)
         self._asked_for = max(0, self._asked_for - len(deliveries))
         self.loaded_bytes += sum(delivery.size for delivery in deliveries)
         self.finish(deliveries, DeliveryState.EXPIRED)
+
+    def discard(self) -> list[Entry]:
+        discarded = super().discard()
+        if self.stored:
+            self._discarded_in_storage.append(Discarded(self.load_from, self.added_below, frozenset(self._gone)))
+            for delivery in self._known.values():
+                delivery.state = DeliveryState.DISCARDED
+            self.queued = self.queued_bytes = self.stored = self._asked_for = 0
+            self.expires_at = None
+        self.load_from = self.added_below
+        return discarded
+
+    def read_discarded(self, messages: Sequence[StoredMessage]) -> list[StoredMessage]:
+        """The storage has read on in what was discarded; returns the messages of which callbacks are to be told."""
+        self._reading_discarded = False
+        part = self._discarded_in_storage[0]
+        if messages and messages[-1].seq + 1 < part.below:
+            part.from_seq = messages[-1].seq + 1
+        else:
+            self._discarded_in_storage.popleft()
+        return [message for message in messages if message.seq < part.below and message.seq not in part.gone]
+
+    def forget_known(self, deliveries: Sequence[Delivery]) -> None:
+        """Messages have ended that were in the storage alone."""
+        for delivery in deliveries:
+            self._known.pop(delivery.seq, None)
+
+    def unread_below(self) -> int | None:
+        """All messages below this seq have ended, and some of them are in the storage still; None where none is."""
+        return self._discarded_in_storage[-1].below if self._discarded_in_storage else None
 
     def _count_ended(self, count: int, size: int) -> None:
         super()._count_ended(count, size)
@@ -240,7 +290,8 @@ class DurableOutStream(OutStream):
 
     def deletable_below(self) -> int:
         """The storage may forget messages below this seq: they have arrived, and have been accounted for."""
-        return min(self.acknowledged_below, self.load_from)
+        unread = self._discarded_in_storage
+        return min(self.acknowledged_below, unread[0].from_seq if unread else self.load_from)
 
     def wants(self, ident: str, new_epoch: Callable[[], int]) -> list[StorageRequest]:
         """What the storage has to do before messages can go on, and was not `asked` for.
@@ -249,6 +300,9 @@ class DurableOutStream(OutStream):
         new_epoch: makes an epoch that the stream never had.
         """
         wanted: list[StorageRequest] = []
+        if self._discarded_in_storage and not self._reading_discarded:
+            from_seq = self._discarded_in_storage[0].from_seq
+            wanted.append(LoadDiscarded(ident, from_seq, _LOAD_COUNT, _MAX_LOADED_BYTES // 2, self.stream))
         if self.renewing:
             if not self._renewal_asked:
                 self._renewal_below = self.added_below
@@ -268,6 +322,8 @@ class DurableOutStream(OutStream):
         match request:
             case Load():
                 self._loading = is_asked
+            case LoadDiscarded():
+                self._reading_discarded = is_asked
             case Mark():
                 self._marking = is_asked
             case Renew():

@@ -53,6 +53,7 @@ def _pack(frame_type: int, payload: bytes = b"") -> bytes:
 PING = _pack(FrameType.PING)
 PONG = _pack(FrameType.PONG)
 INCOMPATIBLE = _pack(FrameType.INCOMPATIBLE)
+GOODBYE = _pack(FrameType.GOODBYE)
 
 
 def version(number: int = PROTOCOL_VERSION) -> bytes:
@@ -76,6 +77,7 @@ def hello(frame: Hello) -> bytes:
             frame.connector,
             frame.max_frame_bytes,
             frame.window_bytes,
+            frame.flags,
         ),
     )
 

@@ -134,6 +134,21 @@ class Load:
 
 
 @dataclass(slots=True)
+class LoadDiscarded:
+    """Read messages that were discarded, so that callbacks are told of them; see `QueueStorage.read`."""
+
+    ident: str
+    from_seq: int
+    max_count: int
+    max_bytes: int
+    stream: Stream = DURABLE
+
+    def carry_out(self, storage: QueueStorage) -> list[StoredMessage]:
+        """Ask the storage. Raises StorageError."""
+        return storage.read(self.ident, self.from_seq, self.max_count, self.max_bytes, **_named(self.stream))
+
+
+@dataclass(slots=True)
 class FindExpired:
     """Search a stream from a seq on for what has expired; see `QueueStorage.expired`.
 
@@ -216,7 +231,7 @@ class Delete:
         storage.delete(self.ident, self.seqs, **_named(self.stream))
 
 
-StorageRequest = Load | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
+StorageRequest = Load | LoadDiscarded | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
 Event = (
     Connected
     | Disconnected

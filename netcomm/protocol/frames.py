@@ -1,7 +1,7 @@
 """Frames: what stands on the wire. Every number of the protocol stands here, and nowhere else.
 
 A packet is `[u32 size][u8 frame type][payload]`, big-endian; the size counts the type and the payload. Types 0
-to 5 are snakeMQ's (the docstring of its `messaging` module documents them), 0x80 to 0x86 are netcomm's, which a
+to 5 are snakeMQ's (the docstring of its `messaging` module documents them), 0x80 to 0x87 are netcomm's, which a
 snakeMQ peer passes over as unknown. docs/protocol.md states all of it in words.
 
 `netcomm.protocol.encode` makes bytes of frames, `netcomm.protocol.decode` frames of bytes.
@@ -41,6 +41,7 @@ class FrameType(enum.IntEnum):
     SKIP = 0x84
     REFUSE = 0x85
     BATCH = 0x86
+    GOODBYE = 0x87
 
 
 # By themselves, since each look through the Enum takes time, see `netcomm.message`.
@@ -65,7 +66,7 @@ class RefuseCode(enum.IntEnum):
 HEAD = struct.Struct(">IB")
 VERSION = struct.Struct(">I")
 MESSAGE = struct.Struct(">16sII")
-HELLO = struct.Struct(">H16s16sIII")
+HELLO = struct.Struct(">H16s16sIIIB")
 BEGIN = struct.Struct(">BQQQ")
 ACK = struct.Struct(">BQQQ")
 ACK_PACKET = struct.Struct(">IBBQQQ")
@@ -84,6 +85,8 @@ OVERHEAD_BYTES = DATA_HEAD.size
 BATCH_OVERHEAD = BATCH_HEAD.size - SIZE_SIZE
 ITEM_SIZE_SIZE = 4
 MAX_REFUSE_TEXT_BYTES = 1024
+IDENT_MADE_UP = 0x1
+"""A flag of HELLO."""
 
 
 @dataclass(slots=True)
@@ -133,6 +136,7 @@ class Hello:
     connector: which of the sender's connectors made the connection, counted from 1; 0 where it accepted it.
     max_frame_bytes: the largest frame that the sender of this HELLO accepts.
     window_bytes: the most that it will hold of messages that are not acknowledged.
+    flags: IDENT_MADE_UP or 0; other bits have no meaning.
     """
 
     version: int
@@ -141,6 +145,12 @@ class Hello:
     connector: int
     max_frame_bytes: int
     window_bytes: int
+    flags: int = 0
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the sender's ident was made up: no other process ever has it."""
+        return bool(self.flags & IDENT_MADE_UP)
 
 
 @dataclass(slots=True)
@@ -210,7 +220,14 @@ class Refuse:
     text: str
 
 
-Frame: TypeAlias = Version | Incompatible | Ident | Messages | Ping | Pong | Hello | Begin | Data | Ack | Skip | Refuse
+@dataclass(slots=True)
+class Goodbye:
+    """The sender's process ends: no connection with its boot id comes any more."""
+
+
+Frame: TypeAlias = (
+    Version | Incompatible | Ident | Messages | Ping | Pong | Hello | Begin | Data | Ack | Skip | Refuse | Goodbye
+)
 
 
 def packet_size(data_size: int) -> int:

@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import DURABLE, Stream
+from netcomm.message import BULK, DURABLE, VOLATILE, Stream
 from netcomm.protocol.frames import Ack, Begin, Data, envelope_bytes, uuid_behind
 from netcomm.storage import Position
 
@@ -47,9 +47,10 @@ class Inbox:
 
     pending_bytes: by stream, the size of the messages that were received and not handed over; None stands for those of
         a snakeMQ peer, which has no streams.
+    has_position: whether a storage has a position in a stream, or is about to: it goes on from here.
     """
 
-    __slots__ = ("_left", "_stores_positions", "_streams", "pending_bytes")
+    __slots__ = ("_left", "_stores_positions", "_streams", "has_position", "pending_bytes")
 
     def __init__(self, stores_positions: bool) -> None:
         """Make an inbox without connection.
@@ -60,21 +61,18 @@ class Inbox:
         self._streams: dict[Stream, InStream] = {}
         self._left: deque[int] = deque(maxlen=_LEFT_EPOCHS)  # epochs of durable streams
         self.pending_bytes: defaultdict[Stream | None, int] = defaultdict(int)
+        self.has_position = False
 
     def restore(self, stream: Stream, position: Position) -> None:
         """Take over the position in a stream that is stored."""
         seq = position.next_seq
         self._streams[stream] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
+        self.has_position = True
 
     @property
     def is_empty(self) -> bool:
         """Whether everything that was received was handed over."""
         return not any(self.pending_bytes.values())
-
-    @property
-    def durable(self) -> bool:
-        """Whether a position in the durable stream, which a storage has, goes on from here."""
-        return self._stores_positions and DURABLE in self._streams
 
     def begin(self, frame: Begin) -> None:
         """The sender begins a stream on a new connection; the answer is an acknowledgement."""
@@ -155,8 +153,10 @@ class Inbox:
 
         Returns the position that has to be stored before the sender may be told, if it has to be.
         """
-        if stream is DURABLE and self._stores_positions:
-            return Position(epoch, next_seq)
+        if self._stores_positions and stream not in (VOLATILE, BULK):
+            self.has_position = True
+            if stream is DURABLE:
+                return Position(epoch, next_seq)
         self.acknowledge(stream, epoch, next_seq)
         return None
 

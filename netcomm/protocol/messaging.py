@@ -19,6 +19,7 @@ from netcomm.message import VOLATILE, Delivery, DeliveryOwner, DeliveryState, St
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Entry
 from netcomm.protocol.diagnosis import Diagnosis
+from netcomm.protocol.discarding import Discarding
 from netcomm.protocol.events import Call, Event, Received, StorageRequest
 from netcomm.protocol.open_run import OpenRun
 from netcomm.protocol.remote_peer import Connection, RemotePeer, RemotePeers
@@ -58,6 +59,7 @@ class Messaging:
         owner: DeliveryOwner,
         progress: Callable[[int], tuple[int, int]] = _unknown,
         stores_positions: bool = False,
+        made_up: bool = False,
     ) -> None:
         """Make it, without connections.
 
@@ -68,6 +70,7 @@ class Messaging:
             system has taken. It is called when an answer to a ping is overdue, and before one is sent. By default,
             nobody knows, and only what arrives is a sign of life.
         stores_positions: whether there is a storage that takes positions.
+        made_up: whether the ident was made up: no other process ever has it.
         """
         self._limits = limits
         self._events: list[Event] = []  # always this list: the rooms append to it
@@ -82,6 +85,7 @@ class Messaging:
             limits,
             peer_id=peer_id,
             boot_id=boot_id,
+            made_up=made_up,
             peers=self.peers,
             deadlines=self._deadlines,
             emit=emit,
@@ -97,6 +101,7 @@ class Messaging:
         self._writable = self.sessions.writable
         self.urgent = False
         self.open_runs: dict[str, OpenRun] = {}
+        self._discarding = Discarding(limits, self.peers, self.storage_sync, self._deadlines, self.open_runs, emit)
 
     def restore(
         self,
@@ -118,12 +123,14 @@ class Messaging:
 
     def _disconnected(self, peer: RemotePeer, now: float) -> None:
         self._watch_expiry(peer)
+        self._discarding.disconnected(peer, now)
         if peer.challenger is None:  # which gets the ident next
             self._diagnosis.messages_wait(peer, now)
 
     def _forgotten(self, ident: str) -> None:
         self.open_runs.pop(ident, None)
         self._diagnosis.forget(ident)
+        self._discarding.forget(ident)
 
     # -- Messages in ------------------------------------------------------------------------------------------
 
@@ -155,6 +162,9 @@ class Messaging:
         What was not taken is left in `entry`, if that is a Run.
         """
         peer = self.peers.get(ident) or self.peers.get_or_add(ident)
+        if peer.given_up is not None:
+            self._discarding.refuse(peer, entry)
+            return entry.count
         self.urgent = self.urgent or peer.has_small_backlog or entry.size >= URGENT_BYTES
         if entry.stream is not VOLATILE:
             self.peers.open_stream(peer, entry.stream)
@@ -179,7 +189,9 @@ class Messaging:
         peer = self.peers.get(ident) or self.peers.get_or_add(ident)
         self.urgent = self.urgent or peer.has_small_backlog
         peer.outbox.add_stored(deliveries)
-        if deliveries[0].expires_at is not None:
+        if peer.given_up is not None:
+            self._discarding.refuse_stored(peer, deliveries)
+        elif deliveries[0].expires_at is not None:
             self._watch_expiry(peer)
         self._after_queueing(peer, now)
 
@@ -280,10 +292,16 @@ class Messaging:
         if peer.drop(entries):
             self.storage_sync.ask(peer)
 
+    def discard(self, ident: str) -> int:
+        """End every message to `ident` that has not ended; returns how many: see `Discarding.discard`."""
+        peer = self.peers.get(ident)
+        return 0 if peer is None else self._discarding.discard(peer)
+
     def discard_all(self) -> None:
-        """End every message that has not ended: the peer is being terminated."""
+        """End every transient message that has not ended: the peer is being terminated."""
         for peer in self.peers:
             self._drop(peer, peer.outbox.discard())
+            self.storage_sync.delete_discarded(peer)
 
     @property
     def all_handed_over(self) -> bool:

@@ -51,12 +51,14 @@ class OutStream:
         none of them expires.
     receiver_next: the seq that the receiver expects next on this connection, or None until it is known.
     waiting, in_flight: the messages in memory, in order; all of `in_flight` come before those that wait.
-    in_flight_bytes: the size of the messages in flight, on the wire, so that even empty messages count.
+    in_flight_bytes: the size of the messages in flight, on the wire, so that even empty messages count; with those that
+        were discarded while they were in flight, and are not acknowledged.
     empty_places: how many of `waiting` have expired; they keep their places, since closing each at once costs more.
     queued, queued_bytes: how many messages have not ended, and their size on the wire.
     """
 
     __slots__ = (
+        "_discarded",
         "added_below",
         "empty_places",
         "epoch",
@@ -86,6 +88,9 @@ class OutStream:
         self.waiting: deque[Entry] = deque()
         self.in_flight: deque[Entry] = deque()
         self.in_flight_bytes = 0
+        # What was discarded while it was in flight, and is not acknowledged: a first seq, the seq behind the last, and
+        # the size of all of it, until the last one is acknowledged.
+        self._discarded: list[tuple[int, int, int]] = []
 
     def first_seq(self) -> int:
         """The seq of the first message that has not ended; where all have, that of the next to be added."""
@@ -96,6 +101,8 @@ class OutStream:
     def begin(self) -> Begin:
         """The BEGIN that opens this stream on a new connection."""
         first = self.begins_at()
+        if self._discarded:  # the receiver says how much of it waits for callbacks still
+            first = min(first, self._discarded[0][0])
         self.sent_below = max(self.sent_below, first)
         return Begin(self.stream, self.epoch, first, self.sent_below)
 
@@ -129,6 +136,8 @@ class OutStream:
         finally:
             self.in_flight_bytes -= size
             self._count_ended(count, size)
+        if self._discarded:
+            self._keep_discarded([part for part in self._discarded if part[1] > next_seq])
         return delivered
 
     def _split_first(self, run: Run, count: int) -> Run:
@@ -162,6 +171,10 @@ class OutStream:
 
         Memory may run out at each step: then each message is in flight still, or waits.
         """
+        if self._discarded:  # it is not sent again
+            self._keep_discarded(
+                [(first, min(below, from_seq), size) for first, below, size in self._discarded if first < from_seq]
+            )
         returned: list[Entry] = []
         waiting, in_flight = self.waiting, self.in_flight
         while in_flight and (entry := in_flight[-1]).seq + entry.count > from_seq:
@@ -261,7 +274,34 @@ class OutStream:
                 waiting.popleft()
             else:
                 waiting[0].state = QUEUED
-        self.in_flight_bytes = sum(entry.size for entry in in_flight)
+        self.in_flight_bytes = sum(entry.size for entry in in_flight) + self._discarded_bytes
+
+    def discard(self) -> list[Entry]:
+        """End every message in memory that has not ended; returns them.
+
+        Those in flight count in the window until the receiver has acknowledged the last of them, or has said that it
+        does not have them.
+        """
+        discarded = [entry for entry in (*self.in_flight, *self.waiting) if not entry.done]
+        if self.in_flight:
+            first, last = self.in_flight[0], self.in_flight[-1]
+            size = self.in_flight_bytes - self._discarded_bytes
+            self._discarded.append((first.seq, last.seq + last.count, size))
+        self.finish(discarded, DeliveryState.DISCARDED)
+        self.in_flight.clear()
+        self.waiting.clear()
+        self.empty_places = 0
+        return discarded
+
+    @property
+    def _discarded_bytes(self) -> int:
+        return sum(size for _, _, size in self._discarded)
+
+    def _keep_discarded(self, parts: list[tuple[int, int, int]]) -> None:
+        """Of what was discarded in flight, only these parts are in the receiver's hands still."""
+        before = self._discarded_bytes
+        self._discarded = parts
+        self.in_flight_bytes += self._discarded_bytes - before
 
     def expirable(self, first: int = 0) -> list[Entry]:
         """The waiting messages that have a time to live, and that no process of the receiver can have handed over.
@@ -364,12 +404,6 @@ class VolatileOutStream(OutStream):
         self.waiting.extend(behind)
 
     def discard(self) -> list[Entry]:
-        """End every message that has not ended; returns them."""
+        """As `OutStream.discard`, and also what has joined the open run."""
         self.close_run()
-        discarded = [entry for entry in (*self.in_flight, *self.waiting) if not entry.done]
-        self.finish(discarded, DeliveryState.DISCARDED)
-        self.in_flight_bytes = 0
-        self.in_flight.clear()
-        self.waiting.clear()
-        self.empty_places = 0
-        return discarded
+        return super().discard()

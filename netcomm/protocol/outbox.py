@@ -306,6 +306,11 @@ class Outbox:
         """End every transient message that has not ended; returns them. Persistent ones stay in their storage."""
         return [entry for stream in self.volatiles.values() for entry in stream.discard()]
 
+    def give_up(self) -> tuple[list[Entry], int]:
+        """End every message that has not ended; returns those in memory, and how many are in the storage alone."""
+        stored = sum([durable.stored for durable in self.durables.values()])
+        return [entry for stream in self for entry in stream.discard()], stored
+
     def _requeue(self, stream: OutStream, from_seq: int = 0) -> None:
         if stream.requeue(from_seq):
             self._watch_anew()

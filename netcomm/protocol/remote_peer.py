@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from netcomm.limits import Limits
 from netcomm.logs import Log
@@ -113,6 +112,9 @@ class RemotePeer:
     connection: the one that has the ident, None where none has.
     challenger: a second connection that says the same ident; it waits until the first one has shown that it lives.
     ahead: what the ping on the first one waits behind, which asks for that; None without a challenger.
+    made_up: whether its ident was made up, as its latest HELLO says: no other process ever has it.
+    ended_boot_id: that of the process that was connected last, once this has said that it ends; else None.
+    given_up: why no message waits for it any more; None while messages do.
     bytes_sent, bytes_received: counted by the rooms that send and receive.
     """
 
@@ -130,8 +132,11 @@ class RemotePeer:
         "bytes_sent",
         "challenger",
         "connection",
+        "ended_boot_id",
+        "given_up",
         "ident",
         "inbox",
+        "made_up",
         "outbox",
     )
 
@@ -143,6 +148,9 @@ class RemotePeer:
         self.connection: Connection | None = None
         self.challenger: Connection | None = None
         self.ahead: Ahead | None = None
+        self.made_up = False
+        self.ended_boot_id: bytes | None = None
+        self.given_up: str | None = None
         self._refused = False
         self._told_of_left_out = False  # that it gets no envelopes
         self._watched: dict[Delivery, list[Callable[[Delivery], object]]] = {}
@@ -166,7 +174,8 @@ class RemotePeer:
             self.connection is None
             and self.outbox.idle
             and self.inbox.is_empty
-            and not self.inbox.durable
+            # From a process that is gone, nothing comes that a position could be missed for.
+            and (not self.inbox.has_position or self.given_up is not None)
             and not self.outbox.durables
         )
 
@@ -206,8 +215,10 @@ class RemotePeer:
         connection.peer = self
         self.connection = connection
         self._refused = False
+        self.ended_boot_id = self.given_up = None
         session = connection.session
         session.admit()
+        self.made_up = session.remote is not None and session.remote.made_up
         if session.remote is None:
             # Established once it has kept the connection for a moment, or has sent something. A snakeMQ peer that
             # refuses an ident closes without a word, and crashes on whatever comes behind it.
@@ -443,14 +454,16 @@ class RemotePeers:
     def _forget_idle_peers(self) -> None:
         """Keep strangers' idents from filling the memory: the oldest of too many idle peers are forgotten.
 
+        Those that were given up come first, for they don't come back, as a rule.
         To a forgotten peer, and from it, volatile streams begin anew: what it sends again is not recognised.
         """
         excess = len(self._by_ident) - self._limits.max_idle_peers
         if excess <= 0:
             return
         excess += self._limits.max_idle_peers // 10  # so that not every new peer makes it search
-        idle = (ident for ident, peer in self._by_ident.items() if peer.may_be_forgotten)
-        for ident in list(islice(idle, excess)):
+        idle = [peer for peer in self if peer.may_be_forgotten]
+        idle.sort(key=lambda peer: peer.given_up is None)  # and among equals, the oldest first
+        for ident in [peer.ident for peer in idle[:excess]]:
             del self._by_ident[ident]
             self._forgotten(ident)
 

@@ -14,9 +14,11 @@ from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import (
     DELIVERIES_ENDED,
     Delete,
+    DeleteBelow,
     ErrorReported,
     FindExpired,
     Load,
+    LoadDiscarded,
     Mark,
     Renew,
     StorageRequest,
@@ -132,6 +134,12 @@ class StorageSync:
                 from_seq, wall_now = durable.expirable_from(), self._wall_clock.at(now)
                 self._emit(FindExpired(peer.ident, from_seq, wall_now, _FIND_COUNT, durable.stream))
 
+    def delete_discarded(self, peer: RemotePeer) -> None:
+        """The peer ends: let the storage forget what was discarded in it, and was not read for the callbacks yet."""
+        for durable in peer.outbox.durables.values():
+            if (below := durable.unread_below()) is not None:
+                self._emit(DeleteBelow(peer.ident, below, durable.stream))
+
     def store_position(self, peer: RemotePeer, position: Position) -> None:
         """Let the storage take a position, before the sender is told of it."""
         self._unstored[peer.ident] = position
@@ -154,9 +162,11 @@ class StorageSync:
         self._wall_clock.follow(now, wall_now)
         match request:
             case StorePosition(ident, position):
-                return self._position_stored(self._peers[ident], position)
+                return self._position_stored(ident, position)
             case Load():
                 self._loaded(request, result, now)
+            case LoadDiscarded():
+                self._discarded_loaded(request, result, now)
             case FindExpired():
                 found, next_expiry = result
                 self._expired_found(request, found, next_expiry, now)
@@ -171,10 +181,12 @@ class StorageSync:
         self.ask(peer)
         return peer
 
-    def _position_stored(self, peer: RemotePeer, position: Position) -> RemotePeer:
-        if self._unstored.get(peer.ident) == position:
-            del self._unstored[peer.ident]
-        peer.inbox.acknowledge(DURABLE, *position)
+    def _position_stored(self, ident: str, position: Position) -> RemotePeer | None:
+        if self._unstored.get(ident) == position:
+            del self._unstored[ident]
+        peer = self._peers.get(ident)
+        if peer is not None:  # else it was given up, and forgotten
+            peer.inbox.acknowledge(DURABLE, *position)
         self._emit(DELIVERIES_ENDED)
         return peer
 
@@ -187,6 +199,15 @@ class StorageSync:
             text = f"{missing} messages for {peer.ident!r} that were stored are not in the storage"
             log.error("%s", text)
             self._emit(ErrorReported(StorageCorrupt(text)))
+
+    def _discarded_loaded(self, request: LoadDiscarded, messages: list[StoredMessage], now: float) -> None:
+        peer, stream = self._peers[request.ident], request.stream
+        durable = peer.outbox.durables[stream]
+        discarded = self._deliveries_of(peer, stream, durable.read_discarded(messages), now)
+        for delivery in discarded:
+            delivery.state = DeliveryState.DISCARDED
+        durable.forget_known(discarded)
+        peer.drop(discarded)
 
     def _expired_found(
         self, request: FindExpired, messages: list[StoredMessage], next_expiry: float | None, now: float

@@ -14,7 +14,7 @@ from time import monotonic
 
 from netcomm import clocks, logs
 from netcomm.limits import Limits
-from netcomm.message import DURABLE, Delivery, DeliveryState
+from netcomm.message import DURABLE, Delivery, DeliveryState, check_ident
 from netcomm.protocol.events import Event, StorageRequest
 from netcomm.protocol.extension import Extension
 from netcomm.protocol.messaging import Messaging
@@ -53,10 +53,12 @@ class Runtime:
         encoding: str | None,
         ttl: float | None,
         persistent: bool,
+        made_up: bool = False,
         on_program_thread: bool = False,
     ) -> None:
         """Make all of it; no thread runs before `start`.
 
+        made_up: whether the ident was made up.
         on_program_thread: whether callbacks run where the program calls `dispatch`, and not on a thread of their own.
 
         Raises StorageError where the storage can't be opened.
@@ -72,7 +74,7 @@ class Runtime:
         try:
             if on_program_thread:
                 self._dispatcher = ManualDispatcher(ident, weigh)
-            self._build(limits, storage, encoding, ttl, persistent)
+            self._build(limits, storage, encoding, ttl, persistent, made_up)
         except BaseException:
             process.leave(self)
             self._dispatcher.close()
@@ -88,6 +90,7 @@ class Runtime:
         encoding: str | None,
         ttl: float | None,
         persistent: bool,
+        made_up: bool,
     ) -> None:
         """The rest of the constructor, which a fork may meet half-way."""
         life, link, name = self._life, self._link, f"netcomm-{self._life.ident}"
@@ -101,6 +104,7 @@ class Runtime:
             owner=self,
             progress=link.progress,
             stores_positions=opened is not None,
+            made_up=made_up,
         )
         self._node = node = Node(messaging, link)
         worker = None if opened is None else StorageWorker(f"{name}-storage", opened)
@@ -336,6 +340,18 @@ class Runtime:
             self._life.check_running()
             loop.wait_until(lambda: self._is_idle or self._life.phase is TERMINATED, until)
             return self._is_idle
+
+    def discard(self, ident: str) -> int:
+        """See `Peer.discard`."""
+        check_ident(ident)
+        self._life.check_process()
+        self._refuse_waiting("discard")
+        with self._loop.mutex:
+            self._life.check(RUNNING, Phase.TERMINATING)
+            count = self._loop.discard(ident)
+            if count is None:
+                self._life.check_running()
+            return count or 0
 
     @property
     def _is_idle(self) -> bool:

@@ -89,7 +89,7 @@ class Player:
         """
         self._dial = dial
         ident = b"tester-" + random(6).hex().encode()
-        hello = b"\0\1" + random(16) + random(16) + vectors.unhex("00000001 04000000 00800000")
+        hello = b"\0\1" + random(16) + random(16) + vectors.unhex("00000001 04000000 00800000 00")
         self._said = {
             "VERSION": encode.version(),
             "HELLO": _packet(FrameType.HELLO, hello),
@@ -220,7 +220,7 @@ class Player:
         kind, payload = packet
         right = {
             FrameType.VERSION: payload == b"\0\0\0\1",
-            FrameType.HELLO: len(payload) >= 46 and payload[:2] != b"\0\0" and payload[34:38] == bytes(4),
+            FrameType.HELLO: len(payload) >= 47 and payload[:2] != b"\0\0" and payload[34:38] == bytes(4),
             FrameType.IDENT: 1 <= len(payload) <= 255,
         }
         if kind != expected or not right[expected]:

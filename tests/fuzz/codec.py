@@ -64,8 +64,8 @@ def packets_of(parsed: Sequence[object]) -> list[Packet]:
                 found.append((reference.PING, b""))
             case frames.Pong():
                 found.append((reference.PONG, b""))
-            case frames.Hello(version, peer_id, boot_id, connector, max_frame, window):
-                fields = struct.pack(">H16s16sIII", version, peer_id, boot_id, connector, max_frame, window)
+            case frames.Hello(version, peer_id, boot_id, connector, max_frame, window, flags):
+                fields = struct.pack(">H16s16sIIIB", version, peer_id, boot_id, connector, max_frame, window, flags)
                 found.append((reference.HELLO, fields))
             case frames.Begin(stream, epoch, first, last) | frames.Ack(stream, epoch, first, last):
                 kind = reference.BEGIN if isinstance(frame, frames.Begin) else reference.ACK
@@ -75,6 +75,8 @@ def packets_of(parsed: Sequence[object]) -> list[Packet]:
             case frames.Refuse(code, text):
                 assert text.isprintable()
                 found.append((reference.REFUSE, struct.pack(">H", code)))
+            case frames.Goodbye():
+                found.append((reference.GOODBYE, b""))
             case _:
                 raise AssertionError(f"a frame of an unknown kind: {frame!r}")
     return found
@@ -105,8 +107,9 @@ def as_read(packets: Sequence[Packet]) -> list[Packet]:
         reference.INCOMPATIBLE: 0,
         reference.PING: 0,
         reference.PONG: 0,
-        reference.HELLO: 46,
+        reference.HELLO: 47,
         reference.REFUSE: 2,
+        reference.GOODBYE: 0,
     }
     return [(kind, payload[: kept[kind]] if kind in kept else payload) for kind, payload in packets]
 
@@ -206,6 +209,8 @@ def write(frame: frames.Frame) -> bytes:
             return encode.skip(stream, next_seq)
         case frames.Refuse(code, text):
             return encode.refuse(code, text)  # type: ignore[arg-type] # unknown codes are read, so they can be written
+        case frames.Goodbye():
+            return encode.GOODBYE
 
 
 def _delivery(item: frames.Item) -> Delivery:

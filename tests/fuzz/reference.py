@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
-HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
+HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH, GOODBYE = range(0x80, 0x88)
 # Stands in place of a packet that the state of the connection does not allow.
 UNEXPECTED = -1
 
@@ -26,18 +26,19 @@ LENGTHS: dict[int, tuple[int, int | None]] = {
     MESSAGE: (24, None),
     PING: (0, None),
     PONG: (0, None),
-    HELLO: (46, None),
+    HELLO: (47, None),
     BEGIN: (25, 25),
     DATA: (32, None),
     ACK: (25, 25),
     SKIP: (9, 9),
     REFUSE: (2, None),
     BATCH: (38, None),
+    GOODBYE: (0, None),
 }
 _AWAIT_VERSION = {VERSION, INCOMPATIBLE, REFUSE}
 _AWAIT_IDENT = {HELLO, IDENT, INCOMPATIBLE, REFUSE}
 _LEGACY = {MESSAGE, PING, PONG, INCOMPATIBLE}
-_EXTENDED = {BEGIN, DATA, ACK, SKIP, PING, PONG, REFUSE}
+_EXTENDED = {BEGIN, DATA, ACK, SKIP, PING, PONG, REFUSE, GOODBYE}
 
 
 class Reading(NamedTuple):
@@ -232,7 +233,7 @@ def _counted_on(fields: Envelope, place: int) -> Envelope:
 
 
 def spoken(packets: list[Packet]) -> Iterator[Packet]:
-    """The packets that the states of a connection let through; the last may be UNEXPECTED, or a refusal."""
+    """The packets that the states of a connection let through; the last may be UNEXPECTED, a refusal, or GOODBYE."""
     allowed = _AWAIT_VERSION
     greeted = False
     for kind, payload in packets:
@@ -249,5 +250,5 @@ def spoken(packets: list[Packet]) -> Iterator[Packet]:
             greeted = True
         elif kind == IDENT:
             allowed = _EXTENDED if greeted else _LEGACY
-        elif kind in (INCOMPATIBLE, REFUSE):
+        elif kind in (INCOMPATIBLE, REFUSE, GOODBYE):
             return

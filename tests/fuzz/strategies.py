@@ -29,6 +29,7 @@ HELLO = st.builds(
     connector=U32,
     max_frame_bytes=st.integers(33, 2**32 - 1),
     window_bytes=st.integers(1, 2**32 - 1),
+    flags=st.integers(0, 0xFF),
 )
 ORDERED = st.tuples(U64, U64).map(sorted)
 BEGIN = st.builds(lambda stream, epoch, seqs: frames.Begin(stream, epoch, *seqs), STREAM, U64, ORDERED)
@@ -75,7 +76,9 @@ AT_LIMIT = st.sampled_from([LIMITS.max_handshake_frame_bytes, LIMITS.max_frame_b
 PACKET = st.one_of(
     AT_LIMIT,
     st.binary(min_size=1, max_size=6).map(lambda name: helpers.packet(helpers.IDENT, name)),
-    st.sampled_from([encode.PING, encode.PONG, encode.INCOMPATIBLE, helpers.version(), helpers.refuse(1, "no")]),
+    st.sampled_from(
+        [encode.PING, encode.PONG, encode.INCOMPATIBLE, encode.GOODBYE, helpers.version(), helpers.refuse(1, "no")]
+    ),
     IDENT.map(helpers.ident),
     HELLO.map(encode.hello),
     BEGIN.map(encode.begin),

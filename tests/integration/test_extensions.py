@@ -90,7 +90,7 @@ def test_what_is_called_soon_runs_where_callbacks_run() -> None:
         assert pair.bob.flush(DEADLINE_S)
 
 
-@pytest.mark.requirement("P-90", "negative")
+@pytest.mark.requirement("P-87", "negative")
 def test_a_piece_that_is_too_large_is_refused_where_it_is_sent() -> None:
     with Pair(Take()) as pair:
         with pytest.raises(MessageTooLarge, match="BULK"):

@@ -231,8 +231,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "too much deleted",
         f"{durable}.deletable_below",
-        "min(self.acknowledged_below, self.load_from)",
-        "max(self.acknowledged_below, self.load_from)",
+        "min(self.acknowledged_below,",
+        "max(self.acknowledged_below,",
     )
     yield Mutation(
         "mark forgotten",
@@ -437,6 +437,96 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation("challenger not read", f"{sessions}._disconnect", "self.reading.resume(challenger)", "pass")
 
 
+def _discarding() -> Iterator[Mutation]:
+    out, durable = "protocol.out_stream:OutStream", "protocol.durable_out_stream:DurableOutStream"
+    discarding = "protocol.discarding:Discarding"
+    yield Mutation(
+        "what was discarded in flight does not count in the window",
+        f"{out}.discard",
+        "self._discarded.append((first.seq, last.seq + last.count, size))",
+        "self.in_flight_bytes -= size",
+        symptom="whose window has",
+    )
+    yield Mutation(
+        "what was discarded in flight counts for ever", f"{out}.acknowledge", "if self._discarded:", "if False:"
+    )
+    yield Mutation(
+        "what was discarded counts though the receiver does not have it",
+        f"{out}.requeue",
+        "if self._discarded:",
+        "if False:",
+    )
+    yield Mutation(
+        "what is discarded in the storage alone is not read",
+        f"{durable}.discard",
+        "self._discarded_in_storage.append(",
+        "str(",
+        symptom="lost",
+    )
+    yield Mutation(
+        "more is dropped than was discarded",
+        f"{durable}.read_discarded",
+        "if message.seq < part.below and",
+        "if",
+        symptom="dropped as discarded",
+    )
+    yield Mutation(
+        "an acknowledgement deletes what was discarded and not read",
+        f"{durable}.deletable_below",
+        "unread[0].from_seq if unread else self.load_from",
+        "self.load_from",
+        symptom="lost",
+    )
+    yield Mutation(
+        "a load brings back what was discarded",
+        f"{durable}.discard",
+        "self.load_from = self.added_below",
+        "pass",
+    )
+    yield Mutation(
+        "messages wait for a made-up ident that has ended",
+        f"{discarding}.disconnected",
+        'self._give_up(peer, "it has ended")',
+        "pass",
+        symptom="stuck",
+    )
+    yield Mutation(
+        "a made-up ident is given up as soon as its connection breaks",
+        f"{discarding}.disconnected",
+        "now + self._away_s",
+        "now",
+        symptom="dropped as discarded",
+    )
+    yield Mutation(
+        "idents that were not made up are given up",
+        f"{discarding}.disconnected",
+        "if not peer.made_up:",
+        "if False:",
+        symptom="dropped as discarded",
+    )
+    yield Mutation(
+        "an ident that has come back stays given up",
+        "protocol.remote_peer:RemotePeer.admit",
+        "self.ended_boot_id = self.given_up = None",
+        "self.ended_boot_id = None",
+        symptom="dropped as discarded",
+    )
+    yield Mutation(
+        "messages that are sent to one that has ended wait",
+        "protocol.messaging:Messaging.send",
+        "if peer.given_up is not None:",
+        "if False:",
+        symptom="stuck",
+    )
+    yield Mutation(
+        "nobody is told that messages in the storage were discarded",
+        f"{discarding}.discard",
+        "if stored:",
+        "if False:",
+        symptom="nobody was told",
+    )
+
+
 def _regressions() -> Iterator[Mutation]:
     """Defects that netcomm had until a schedule showed them, as they were."""
     durable = "protocol.durable_out_stream:DurableOutStream"
@@ -535,6 +625,6 @@ def _regressions() -> Iterator[Mutation]:
     )
 
 
-CATALOGUE = list(_catalogue())
+CATALOGUE = [*_catalogue(), *_discarding()]
 REGRESSIONS = list(_regressions())
 MUTATIONS = [*CATALOGUE, *REGRESSIONS]

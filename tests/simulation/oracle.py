@@ -18,6 +18,7 @@ class Sent:
     """One message that a user sent, or tried to send, and all that became of it."""
 
     __slots__ = (
+        "accepted_as",
         "acceptor",
         "data",
         "deliverable",
@@ -51,6 +52,7 @@ class Sent:
         self.packed_envelope: bytes | None = None
         self.sender: Any = None  # the process that tried to send it
         self.acceptor: Any = None  # the process that `send` returned in
+        self.accepted_as = 0  # its number among all that were accepted
         self.delivery: Delivery | None = None  # where the user keeps it
         self.first_written_at: float | None = None
         self.handed: list[Any] = []  # the processes that handed it over
@@ -81,6 +83,7 @@ class Oracle:
     def __init__(self, world: World) -> None:
         self.world = world
         self.messages: dict[bytes, Sent] = {}
+        self.accepted_count = 0
         self._kept: list[Sent] = []  # accepted, with a Delivery that has not ended
         self._mortal: list[Sent] = []  # accepted, with a ttl, and perhaps still waiting
         self._last: dict[tuple[int, str, bool], int] = {}  # by receiving process and stream: the last number
@@ -98,14 +101,19 @@ class Oracle:
     def accepted(self, message: Sent, process: Any) -> None:
         self.world.trace(f"{process.node.name}: accepts {message}")
         message.acceptor = process
+        self.accepted_count += 1
+        message.accepted_as = self.accepted_count
         if message.ttl and not process.legacy:
             self._mortal.append(message)
         if message.delivery is not None:
             self._kept.append(message)
 
-    def written(self, uuids: list[bytes]) -> None:
+    def written(self, process: Any, uuids: list[bytes]) -> None:
         for uuid in uuids:
             message = self.messages[uuid]
+            has_ended = any(earlier is process for earlier, _ in message.drops)
+            if has_ended or (not process.legacy and self._is_discarded(message, process)):
+                raise Violation(f"{message} is sent, and had ended")
             if message.first_written_at is None:
                 message.first_written_at = self.world.now
 
@@ -191,6 +199,8 @@ class Oracle:
             raise Violation(f"{message} was dropped twice")
         ended = any(earlier is not state for _, earlier in message.drops) or message.delivered
         excused = process.node.went_back_after(message) or self._nobody_knows(message, process)
+        # Whoever gives a message up asks no receiver whether it has told an earlier process.
+        excused = excused or (state is DeliveryState.DISCARDED and process is not message.acceptor)
         if ended and not excused:
             raise Violation(f"{message} has ended twice, as {state.value} at last")
         if message.acceptor is None and message.sender is process:
@@ -211,8 +221,47 @@ class Oracle:
             limit = min(node.limits.max_frame_bytes, node.world_nodes[message.receiver].limits.max_frame_bytes)
             if message.size + 33 <= limit:
                 raise Violation(f"{message} was rejected, and fits")
-        elif state is not DeliveryState.DISCARDED or message.persistent:
+        elif state is not DeliveryState.DISCARDED or not self._may_be_discarded(message, process):
             raise Violation(f"{message} was dropped as {state.value}")
+
+    @staticmethod
+    def _is_discarded(message: Sent, process: Any) -> bool:
+        """Whether the user of a process has given a message up."""
+        return 0 < message.accepted_as <= process.discards.get(message.receiver, 0)
+
+    def _may_be_discarded(self, message: Sent, process: Any) -> bool:
+        if self._is_discarded(message, process) or (process.ending and not message.persistent):
+            return True
+        receiver = process.node.world_nodes[message.receiver]
+        if not receiver.made_up:
+            return False
+        if receiver.said_goodbye:
+            return True
+        # Where nobody was connected for long enough; nobody tells of a connection that was not established.
+        since = process.disconnected_at.get(message.receiver, 0.0)
+        away_s = process.node.limits.made_up_ident_away_s
+        is_connected = process.messaging.peers.is_connected(message.receiver)
+        return not is_connected and self.world.now >= since + away_s - 1e-5
+
+    def check_discarded(self, process: Any, ident: str) -> None:
+        """Everything for a receiver has just been given up."""
+        peer = process.messaging.peers.get(ident)
+        if peer is not None and (peer.outbox.queued or peer.outbox.has_waiting):
+            raise Violation(f"{process.node.name} has discarded what waits for {ident}, and something waits")
+        for message in self._kept:
+            if message.acceptor is process and message.receiver == ident and not message.delivery.done:  # type: ignore[union-attr]
+                raise Violation(f"{message} was discarded, and has not ended")
+
+    @staticmethod
+    def check_pending(process: Any, ident: str, pending: int) -> None:
+        """A receiver holds no more of one stream than its window, or one message; an earlier sender's may be there."""
+        node, sender = process.node, process.node.world_nodes[ident]
+        excused = sender.legacy or sender.went_back or sender.had_impostor or node.had_impostor or node.impostor
+        if excused or sender.incarnation > 1 or sender.forgets or node.forgets:
+            return
+        window = min(node.limits.window_bytes, sender.limits.window_bytes)
+        if pending > max(window, packet_size(min(node.limits.max_frame_bytes, sender.limits.max_frame_bytes))):
+            raise Violation(f"{pending} bytes from {ident} wait at {node.name}, whose window has {window}")
 
     def dropped_untold(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -368,7 +417,7 @@ class Oracle:
         for message in self.messages.values():
             self._check_end(message, nodes)
         for node in nodes.values():
-            if not node.legacy:
+            if not node.legacy and not node.gone:
                 self._check_counters(node)
 
     def _check_end(self, message: Sent, nodes: dict[str, Any]) -> None:
@@ -377,7 +426,9 @@ class Oracle:
             return
         node = acceptor.node
         if not message.handed and not message.drops and not message.untold:
-            survives = acceptor.alive or message.persistent
+            survives = acceptor.alive or (message.persistent and not node.made_up)
+            if message.accepted_as <= node.discards.get(message.receiver, 0) or nodes[message.receiver].made_up:
+                survives = acceptor.alive  # a process that ends deletes what it has not told of
             # An impostor of the receiver, which knows nothing, keeps a backup from being recognised.
             unseen = node.went_back and nodes[message.receiver].had_impostor
             if survives and not (node.went_back_after(message) or unseen):
@@ -396,6 +447,8 @@ class Oracle:
             for stream in outbox:
                 name = stream.stream.name
                 counters[f"{name} in_flight_bytes"] = stream.in_flight_bytes
+                if not peer.connected:  # it has not said how much it has of what was discarded in flight
+                    counters[f"{name} in_flight_bytes"] -= stream._discarded_bytes
                 counters[f"{name} queued"] = stream.queued
                 counters[f"{name} queued_bytes"] = stream.queued_bytes
                 counters[f"{name} in flight"] = len(stream.in_flight)

@@ -33,6 +33,7 @@ TRAPS = (
     "marked",
     "renewed",
     "position",
+    "discarded",
     "deleted",
     "callback",
     "written",
@@ -47,6 +48,7 @@ STARVING = ("write", "receive_into")
 # Behind what the storage has done, by the kind of request.
 _TRAPS_BEHIND = {
     events.Load: "loaded",
+    events.LoadDiscarded: "discarded",
     events.Mark: "marked",
     events.Renew: "renewed",
     events.StorePosition: "position",
@@ -84,6 +86,9 @@ class Process:
         self.alive = True
         self.ending = False
         self.untold_fault = False
+        self.discards: dict[str, int] = {}  # by receiver: up to which accepted message its user has given them up
+        self.disconnected_at: dict[str, float] = {}
+        self.pending: dict[tuple[str, Any], int] = {}  # by sender and stream: the bytes that wait for callbacks
         self.trap: str | None = node.first_trap
         node.first_trap = None
         self.storage = node.storage
@@ -114,6 +119,7 @@ class Process:
             owner=_NO_OWNER,
             progress=self._progress,
             stores_positions=self.storage is not None,
+            made_up=node.made_up,
         )
         self.core = Node(self.messaging, self, node.budget)
         if self.storage is not None:
@@ -253,9 +259,9 @@ class Process:
     def _note_written(self, frames: list[Frame]) -> None:
         for frame in frames:
             if isinstance(frame, Data):
-                self.oracle.written([item[1] for item in frame.items])
+                self.oracle.written(self, [item[1] for item in frame.items])
             elif isinstance(frame, Messages):
-                self.oracle.written([item[0] for item in frame.items])
+                self.oracle.written(self, [item[0] for item in frame.items])
 
     def _write(self, number: int, end: End, packets: bytes) -> None:
         behind_skip = _behind_last_skip(packets)
@@ -301,6 +307,12 @@ class Process:
                     continue
                 case events.ErrorReported(error):
                     self._failed(error)
+                case events.Received():
+                    key = event.ident, event.stream
+                    self.pending[key] = self.pending.get(key, 0) + event.size
+                    self.oracle.check_pending(self, event.ident, self.pending[key])
+                case events.Disconnected(ident):
+                    self.disconnected_at[ident] = self.world.now
                 case events.Connected(ident):
                     other = self.node.world_nodes[ident]
                     self.met.setdefault(ident, (self.world.now, other.incarnation))
@@ -333,6 +345,14 @@ class Process:
             self._settle()
             self.oracle.check_told(self)
             self._ticking = False
+
+    def discard(self, ident: str) -> None:
+        """The user gives up what waits for a receiver."""
+        self.world.trace(f"{self.node.name}: discards what waits for {ident}")
+        self.discards[ident] = self.oracle.accepted_count
+        self.messaging.discard(ident)
+        self.oracle.check_discarded(self, ident)
+        self._settle()
 
     # -- Callers ----------------------------------------------------------------------------------------------
 
@@ -484,6 +504,8 @@ class Process:
             raise error
 
     def _told(self, batch: events.Received, returned: int) -> None:
+        sizes = [packet_size(len(item[4])) for item in batch.items[batch.handled : returned]]
+        self.pending[batch.ident, batch.stream] -= sum(sizes)
         self.core.on_handled(batch, returned, self.now)
         self.oracle.check_handed_over(self, batch.ident)
         self._settle()
@@ -557,6 +579,8 @@ class Process:
             self._after(0.3 * self.rng.random(), self._terminate)
 
     def _terminate(self) -> None:
+        self._settle()
+        self.node.said_goodbye = True
         self.messaging.sessions.close_all("terminated", self.now)
         self._settle()
         self.messaging.discard_all()
@@ -580,6 +604,8 @@ class Process:
 
     def die(self, gently: bool) -> None:
         self.alive = False
+        for ident, count in self.discards.items():
+            self.node.discards[ident] = max(count, self.node.discards.get(ident, 0))
         for event in self.messaging.next_events():
             if isinstance(event, events.Dropped):
                 self.oracle.dropped_untold(event.deliveries)

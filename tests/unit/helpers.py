@@ -26,7 +26,7 @@ from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
 
 # The frame types, written out here so that a changed number in netcomm.protocol.frames is noticed.
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
-HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
+HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH, GOODBYE = range(0x80, 0x88)
 
 UUID = bytes(range(16))
 INFINITE = 0xFFFFFFFF
@@ -79,9 +79,18 @@ def ident(name: str) -> bytes:
 
 
 def hello(
-    boot: bytes = b"B" * 16, connector: int = 0, max_frame_bytes: int = 1 << 26, window_bytes: int = 1 << 23
+    boot: bytes = b"B" * 16,
+    connector: int = 0,
+    max_frame_bytes: int = 1 << 26,
+    window_bytes: int = 1 << 23,
+    flags: int = 0,
 ) -> bytes:
-    return packet(HELLO, struct.pack(">H16s16sIII", 1, b"P" * 16, boot, connector, max_frame_bytes, window_bytes))
+    sizes = connector, max_frame_bytes, window_bytes
+    return packet(HELLO, struct.pack(">H16s16sIIIB", 1, b"P" * 16, boot, *sizes, flags))
+
+
+def goodbye() -> bytes:
+    return packet(GOODBYE)
 
 
 def begin(epoch: int = 7, first: int = 0, sent_below: int = 0, stream: int = 0) -> bytes:
@@ -243,7 +252,13 @@ class Host:
     """A `Node`, its connections, and as much of a peer around it as it takes to do its work."""
 
     def __init__(
-        self, net: "Net", name: str, limits: Limits, boot: int, storage: MemoryQueueStorage | None = None
+        self,
+        net: "Net",
+        name: str,
+        limits: Limits,
+        boot: int,
+        storage: MemoryQueueStorage | None = None,
+        made_up: bool = False,
     ) -> None:
         self.net = net
         self.name = name
@@ -266,6 +281,7 @@ class Host:
             owner=not_waited_for,
             progress=self._progress,
             stores_positions=storage is not None,
+            made_up=made_up,
         )
         self.node = Node(self.messaging, self, net.budget)
         self.storage = storage
@@ -318,6 +334,11 @@ class Host:
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, stored_at, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
         self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
+
+    def end(self) -> None:
+        """End the process in order."""
+        self.act()
+        self.messaging.sessions.close_all("terminated", self.net.now)
 
     def answer(self, count: int = 1 << 30) -> bool:
         """Let the storage carry out, and answer, its next requests; returns whether there were any."""
@@ -481,9 +502,15 @@ class Net:
     def wall_now(self) -> float:
         return self.now + self.wall_offset
 
-    def host(self, name: str, limits: Limits | None = None, storage: MemoryQueueStorage | None = None) -> Host:
+    def host(
+        self,
+        name: str,
+        limits: Limits | None = None,
+        storage: MemoryQueueStorage | None = None,
+        made_up: bool = False,
+    ) -> Host:
         self._last_boot += 1
-        host = Host(self, name, limits if limits is not None else Limits(), self._last_boot, storage)
+        host = Host(self, name, limits if limits is not None else Limits(), self._last_boot, storage, made_up)
         self.hosts.append(host)
         return host
 

@@ -48,6 +48,7 @@ LIBRARY = [
     "protocol.reading",
     "protocol.storage_sync",
     "protocol.diagnosis",
+    "protocol.discarding",
     "protocol.sessions",
     "protocol.messaging",
     "protocol.extension",

@@ -130,11 +130,12 @@ def test_a_batch_is_let_go_without_the_collector_of_garbage() -> None:
 def test_waiting_for_a_message_of_a_batch_asks_for_that_message() -> None:
     asked = []
 
-    def wait(delivery: Delivery, timeout: float | None) -> bool:
-        asked.append((delivery.uuid, timeout))
-        return True
+    class Owner(helpers.NotWaitedFor):
+        def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+            asked.append((delivery.uuid, timeout))
+            return True
 
-    batch = Batch("b", PREFIX, 7, [b"a", b"b"], OVERHEAD, None, wait)
+    batch = Batch("b", PREFIX, 7, [b"a", b"b"], OVERHEAD, None, Owner())
     assert batch.delivery(1).wait(3)
     assert asked == [(uuid_of(8), 3)]
 

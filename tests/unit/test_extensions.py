@@ -236,7 +236,7 @@ def streams_of(outbox: Outbox) -> list[tuple[Stream, int]]:
     return taken
 
 
-@pytest.mark.requirement("P-90", "positive")
+@pytest.mark.requirement("P-87", "positive")
 def test_pieces_go_out_one_by_one() -> None:
     assert streams_of(bulk_outbox(3)) == [(BULK, 1)] * 3
 

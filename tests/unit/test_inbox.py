@@ -452,7 +452,7 @@ def restored(position: Position) -> Inbox:
 @pytest.mark.requirement("P-35", "positive")
 def test_a_restored_position_is_the_answer_to_begin() -> None:
     inbox = restored(Position(99, 40))
-    assert inbox.durable
+    assert inbox.has_position
     assert inbox.due_acks() == []  # nobody is connected
     with pytest.raises(RemoteProtocolError, match="DURABLE"):
         accept(inbox, 40, stream=DURABLE)
@@ -504,9 +504,21 @@ def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_firs
     assert inbox.due_acks() == [Ack(DURABLE, 99, 61, 62)]
 
 
-def test_an_inbox_that_has_no_durable_stream_says_so() -> None:
-    assert not Inbox(True).durable
-    assert not begun().durable
+def test_a_durable_stream_has_a_position_once_a_message_of_it_was_handed_over() -> None:
+    inbox = Inbox(True)
+    inbox.begin(Begin(DURABLE, 99, 3, 6))
+    accept(inbox, 3, stream=DURABLE)
+    assert not inbox.has_position
+    inbox.mark_handled(DURABLE, 99, 4)
+    assert inbox.has_position
+
+
+def test_an_inbox_that_stores_no_positions_has_none() -> None:
+    inbox = Inbox(False)
+    inbox.begin(Begin(DURABLE, 99, 3, 6))
+    accept(inbox, 3, stream=DURABLE)
+    inbox.mark_handled(DURABLE, 99, 4)
+    assert not inbox.has_position
 
 
 # -- redelivered --------------------------------------------------------------------------------------------------

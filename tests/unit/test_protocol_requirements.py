@@ -76,7 +76,7 @@ def test_an_unknown_frame_behind_the_identification_is_passed_over_too() -> None
     net = Net()
     host = net.host("a")
     end = net.raw(host)
-    unknown = helpers.packet(0x87, b"a later version") + helpers.packet(0x7F)
+    unknown = helpers.packet(0x88, b"a later version") + helpers.packet(0x7F)
     said = net.exchange(end, helpers.netcomm_handshake("b") + unknown + helpers.begin() + unknown + helpers.data(0))
     assert kinds(said)[3:] == [helpers.BEGIN, helpers.ACK, helpers.ACK]
     assert not end.gone
@@ -114,7 +114,7 @@ def test_both_streams_may_be_used_on_one_connection() -> None:
 @pytest.mark.requirement("P-11", "negative")
 @pytest.mark.requirement("P-12", "positive")
 @pytest.mark.parametrize("version", [1, 2, 0xFFFF])
-@pytest.mark.parametrize("more", [b"", bytes(1), b"\xff" * 12, bytes(46), b"\xff" * (4096 - 47)])
+@pytest.mark.parametrize("more", [b"", bytes(1), b"\xff" * 12, bytes(46), b"\xff" * (4096 - 48)])
 def test_a_later_hello_makes_the_same_connection_as_one_of_version_1(version: int, more: bytes) -> None:
     net = Net()
     host = net.host("a")
