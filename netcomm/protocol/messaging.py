@@ -268,16 +268,6 @@ class Messaging:
         """Let a function be called with an argument, on the thread that dispatches, and with no lock held."""
         self._events.append(Call(function, argument))
 
-    def watch(self, delivery: Delivery, function: Callable[[Delivery], object]) -> bool:
-        """Let a function be called with a Delivery once the message has ended: see `call_soon`.
-
-        Returns False where it has ended already.
-        """
-        if delivery.done:
-            return False
-        self.peers.get_or_add(delivery.ident).watch(delivery, function)
-        return True
-
     # -- Messages that have ended -----------------------------------------------------------------------------
 
     def _acknowledge(self, connection: Connection, ack: frames.Ack, now: float) -> None:

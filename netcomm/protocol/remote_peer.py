@@ -467,6 +467,16 @@ class RemotePeers:
             del self._by_ident[ident]
             self._forgotten(ident)
 
+    def watch(self, delivery: Delivery, function: Callable[[Delivery], object]) -> bool:
+        """Let a function be called with a Delivery once the message has ended: see `Messaging.call_soon`.
+
+        Returns False where it has ended already.
+        """
+        if delivery.done:
+            return False
+        self.get_or_add(delivery.ident).watch(delivery, function)
+        return True
+
     # -- What the peer's users ask ----------------------------------------------------------------------------
 
     def has_room(self, ident: str, stream: Stream, size: int) -> bool:

@@ -387,7 +387,7 @@ class Runtime:
         self._life.check_process()
         self._loop.refuse_interruption("Delivery.add_done_callback")
         with self._loop.mutex:
-            is_watched = self._messaging.watch(delivery, function)
+            is_watched = self._messaging.peers.watch(delivery, function)
         if not is_watched:
             self.callbacks.call(function, delivery)
 

@@ -668,7 +668,7 @@ class _NoOwner:
         raise AssertionError("nobody waits here")
 
     def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
-        raise AssertionError("`Messaging` is asked to watch here")
+        raise AssertionError("`RemotePeers` is asked to watch here")
 
 
 _NO_OWNER = _NoOwner()

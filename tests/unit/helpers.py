@@ -146,7 +146,7 @@ class NotWaitedFor:
         raise AssertionError("no unit test of the core waits")
 
     def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
-        raise AssertionError("unit tests of the core ask `Messaging` to watch")
+        raise AssertionError("unit tests of the core ask `RemotePeers` to watch")
 
 
 not_waited_for = NotWaitedFor()

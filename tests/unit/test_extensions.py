@@ -286,13 +286,13 @@ def test_who_watches_a_message_is_told_of_its_end_once() -> None:
     told: list[Delivery] = []
     watched = [batch.delivery(index) for index in (3, 7)]
     for delivery in watched:
-        assert one.messaging.watch(delivery, told.append)
-    assert one.messaging.watch(batch.delivery(3), told.append)
+        assert one.messaging.peers.watch(delivery, told.append)
+    assert one.messaging.peers.watch(batch.delivery(3), told.append)
     net.connect(one, other)
     net.settle()
     assert ended(one) == [watched[0], watched[0], watched[1]]
     assert told == [watched[0], watched[0], watched[1]]
-    assert not one.messaging.watch(watched[0], told.append)
+    assert not one.messaging.peers.watch(watched[0], told.append)
 
 
 def test_who_watches_a_message_is_told_that_it_is_dropped() -> None:
@@ -300,7 +300,7 @@ def test_who_watches_a_message_is_told_that_it_is_dropped() -> None:
     one = net.host("a")
     expires, discarded = one.send("b", b"x", ttl=1.0), one.send("b", b"y")
     for delivery in (expires, discarded):
-        assert one.messaging.watch(delivery, lambda delivery: None)
+        assert one.messaging.peers.watch(delivery, lambda delivery: None)
     net.advance(2.0)
     net.settle()
     assert ended(one) == [expires]
