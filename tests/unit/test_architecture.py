@@ -14,9 +14,9 @@ STORAGE = ROOT / "storage"
 # Modules that stand in no folder, which all may use. Imports point only upward in this list, and in the next one.
 VOCABULARY = [
     "errors",
+    "descriptors",
     "logs",
     "clocks",
-    "descriptors",
     "callbacks",
     "deadlines",
     "limits",
