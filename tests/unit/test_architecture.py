@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,7 @@ LIBRARY_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "storage").rglob("*.py"
 NAMES = set(SOURCES)
 
 
+@cache
 def imports_of(name: str) -> set[str]:
     is_package = (PACKAGE / name.replace(".", "/")).is_dir()
     parents = name.split(".") if is_package else name.split(".")[:-1]
