@@ -364,14 +364,14 @@ def _random_payload(chance: random.Random) -> bytes:
 def test_who_connects_and_says_too_little_is_closed_in_time(echo: Site, said: bytes) -> None:
     started = time.monotonic()
     closed_after(echo, said)
-    assert time.monotonic() - started < HANDSHAKE_S + 1
+    assert time.monotonic() - started < HANDSHAKE_S + 3
     echo.wait_for_log(f"no complete handshake within {HANDSHAKE_S:g} s")
 
 
 def test_an_identified_netcomm_peer_that_begins_no_stream_is_closed_in_time(echo: Site) -> None:
     started = time.monotonic()
     closed_after(echo, netcomm_handshake())
-    assert time.monotonic() - started < HANDSHAKE_S + 1
+    assert time.monotonic() - started < HANDSHAKE_S + 3
     echo.wait_for_log(f"no complete handshake within {HANDSHAKE_S:g} s")
 
 

@@ -556,7 +556,7 @@ def _run_forgetful(kind: str, port: int) -> int:
         assert program.line() == "sent"
         started = time.monotonic()
         code = program.wait()
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5
         assert program.errors == ""
     return code
 
@@ -611,7 +611,7 @@ except KeyboardInterrupt:
     print("interrupted")
 started = time.monotonic()
 bob.terminate(1)
-assert time.monotonic() - started < 1.5
+assert time.monotonic() - started < 4
 threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("netcomm-bob")]
 print("alive" if bob.is_alive() else "ended", threads)
 """

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ STORAGE = ROOT / "storage"
 # Modules that stand in no folder, which all may use. Imports point only upward in this list, and in the next one.
 VOCABULARY = [
     "errors",
+    "descriptors",
     "logs",
     "clocks",
-    "descriptors",
     "callbacks",
     "deadlines",
     "limits",
@@ -209,6 +210,7 @@ LIBRARY_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "storage").rglob("*.py"
 NAMES = set(SOURCES)
 
 
+@cache
 def imports_of(name: str) -> set[str]:
     is_package = (PACKAGE / name.replace(".", "/")).is_dir()
     parents = name.split(".") if is_package else name.split(".")[:-1]
