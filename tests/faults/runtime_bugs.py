@@ -316,6 +316,27 @@ def _bugs() -> Iterator[RuntimeBug]:
         "(self._handover.report_at,)",
         "integration/test_manual_dispatch::test_a_program_that_does_not_dispatch_is_warned_once",
     )
+    yield _bug(
+        "the end is not told where it comes while dispatch looks for it",
+        "manual_dispatcher:ManualDispatcher._settle",
+        "if self._items or self._stopped:  # something",
+        "if self._items:  # something",
+        "unit/test_wake_ups::test_the_end_at_any_step_of_dispatch_is_told_to_the_main_loop",
+    )
+    yield _bug(
+        "what comes while the descriptor is cleared is not told",
+        "manual_dispatcher:ManualDispatcher._settle",
+        "if self._items or self._stopped:  # something",
+        "if self._stopped:  # something",
+        "unit/test_wake_ups::test_what_comes_at_any_step_of_dispatch_wakes_the_main_loop",
+    )
+    yield _bug(
+        "the descriptor is closed under a thread that waits for it",
+        "manual_dispatcher:ManualDispatcher.close",
+        "if self._thread_id in (None, get_ident()):",
+        "if True:",
+        "unit/test_wake_ups::test_a_descriptor_that_a_thread_is_about_to_wait_for_is_not_closed_before",
+    )
 
 
 BUGS = list(_bugs())
