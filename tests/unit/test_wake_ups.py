@@ -1,12 +1,12 @@
 """`ManualDispatcher`: what comes while `dispatch` runs, at whichever of its steps, wakes the program's main loop."""
 
+import itertools
 import os
 import random
 import select
 import selectors
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from types import CodeType, FrameType
@@ -270,15 +270,24 @@ def restless() -> Iterator[None]:
 def test_no_item_is_left_while_the_main_loop_sleeps(way: str) -> None:
     scene = Scene()
     dispatcher = scene.dispatcher
-    count = 10_000
-    chance = random.Random(count)
-    pauses = [chance.choice((0, 0, 0, 1e-6, 2e-5)) for _ in range(count)]
+    handled = threading.Semaphore(0)
+
+    def handle(item: int) -> int:
+        handled.release()
+        return scene.handle(item)
+
+    dispatcher.start(handle, lambda: False)
+    bursts = [random.Random(number).randint(1, 3) for number in range(4000)]
+    count = sum(bursts)
 
     def produce() -> None:
-        for number, pause in enumerate(pauses, 1):
-            dispatcher.put(number)
-            if pause:
-                time.sleep(pause)  # else the main loop rarely gets to sleep
+        """Put some items, and wait until they are handled: no later one makes up for a lost ring."""
+        numbers = itertools.count(1)
+        for burst in bursts:
+            for _ in range(burst):
+                dispatcher.put(next(numbers))
+            for _ in range(burst):
+                handled.acquire(timeout=DEADLINE_S)
 
     producer = threading.Thread(target=produce)
     with closing(dispatcher), closing(select.epoll()) as epoll:
