@@ -132,7 +132,11 @@ class Screen:
         self._xdotool("windowactivate", "--sync", self.find(title), "key", *keys)
 
     def type(self, title: str, text: str) -> None:
-        """Type a text and Return in a window, which comes to the front."""
+        """Type a text and Return in a window, which comes to the front.
+
+        Only of letters that an American keyboard has: for others, the keyboard is changed behind the program's back,
+        which may not know in time.
+        """
         self._xdotool("windowactivate", "--sync", self.find(title), "type", "--delay", "1", text)
         self._xdotool("key", "Return")
 
