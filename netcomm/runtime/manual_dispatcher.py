@@ -183,10 +183,10 @@ class ManualDispatcher(Dispatcher[T]):
         """Let the descriptor be readable while something waits, and only then."""
         self._waiting_since = clocks.now()
         try:
-            if not self._items and not self._stopped:
+            if not self._items:
                 self._bell.clear()
         finally:
-            if self._items or self._stopped:  # something has come in between, or was interrupted
+            if self._items or self._stopped:  # before, or in between, perhaps as a signal came
                 self._bell.ring()
 
 
