@@ -266,11 +266,12 @@ def _bugs() -> Iterator[RuntimeBug]:
         "unit/test_manual_dispatcher::test_what_was_interrupted_is_handled_again_and_keeps_its_place",
     )
     yield _bug(
-        "the descriptor tells of the end only once",
+        "the descriptor tells of the end only once, and not where it comes while dispatch looks",
         "manual_dispatcher:ManualDispatcher._settle",
-        "if not self._items and not self._stopped:",
-        "if not self._items:",
+        "if self._items or self._stopped:",
+        "if self._items:",
         "unit/test_manual_dispatcher::test_the_descriptor_is_readable_from_the_end_on",
+        "unit/test_wake_ups::test_the_end_at_any_step_of_dispatch_is_told_to_the_main_loop",
     )
     yield _bug(
         "the node is told of callbacks when the next message comes",
@@ -315,6 +316,20 @@ def _bugs() -> Iterator[RuntimeBug]:
         "(self._handover.report_at, self._dispatcher.overdue_at)",
         "(self._handover.report_at,)",
         "integration/test_manual_dispatch::test_a_program_that_does_not_dispatch_is_warned_once",
+    )
+    yield _bug(
+        "what comes while the descriptor is cleared is not told",
+        "manual_dispatcher:ManualDispatcher._settle",
+        "if self._items or self._stopped:",
+        "if self._stopped:",
+        "unit/test_wake_ups::test_what_comes_at_any_step_of_dispatch_wakes_the_main_loop",
+    )
+    yield _bug(
+        "the descriptor is closed under a thread that waits for it",
+        "manual_dispatcher:ManualDispatcher.close",
+        "if self._thread_id in (None, get_ident()):",
+        "if True:",
+        "unit/test_wake_ups::test_a_descriptor_that_a_thread_is_about_to_wait_for_is_not_closed_before",
     )
 
 
