@@ -160,11 +160,8 @@ func (r *remote) nextFrames(s *outStream) []byte {
 			r.ended("expired", next)
 		case dataPacketBytes+len(next.data) > room && r.inFlight > 0:
 			return nil
-		default: // in a BATCH, each message counts for more than it takes
-			run := s.run(now, min(limit, batchBytes, room))
-			for bytesOf(run) > room && len(run) > 1 {
-				run = run[:len(run)-1]
-			}
+		default:
+			run := s.run(now, min(limit, batchBytes), room)
 			r.inFlight += bytesOf(run)
 			return s.frames(now, run)
 		}

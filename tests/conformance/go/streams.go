@@ -112,15 +112,20 @@ func (s *outStream) countBelow(seq uint64) int {
 }
 
 // run tells how many messages of the queue can go in one frame, from the next one on: those that were never sent, that
-// differ by seq and uuid as a BATCH wants it, and that fit into so many bytes of payload.
-func (s *outStream) run(now time.Time, room int) []*outgoing {
+// differ by seq and uuid as a BATCH wants it, and that fit into a payload and into the room that the window leaves.
+func (s *outStream) run(now time.Time, payload, room int) []*outgoing {
 	first := s.queue[s.sent]
 	behind := s.sent + 1
-	size := 38 + 4 + len(first.data)
+	size := 34 + 4 + len(first.data)
+	room -= dataPacketBytes + len(first.data)
 	for ; first.seq >= s.resentBelow && behind < len(s.queue) && behind-s.sent < 1<<16-1; behind++ { // [P-61]
 		next, n := s.queue[behind], uint64(behind-s.sent)
 		size += 4 + len(next.data)
-		if size > room || next.seq != first.seq+n || next.uuid != first.uuid.plus(n) || next.ttl(now) != first.ttl(now) {
+		room -= dataPacketBytes + len(next.data)
+		if size > payload || room < 0 {
+			break
+		}
+		if next.seq != first.seq+n || next.uuid != first.uuid.plus(n) || next.ttl(now) != first.ttl(now) {
 			break
 		}
 	}
