@@ -14,10 +14,16 @@ MAX_IDENT_BYTES = 255
 
 
 class Stream(enum.IntEnum):
-    """The two streams of messages that run from one peer to another; each keeps its order."""
+    """The streams of messages that run from one peer to another; each keeps its order.
+
+    The lowest bit says whether a storage keeps the messages until they have arrived.
+    """
 
     VOLATILE = 0
     DURABLE = 1
+    BULK = 2
+    BUS_VOLATILE = 4
+    BUS_DURABLE = 5
 
 
 class DeliveryState(enum.Enum):

@@ -217,7 +217,7 @@ class StorageSync:
         assert peer.outbox.durable is not None
         known = peer.outbox.durable.known()
         deliveries = []
-        for seq, uuid, data, queued_at, ttl in messages:
+        for seq, uuid, data, queued_at, ttl, _ in messages:
             delivery = known.get(seq)
             if delivery is None:
                 expires_at = None if ttl is None else now + ttl - self._wall_clock.age(queued_at, now)

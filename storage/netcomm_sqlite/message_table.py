@@ -32,14 +32,14 @@ _MESSAGE_KEY = Struct(">qqd?d")
 
 def message_checksum(stream: int, message: StoredMessage, tail_number: int = 0) -> int:
     """The checksum of a row of `message`; stream: its number."""
-    seq, uuid, data, queued_at, ttl = message
+    seq, uuid, data, queued_at, ttl, _ = message
     checksum = crc32(uuid, crc32(_MESSAGE_KEY.pack(stream, seq, queued_at, ttl is None, ttl or 0.0), tail_number))
     return crc32(data, checksum)
 
 
 def message_row(stream: int, part: Part, message: StoredMessage, tail_number: int) -> tuple[Any, ...]:
     """A row to `INSERT`; tail_number: 0 where the row of the stream is updated with it. Its third value is the size."""
-    seq, uuid, data, queued_at, ttl = message
+    seq, uuid, data, queued_at, ttl, _ = message
     number = part.first_id + seq - part.first_seq
     expires_at = None if ttl is None else message.expires_at
     checksum = message_checksum(stream, message, tail_number)

@@ -80,14 +80,14 @@ class SqliteQueueStorage(QueueStorage):
 
     def append(self, batch: Sequence[Append]) -> None:
         if len(batch) == 1 and len(batch[0].messages) == 1:
-            ident, _, (message,) = batch[0]
+            ident, _, (message,), _ = batch[0]
             if self._append_to_tail(ident, message):
                 return
 
         def step(file: OwnedFile) -> dict[str, Stream]:
             db = file.db
             changed: dict[str, Stream] = {}
-            for ident, epoch, messages in batch:
+            for ident, epoch, messages, _ in batch:
                 stream = changed.get(ident) or file.streams.get(ident) or add_stream(db, ident, epoch)
                 number, _, epoch, next_seq, sent_below, stored, size, parts, _ = stream
                 rows = []

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from netcomm.storage import MemoryQueueStorage, QueueStorage
+from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.storage import QueueStorage
 from netcomm.testing import QueueStorageContract
 
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 from pymongo.errors import AutoReconnect
 
 from netcomm.errors import StorageUnavailable
-from netcomm.storage import MemoryQueueStorage
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm_mongodb import MongoQueueStorage
 from netcomm_sqlite import SqliteQueueStorage
 from tests.contract.mongodb_server import mongodb_url, own_mongodb

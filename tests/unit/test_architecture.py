@@ -22,6 +22,10 @@ VOCABULARY = [
     "limits",
     "message",
     "storage",
+    "host_storage",
+    "host_changes",
+    "memory_storage",
+    "storage_url",
     "connections",
 ]
 LIBRARY = [
@@ -347,7 +351,7 @@ def test_only_the_transport_imports_sockets(name: str) -> None:
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_some_rooms_know_threads(name: str) -> None:
-    rooms = ("peer", "callbacks", "descriptors", "logs", "storage", "transport.dialer", "transport.waker")
+    rooms = ("peer", "callbacks", "descriptors", "logs", "memory_storage", "transport.dialer", "transport.waker")
     if not name.startswith("runtime") and name not in rooms:
         assert external(name) & THREADS == set()
 
