@@ -43,6 +43,8 @@ class LogChanges:
                 raise ConfigurationError(f"the numbers of a log rise: {row.number} does not lie above {number}")
             number = row.number
             appended[number] = row
+        if self.changed:  # what was changed before a row was there does not concern it
+            self.changed = {number: state for number, state in self.changed.items() if number not in appended}
         self._raise_to(number + 1)
 
     def _raise_to(self, number: int) -> None:
