@@ -51,7 +51,7 @@ HOST_STEPS = [
     ),
     HostStep(changed={"tasks": {FAR: b"attempt 2"}}, deleted={"tasks": [(1, 2)]}),
 ]
-BUS = (("receiver", Stream.BUS_DURABLE), 11, [message(3)._replace(envelope=b"subject"), message(4)])
+BUS = (("host", Stream.BUS_DURABLE), 11, [message(3)._replace(envelope=b"subject"), message(4)])
 POSITIONS = {"sender": Position(2**64 - 1, 12), "älterer": Position(3, 2**63)}
 
 
@@ -117,7 +117,7 @@ def test_what_a_host_keeps_is_read(path: Path) -> None:
         examine(storage)
         model.commit(HOST_STEPS)
         assert everything(storage) == everything(model)
-        assert storage.read("receiver", 0, 9, 999, stream=Stream.BUS_DURABLE) == BUS[2]
+        assert storage.read("host", 0, 9, 999, stream=Stream.BUS_DURABLE) == BUS[2]
         (found,) = [stream for stream in storage.streams() if stream.stream is Stream.BUS_DURABLE]
         assert (found.epoch, found.next_seq, found.count) == (11, 5, 2)
 

@@ -1,5 +1,5 @@
 -- A queue as schema version 4 has it: that of version 3, brought up to date by the migration alone, with rows, marks,
--- documents and positions of a host, and a bus's stream to "receiver". Its last three messages for "receiver" count
+-- documents and positions of a host, and a stream of the bus to "host". Its last three messages for "receiver" count
 -- themselves.
 PRAGMA application_id = 1852010349;
 PRAGMA user_version = 4;
@@ -98,7 +98,7 @@ INSERT INTO "stream" VALUES(2,'other',9223372036854775807,3,0,3,27,892513341,1);
 INSERT INTO "stream" VALUES(3,'empty',9,1,0,0,0,1861007617,1);
 INSERT INTO "stream" VALUES(4,'älteres',0,12,0,0,0,4031432465,8);
 INSERT INTO "stream" VALUES(5,'tasks',0,1099511627778,0,3,63,3516415422,8);
-INSERT INTO "stream" VALUES(6,'receiver',11,5,0,2,25,2877542246,5);
+INSERT INTO "stream" VALUES(6,'host',11,5,0,2,25,2061836838,5);
 CREATE INDEX message_by_expiry ON message (id >> 40, expires_at) WHERE expires_at IS NOT NULL;
 CREATE UNIQUE INDEX "idx_stream_ident_kind"
     ON "stream" ("ident", "kind");
