@@ -17,7 +17,8 @@ MAX_IDENT_BYTES = 255
 class Stream(enum.IntEnum):
     """The streams of messages that run from one peer to another; each keeps its order, and has a window of its own.
 
-    A message that is held back in one of them holds up none in another.
+    A message that is held back in one of them holds up none in another. The lowest bit says whether a storage keeps the
+    messages until they have arrived.
     """
 
     VOLATILE = 0

@@ -5,27 +5,18 @@ them), and the positions that it has reached in the durable streams of others. I
 connections, and is asked from several threads.
 
 Plug-ins subclass `QueueStorage`, and name themselves in the entry-point group `netcomm.storage`, under the scheme of
-their URLs. They import this module, `netcomm.message`, `netcomm.errors` and `netcomm.logs`, and nothing else of
-netcomm. The test class `netcomm.testing.QueueStorageContract` says whether they keep the contract.
+their URLs. They import this module, `netcomm.message`, `netcomm.errors` and `netcomm.logs`, those that keep what hosts
+need also `netcomm.host_storage` and `netcomm.host_changes`, and nothing else of netcomm. The test class
+`netcomm.testing.QueueStorageContract` says whether they keep the contract.
 """
 
-import os
-import threading
 from abc import ABC, abstractmethod
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
-from netcomm.errors import ConfigurationError, StorageError
 from netcomm.message import DURABLE, Stream
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
-ENTRY_POINT_GROUP = "netcomm.storage"
 
 
 class StoredMessage(NamedTuple):
@@ -59,7 +50,8 @@ class Append(NamedTuple):
     epoch: names a stream that begins with this append, below 2**63; one that exists keeps its own.
     messages: their seqs rise, lie above those of everything that the stream has had, and below 2**63. The seqs of an
         append that failed are passed over: they are not used again.
-    stream: which of the durable streams to the receiver it is; always DURABLE, but for a `HostStorage`.
+    stream: which of the receiver's durable streams. Only for a `netcomm.host_storage.HostStorage` is it another than
+        DURABLE.
     """
 
     ident: str
@@ -211,182 +203,3 @@ class QueueStorage(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _MemoryStream:
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.next_seq = 0
-        self.sent_below = 0
-        self.messages: list[StoredMessage] = []
-
-
-class MemoryQueueStorage(QueueStorage):
-    """A storage that lives as long as the object: for tests, and as the shortest example of one."""
-
-    keeps_envelopes = True
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._store_id = os.urandom(16)
-        self._streams: dict[str, _MemoryStream] = {}
-        self._positions: dict[str, Position] = {}
-        self._closed = False
-
-    @classmethod
-    def from_url(cls, url: str, read_only: bool = False) -> Self:
-        """Open `memory:`."""
-        if url not in ("memory:", "memory://"):
-            raise ConfigurationError(f"a memory storage has no place; {url!r} names one")
-        return cls()
-
-    @property
-    def store_id(self) -> bytes:
-        return self._store_id
-
-    @property
-    def incarnation(self) -> int:
-        return 1
-
-    def append(self, batch: Sequence[Append]) -> None:
-        with self._locked():
-            complete = [
-                (append, list(append.messages), [message.seq + 1 for message in append.messages]) for append in batch
-            ]
-            for append, messages, ends in complete:
-                stream = self._streams.setdefault(append.ident, _MemoryStream(append.epoch))
-                stream.messages += messages
-                stream.next_seq = max([stream.next_seq, *ends])
-
-    def read(self, ident: str, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
-        with self._locked():
-            messages = self._messages(ident)
-            start = bisect_left(messages, from_seq, key=_seq)
-            found = []
-            for message in messages[start : start + max_count]:
-                found.append(message)
-                max_bytes -= len(message.data) + len(message.envelope)
-                if max_bytes <= 0:
-                    break
-            return found
-
-    def delete_below(self, ident: str, seq: int) -> None:
-        with self._locked():
-            messages = self._messages(ident)
-            del messages[: bisect_left(messages, seq, key=_seq)]
-
-    def delete(self, ident: str, seqs: Sequence[int]) -> None:
-        gone = set(seqs)
-        with self._locked():
-            messages = self._messages(ident)
-            messages[:] = [message for message in messages if message.seq not in gone]
-
-    def expired(
-        self, ident: str, from_seq: int, now: float, max_count: int
-    ) -> tuple[list[StoredMessage], float | None]:
-        with self._locked():
-            mortal = [
-                (message.expires_at, message)
-                for message in self._messages(ident)
-                if message.seq >= from_seq and message.expires_at is not None
-            ]
-        over = [message for expires_at, message in mortal if expires_at <= now]
-        return over[:max_count], min((expires_at for expires_at, _ in mortal if expires_at > now), default=None)
-
-    def streams(self) -> list[StoredStream]:
-        with self._locked():
-            return [
-                StoredStream(
-                    ident,
-                    stream.epoch,
-                    stream.next_seq,
-                    stream.sent_below,
-                    len(stream.messages),
-                    sum(len(message.data) + len(message.envelope) for message in stream.messages),
-                    stream.messages[0].queued_at if stream.messages else None,
-                    min(
-                        (message.expires_at for message in stream.messages if message.expires_at is not None),
-                        default=None,
-                    ),
-                    stream.messages[-1].queued_at if stream.messages else None,
-                )
-                for ident, stream in self._streams.items()
-            ]
-
-    def mark_sent(self, ident: str, below: int) -> None:
-        with self._locked():
-            if ident in self._streams:
-                self._streams[ident].sent_below = below
-
-    def renew(self, ident: str, epoch: int) -> None:
-        with self._locked():
-            if (stream := self._streams.get(ident)) is not None:
-                stream.epoch, stream.sent_below = epoch, stream.next_seq
-
-    def positions(self) -> dict[str, Position]:
-        with self._locked():
-            return dict(self._positions)
-
-    def store_positions(self, positions: Mapping[str, Position]) -> None:
-        with self._locked():
-            self._positions.update(positions)
-
-    def close(self) -> None:
-        self._closed = True
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._lock:
-            if self._closed:
-                raise StorageError("the storage has been closed")
-            yield
-
-    def _messages(self, ident: str) -> list[StoredMessage]:
-        stream = self._streams.get(ident)
-        return [] if stream is None else stream.messages
-
-
-def _seq(message: StoredMessage) -> int:
-    return message.seq
-
-
-def open_storage(url: str, read_only: bool = False) -> QueueStorage:
-    """Open the storage that a URL names, as its owner, or for a look.
-
-    url: its scheme chooses the plug-in: `sqlite:///queue.db` (relative), `sqlite:////var/lib/queue.db` (absolute),
-        `mongodb://localhost:27017/netcomm`, `memory:`, or that of any plug-in that is installed.
-    read_only: see `QueueStorage.from_url`.
-
-    Raises ConfigurationError for a URL that can't be used, or a plug-in that is not installed or is broken; the text
-    lists the schemes that are installed. Raises StorageLocked, StorageUnavailable, StorageCorrupt as the plug-in does.
-    """
-    if not isinstance(url, str):
-        raise ConfigurationError(f"a storage must be a URL or a QueueStorage, not {type(url).__name__}")
-    scheme, colon, _ = url.partition(":")
-    if not colon:
-        raise ConfigurationError(f"a storage URL has a scheme, as in 'sqlite:///queue.db'; {url!r} has none")
-    plugin = MemoryQueueStorage if scheme == "memory" else _load_plugin(scheme)
-    return plugin.from_url(url, read_only)
-
-
-def _load_plugin(scheme: str) -> type[QueueStorage]:
-    # A plug-in may serve variants of its scheme: mongodb+srv:// is mongodb's.
-    installed = {point.name: point for point in _entry_points()}
-    point = installed.get(scheme) or installed.get(scheme.partition("+")[0])
-    if point is None:
-        raise ConfigurationError(
-            f"no storage plug-in for {scheme!r}; installed are: {', '.join(sorted({'memory', *installed}))}"
-        )
-    try:
-        plugin = point.load()
-    except Exception as error:
-        raise ConfigurationError(f"the storage plug-in {scheme!r} ({point.value}) can't be loaded: {error}") from error
-    if not (isinstance(plugin, type) and issubclass(plugin, QueueStorage)):
-        raise ConfigurationError(f"the storage plug-in {scheme!r} ({point.value}) is not a QueueStorage")
-    return plugin
-
-
-def _entry_points() -> Iterable["EntryPoint"]:
-    from importlib.metadata import entry_points  # slow to import, and most programs need it once, or not at all
-
-    return entry_points(group=ENTRY_POINT_GROUP)

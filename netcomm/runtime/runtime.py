@@ -31,7 +31,8 @@ from netcomm.runtime.loop import CLOSING_S, Loop, reentrant
 from netcomm.runtime.manual_dispatcher import ManualDispatcher
 from netcomm.runtime.sender import Sender
 from netcomm.runtime.storage_worker import StorageWorker
-from netcomm.storage import QueueStorage, open_storage
+from netcomm.storage import QueueStorage
+from netcomm.storage_url import open_storage
 from netcomm.transport.acceptor import listen
 from netcomm.transport.addresses import Address
 from netcomm.transport.link import Link

@@ -11,7 +11,8 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from netcomm.errors import ConfigurationError, StorageCorrupt, StorageError, StorageLocked, StorageUnavailable
-from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream, open_storage
+from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream
+from netcomm.storage_url import open_storage
 from netcomm.testing import QueueStorageContract
 from netcomm_mongodb import MongoQueueStorage
 from tests.contract.mongodb_server import mongodb_url, own_mongodb
@@ -115,7 +116,7 @@ def test_open_storage_finds_it(url: str, monkeypatch: pytest.MonkeyPatch) -> Non
     from importlib.metadata import EntryPoint
 
     point = EntryPoint("mongodb", "netcomm_mongodb:MongoQueueStorage", "netcomm.storage")
-    monkeypatch.setattr("netcomm.storage._entry_points", lambda: [point])
+    monkeypatch.setattr("netcomm.storage_url._entry_points", lambda: [point])
     with open_storage(url) as storage:
         assert isinstance(storage, MongoQueueStorage)
 

@@ -15,10 +15,10 @@ import pytest
 
 from netcomm.errors import NetcommError
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DeliveryState
 from netcomm.protocol.events import ErrorReported
 from netcomm.protocol.node import Node
-from netcomm.storage import MemoryQueueStorage
 from tests.trials import trials
 from tests.unit.helpers import Host, Net
 

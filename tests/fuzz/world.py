@@ -11,10 +11,10 @@ the network be well again. What must hold then:
 
 from enum import IntEnum, auto
 
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import VOLATILE, Delivery, DeliveryState
 from netcomm.protocol.events import ErrorReported
 from netcomm.protocol.frames import packet_size
-from netcomm.storage import MemoryQueueStorage
 from tests.fuzz.codec import LIMITS
 from tests.unit import helpers
 from tests.unit.helpers import End, Host, Net, Wire

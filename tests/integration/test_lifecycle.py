@@ -850,7 +850,7 @@ FORK_WHILE_MADE = """
 import os, sys, threading
 import netcomm.runtime.runtime
 from netcomm import LifecycleError, Peer
-from netcomm.storage import MemoryQueueStorage
+from netcomm.memory_storage import MemoryQueueStorage
 
 reached, go_on = threading.Event(), threading.Event()
 

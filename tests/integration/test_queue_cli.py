@@ -18,12 +18,14 @@ from typing import Any, Self
 import pytest
 from click.testing import CliRunner, Result
 
-import netcomm.storage
+import netcomm.storage_url
 from netcomm import SnakemqConnector, SnakemqListener
 from netcomm.cli import output as cli_output
 from netcomm.cli.queue import command
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.protocol.envelope import of_message
-from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage, open_storage
+from netcomm.storage import Append, Position, StoredMessage
+from netcomm.storage_url import open_storage
 from tests.integration.processes import ROOT, WAIT_S, Program, run
 
 EPOCH = 0xABCDEF
@@ -126,7 +128,7 @@ def test_list_as_json_is_one_document(path: Path) -> None:
 def test_a_path_that_looks_like_a_url_is_a_path(tmp_path: Path) -> None:
     path = tmp_path / "qu?eue %41#.db"
     path.parent.joinpath("queue.db").touch()
-    with netcomm.storage._load_plugin("sqlite")(path) as storage:  # type: ignore[call-arg]
+    with netcomm.storage_url._load_plugin("sqlite")(path) as storage:  # type: ignore[call-arg]
         storage.append([Append("bob", EPOCH, [message(0)])])
     code, output = queue("list", path)
     assert code == 0, output
@@ -135,7 +137,7 @@ def test_a_path_that_looks_like_a_url_is_a_path(tmp_path: Path) -> None:
 
 def test_a_path_may_have_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path / "queue") + b"-caf\xe9 %41.db"))
-    with netcomm.storage._load_plugin("sqlite")(path) as storage:  # type: ignore[call-arg]
+    with netcomm.storage_url._load_plugin("sqlite")(path) as storage:  # type: ignore[call-arg]
         storage.append([Append("bob", EPOCH, [message(seq) for seq in range(3)])])
     files = set(os.listdir(os.fsencode(tmp_path)))
     for arguments, says in [
@@ -521,7 +523,7 @@ class Shelf(MemoryQueueStorage):
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
     Shelf.the_shelf = Shelf()
     point = EntryPoint("shelf", f"{__name__}:Shelf", "netcomm.storage")
-    monkeypatch.setattr(netcomm.storage, "_entry_points", lambda: [point])
+    monkeypatch.setattr(netcomm.storage_url, "_entry_points", lambda: [point])
     Shelf.the_shelf.append([Append("bob", EPOCH, [message(seq) for seq in range(5)])])
     return Shelf.the_shelf
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from netcomm import Delivery, DeliveryState, LifecycleError, Limits, QueueFull, ReentrantCall
-from netcomm.storage import Append, MemoryQueueStorage, Position
+from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.storage import Append, Position
 from tests.integration import helpers
 from tests.integration.helpers import (
     DEADLINE_S,

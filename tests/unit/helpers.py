@@ -15,6 +15,7 @@ import pytest
 from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DURABLE, VOLATILE, Delivery, Stream
 from netcomm.protocol import decode, events, frames
 from netcomm.protocol.frames import Data, MessageRun
@@ -22,7 +23,7 @@ from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.remote_peer import PeerStats
 from netcomm.protocol.session import Session
-from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
+from netcomm.storage import Append, StoredMessage
 
 # The frame types, written out here so that a changed number in netcomm.protocol.frames is noticed.
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)

@@ -23,6 +23,10 @@ VOCABULARY = [
     "limits",
     "message",
     "storage",
+    "host_storage",
+    "host_changes",
+    "memory_storage",
+    "storage_url",
     "connections",
 ]
 LIBRARY = [
@@ -88,6 +92,8 @@ LIBRARY = [
 ON_TOP = [
     "testing.proxy",
     "testing.vectors",
+    "testing.host_steps",
+    "testing.storage_contract",
     "testing.*",
     "testing",
     "cli.group",
@@ -115,6 +121,8 @@ PLUG_INS = {
         "stream_table",
         "message_table",
         "position_table",
+        "log_table",
+        "host_table",
         "loading",
         "schema",
         "names",
@@ -140,7 +148,7 @@ PLUG_INS = {
         "storage",
     ],
 }
-SQLITE_TABLES = {"stream_table", "message_table", "position_table", "loading", "schema"}
+SQLITE_TABLES = {"stream_table", "message_table", "position_table", "log_table", "host_table", "loading", "schema"}
 SQLITE_DISK = {"names", "blocks", "forks", "owner_lock", "file_watch", "disk_space"}
 SANS_IO = ["deadlines", "limits", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
@@ -164,6 +172,7 @@ LARGE_FILES = {
 }
 LARGE_CLASSES = {
     "QueueStorageContract",  # its methods are the contract's tests
+    "HostStorageContract",  # as are those of this one
     "FaultProxy",  # each fault is a verb of its own, and users find all of them in one place
 }
 
@@ -354,7 +363,7 @@ def test_only_the_transport_imports_sockets(name: str) -> None:
 
 @pytest.mark.parametrize("name", LIBRARY)
 def test_only_some_rooms_know_threads(name: str) -> None:
-    rooms = ("peer", "callbacks", "descriptors", "logs", "storage", "transport.dialer", "transport.waker")
+    rooms = ("peer", "callbacks", "descriptors", "logs", "memory_storage", "transport.dialer", "transport.waker")
     if not name.startswith("runtime") and name not in rooms:
         assert external(name) & THREADS == set()
 

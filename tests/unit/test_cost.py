@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.layers import Pair
 from netcomm import Limits, SnakemqConnector
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DeliveryState
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.events import Received
-from netcomm.storage import MemoryQueueStorage
 from tests.unit.helpers import OVERHEAD, calls, make_delivery, not_waited_for
 
 COUNT = 1000

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from netcomm import LifecycleError, Peer, StorageUnavailable
-from netcomm.storage import Append, MemoryQueueStorage
+from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.storage import Append
 
 DEADLINE_S = 20.0
 

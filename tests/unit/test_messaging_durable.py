@@ -8,10 +8,11 @@ import pytest
 
 from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DURABLE, DeliveryState, Stream
 from netcomm.protocol import durable_out_stream, events, storage_sync
 from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorePosition
-from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
+from netcomm.storage import Append, Position, StoredMessage
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net, Wire
 

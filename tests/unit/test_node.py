@@ -5,11 +5,11 @@ import pytest
 from netcomm.connections import Unreachable
 from netcomm.errors import NetcommError
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.protocol import events
 from netcomm.protocol.frames import Messages
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.sessions import Sessions
-from netcomm.storage import MemoryQueueStorage
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from netcomm.errors import ConfigurationError
-from netcomm.storage import MemoryQueueStorage, open_storage
+from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.storage_url import open_storage
 
 Install = Callable[..., None]
 
 _PLUGIN = """
-from netcomm.storage import MemoryQueueStorage
+from netcomm.memory_storage import MemoryQueueStorage
 
 class Storage(MemoryQueueStorage):
     @classmethod

@@ -7,11 +7,11 @@ import pytest
 
 from netcomm.errors import ConnectionRefusedByPeer
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DeliveryState, Stream
 from netcomm.protocol import decode, encode, events, frames
 from netcomm.protocol.frames import Begin
 from netcomm.protocol.outbox import Outbox
-from netcomm.storage import MemoryQueueStorage
 from tests.unit import helpers
 from tests.unit.helpers import End, Host, Net, packets
 

@@ -5,9 +5,11 @@ from typing import Self
 
 import pytest
 
-from netcomm import storage
+from netcomm import storage_url
 from netcomm.errors import ConfigurationError, NetcommError, StorageLocked
-from netcomm.storage import MemoryQueueStorage, StoredMessage, open_storage
+from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.storage import Append, StoredMessage
+from netcomm.storage_url import open_storage
 
 
 class Plugin(MemoryQueueStorage):
@@ -43,8 +45,8 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
         "function": f"{__name__}:not_a_class",
         "other": "builtins:dict",
     }
-    points = [EntryPoint(name, value, storage.ENTRY_POINT_GROUP) for name, value in places.items()]
-    monkeypatch.setattr(storage, "_entry_points", lambda: points)
+    points = [EntryPoint(name, value, storage_url.ENTRY_POINT_GROUP) for name, value in places.items()]
+    monkeypatch.setattr(storage_url, "_entry_points", lambda: points)
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -65,7 +67,7 @@ def test_a_variant_that_has_a_plug_in_of_its_own_is_for_that() -> None:
 
 @pytest.mark.parametrize("url", ["memory:", "memory://"])
 def test_the_memory_storage_needs_no_plug_in(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_entry_points", list)
+    monkeypatch.setattr(storage_url, "_entry_points", list)
     opened = open_storage(url)
     assert type(opened) is MemoryQueueStorage
     assert opened.streams() == []
@@ -73,7 +75,7 @@ def test_the_memory_storage_needs_no_plug_in(url: str, monkeypatch: pytest.Monke
 
 def test_two_memory_storages_have_nothing_in_common() -> None:
     one, other = open_storage("memory:"), open_storage("memory:")
-    one.append([storage.Append("b", 1, [StoredMessage(0, bytes(16), b"", 0.0, None)])])
+    one.append([Append("b", 1, [StoredMessage(0, bytes(16), b"", 0.0, None)])])
     assert other.streams() == []
     assert one.store_id != other.store_id
 

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from netcomm.errors import StorageUnavailable
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.protocol.events import Delete, DeleteBelow, Load, Mark, Renew, StorageRequest, StorePosition
 from netcomm.protocol.storage_queue import Job, StorageQueue
-from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
+from netcomm.storage import Append, Position, StoredMessage
 
 
 def queue_of(*requests: StorageRequest) -> StorageQueue:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from netcomm.errors import StorageError, StorageUnavailable
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorageRequest, StorePosition
 from netcomm.runtime import storage_worker
 from netcomm.runtime.storage_worker import StorageWorker
-from netcomm.storage import Append, MemoryQueueStorage, Position, StoredMessage
+from netcomm.storage import Append, Position, StoredMessage
 
 DEADLINE_S = 20.0
 NOW = 5000.0

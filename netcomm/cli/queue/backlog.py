@@ -10,7 +10,8 @@ from urllib.parse import quote
 from netcomm.cli.output import fail
 from netcomm.errors import ConfigurationError, RemoteProtocolError, StorageCorrupt, StorageError, StorageLocked
 from netcomm.protocol.envelope import decode
-from netcomm.storage import QueueStorage, StoredMessage, StoredStream, open_storage
+from netcomm.storage import QueueStorage, StoredMessage, StoredStream
+from netcomm.storage_url import open_storage
 
 # A backlog is read in chunks of this size at most, so that memory holds only a part of it.
 _CHUNK_COUNT = 1000
