@@ -151,7 +151,7 @@ class QueueStorage(ABC):
 
     @abstractmethod
     def delete(self, ident: str, seqs: Sequence[int]) -> None:
-        """Forget single messages of a stream: they have expired, or were rejected. Raises StorageError."""
+        """Forget single messages of a stream: they have expired, or were rejected or discarded. Raises StorageError."""
 
     @abstractmethod
     def expired(

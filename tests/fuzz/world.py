@@ -63,6 +63,9 @@ FRAMES = [
     helpers.batch(2, b"z", b"last but one", flags=1, ttl=1),
     helpers.batch(2**64 - 2, b"last but one", b"last"),
     helpers.batch(5),
+    helpers.netcomm_handshake("b", flags=1),
+    helpers.netcomm_handshake("stranger", boot=b"G" * 16, flags=1),
+    helpers.goodbye(),
 ]
 
 

@@ -471,13 +471,6 @@ def _discarding() -> Iterator[Mutation]:
         symptom="dropped as discarded",
     )
     yield Mutation(
-        "an acknowledgement deletes what was discarded and not read",
-        f"{durable}.deletable_below",
-        "unread[0].from_seq if unread else self.load_from",
-        "self.load_from",
-        symptom="lost",
-    )
-    yield Mutation(
         "a load brings back what was discarded",
         f"{durable}.discard",
         "self.load_from = self.added_below",

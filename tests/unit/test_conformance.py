@@ -113,12 +113,12 @@ DEFECTS = [
     Mutation("idents of 256 bytes", "protocol.decode:_parse_ident", "<= MAX_IDENT_BYTES:", "<= 256:"),
     Mutation("idents of 254 bytes", "protocol.decode:_parse_ident", "<= MAX_IDENT_BYTES:", "< MAX_IDENT_BYTES:"),
     Mutation("no later HELLO", "protocol.decode:_parse_hello", "frame.version < 1", "frame.version != 1"),
-    Mutation("HELLO of 46 bytes", "protocol.decode:_parse_hello", "payload[: HELLO.size]", "payload"),
+    Mutation("HELLO of 47 bytes", "protocol.decode:_parse_hello", "payload[: HELLO.size]", "payload"),
     Mutation("HELLO of version 0", "protocol.decode:_parse_hello", "frame.version < 1", "False"),
     Mutation("a max frame of 32", "protocol.decode:_parse_hello", "frame.max_frame_bytes < DATA_OVERHEAD", "False"),
     Mutation("33 bytes are too few", "protocol.decode:_parse_hello", "bytes < DATA_OVERHEAD", "bytes <= DATA_OVERHEAD"),
     Mutation("no window", "protocol.decode:_parse_hello", "frame.window_bytes == 0", "False"),
-    Mutation("any stream", "protocol.decode:_parse_stream", "stream is None", "stream is None and number > 2"),
+    Mutation("any stream", "protocol.decode:_parse_stream", "stream is None", "stream is None and number > 3"),
     Mutation("sent below first seq", "protocol.decode:_parse_begin", "sent_below < first_seq", "False"),
     Mutation("more acknowledged than came", "protocol.decode:_parse_ack", "received_seq < next_seq", "False"),
     Mutation("other flags", "protocol.decode:_last_data", "flags & FLAG_PERSISTENT", "flags"),
@@ -127,6 +127,13 @@ DEFECTS = [
     Mutation("any VERSION", f"{_SESSION}._receive_version", "number != frames.PROTOCOL_VERSION", "False"),
     Mutation(
         "no word to another VERSION", f"{_SESSION}._receive_version", "self._output.append(encode.INCOMPATIBLE)", ""
+    ),
+    Mutation("a process that comes again", "protocol.admission:decide", "boot_id == ended_boot_id", "boot_id == b''"),
+    Mutation(
+        "GOODBYE without an end",
+        "protocol.sessions:Sessions._end_process",
+        'self._close(connection, "the other side has ended", now)',
+        "",
     ),
     Mutation("a second HELLO", f"{_SESSION}.next_event", "self.remote is not None", "False"),
     Mutation(

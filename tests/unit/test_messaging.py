@@ -130,7 +130,7 @@ def test_the_bytes_of_a_conversation_are_the_documented_ones() -> None:
     greeting = net.exchange(end)
     assert kinds(greeting) == [helpers.VERSION, helpers.HELLO, helpers.IDENT]
     assert greeting[1][1] == bytes.fromhex("0001") + b"a".ljust(16, b"p") + (1).to_bytes(16) + bytes.fromhex(
-        "00000003 04000000 00800000"
+        "00000003 04000000 00800000 00"
     )
     host.send("b", b"hi")
     epoch = (1 << 32).to_bytes(8)
