@@ -372,8 +372,6 @@ class Reader:
         envelope_bytes = 0
         for index, payload in enumerate(payloads):
             size = envelope.size_at(payload, 0)
-            if size > len(payload):
-                raise RemoteProtocolError("BATCH with an envelope that is longer than its message")
             its_envelope = self._to_envelope(payload[:size])
             runs.append((seq + index, 1, uuid_behind(uuid, index), ttl, flags, its_envelope))
             payloads[index] = payload[size:]

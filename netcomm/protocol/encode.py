@@ -135,12 +135,11 @@ def data(
             _add_run(buffers, entry, ttl, flags, max_batch_bytes)
         else:
             # The payload is there: only what has ended has none.
-            payload: bytes = entry.data  # type: ignore[assignment]
             if entry.envelope is None:
-                buffers += (pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags), payload)
+                buffers += (pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags), entry.data)  # type: ignore[arg-type]
             else:
                 head = pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags | FLAG_ENVELOPE)
-                buffers += (head + entry.envelope, payload)
+                buffers += (head + entry.envelope, entry.data)  # type: ignore[arg-type]
         next_seq = seq + entry.count
     return buffers
 

@@ -24,6 +24,24 @@ DEFECTS = {
         ),
         Mutation("sizes-believed", "protocol.decode:Reader._parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(
+            "envelope-longer-than-its-size",
+            "protocol.envelope:decode",
+            "if place > len(raw):",
+            "if False:",
+        ),
+        Mutation(
+            "bytes-behind-an-envelope",
+            "protocol.envelope:decode",
+            "if place < len(raw) and not fields & _LATER:",
+            "if False:",
+        ),
+        Mutation(
+            "envelope-larger-than-its-packet",
+            "protocol.decode:Reader._parse_enveloped",
+            "if head_end > end:",
+            "if False:",
+        ),
+        Mutation(
             "everybody-is-a-netcomm-peer",
             "protocol.session:Session.admit",
             "self.legacy = self.remote is None",

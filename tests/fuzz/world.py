@@ -30,6 +30,8 @@ _ALL = 1 << 20
 _MAX_WAITING_BYTES = LIMITS.window_bytes + LIMITS.max_frame_bytes
 _MAX_READ_BYTES = (4 + LIMITS.max_frame_bytes + 0x100) * packet_size(0) // 4
 
+_SUBJECT = b"\0\x0d\0\0\5\1s" + bytes(8)  # and an id
+
 # What a stranger can say with one step.
 FRAMES = [
     helpers.netcomm_handshake("b"),
@@ -66,6 +68,10 @@ FRAMES = [
     helpers.netcomm_handshake("b", flags=1),
     helpers.netcomm_handshake("stranger", boot=b"G" * 16, flags=1),
     helpers.goodbye(),
+    helpers.data(0, _SUBJECT + b"x", flags=8),
+    helpers.data(1, _SUBJECT[:-1], flags=8),
+    helpers.batch(0, b"x", b"y" * 30, flags=8, shared=_SUBJECT),
+    helpers.batch(2, _SUBJECT + b"z", _SUBJECT, flags=0x11),
 ]
 
 

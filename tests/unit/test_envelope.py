@@ -151,6 +151,16 @@ def test_a_sender_of_version_1_sets_no_later_bit() -> None:
     assert int.from_bytes(envelope.encode(FULL)[3:5]) == 0x3FF
 
 
+@pytest.mark.parametrize(
+    "packet",
+    [helpers.data(0, b"\0\x10\0\x80\1\1a", flags=8), helpers.batch(0, b"", flags=8, shared=b"\0\x10\0\x80\1\1a")],
+)
+def test_an_envelope_takes_nothing_from_the_packet_behind_it(packet: bytes) -> None:
+    parsed, error = open_reader().feed(packet + encode.PING * 9)
+    assert parsed == []
+    assert "with an envelope that is longer than the packet" in str(error)
+
+
 def test_plain_messages_and_others_come_together_in_their_order() -> None:
     a, b = envelope.encode(Envelope(subject="a")), envelope.encode(Envelope(subject="b"))
     stream = (
