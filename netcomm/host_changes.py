@@ -36,13 +36,14 @@ class LogChanges:
     def _append(self, rows: Sequence[HostRow]) -> None:
         appended = self.appended
         number = next(reversed(appended), -1)
+        if rows and rows[0].number < 0:
+            raise ConfigurationError(f"the numbers of a log begin with 0: {rows[0].number} lies below")
         for row in rows:
             if row.number <= number:
                 raise ConfigurationError(f"the numbers of a log rise: {row.number} does not lie above {number}")
             number = row.number
             appended[number] = row
-        if rows:
-            self._raise_to(number + 1)
+        self._raise_to(number + 1)
 
     def _raise_to(self, number: int) -> None:
         if not 0 <= number <= _NUMBERS:

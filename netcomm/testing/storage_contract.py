@@ -138,7 +138,8 @@ class Torn(Sequence[StoredMessage]):
         raise StorageError("torn")
 
 
-def _needs_place(test: _Test) -> _Test:
+def needs_place(test: _Test) -> _Test:
+    """Mark a test that opens its storage again, twice or for a look."""
     test.needs_place = True  # type: ignore[attr-defined]
     return test
 
@@ -258,6 +259,31 @@ class QueueStorageContract:
         ]
         storage.append([Append("bob", _EPOCH, appended)])
         assert read_all(storage, "bob") == appended
+
+    def test_envelopes_are_kept_as_they_are(self, storage: QueueStorage) -> None:
+        if not storage.keeps_envelopes:
+            return  # it is given none
+        envelopes = [b"", b"\0", bytes(range(256)), b"", b"x" * 70_000, b""]
+        appended = [message(seq, b"%d" % seq)._replace(envelope=envelope) for seq, envelope in enumerate(envelopes)]
+        appended[3] = appended[3]._replace(data=b"")
+        appended[4] = appended[4]._replace(data=b"", ttl=1.0)
+        for one in appended[:3]:
+            storage.append([Append("bob", _EPOCH, [one])])
+        storage.append([Append("bob", _EPOCH, appended[3:])])
+        assert read_all(storage, "bob") == appended
+        assert storage.expired("bob", 0, 2 * _NOW, _EVERYTHING)[0] == appended[4:5]
+
+    def test_envelopes_count_like_payloads(self, storage: QueueStorage) -> None:
+        if not storage.keeps_envelopes:
+            return  # it is given none
+        one = message(0, b"x" * 60)._replace(envelope=b"y" * 40)
+        storage.append([Append("bob", _EPOCH, [one])])
+        storage.append([Append("bob", _EPOCH, [one._replace(seq=seq) for seq in range(1, 5)])])
+        counts = {1: 1, 100: 1, 101: 2, 200: 2, 250: 3, 10**6: 5}
+        assert {limit: len(storage.read("bob", 0, _EVERYTHING, limit)) for limit in counts} == counts
+        assert stream(storage, "bob").size == 500
+        storage.delete("bob", [2])
+        assert stream(storage, "bob").size == 400
 
     def test_idents_are_kept_as_they_are(self, storage: QueueStorage) -> None:
         for ident in _IDENTS:
@@ -557,7 +583,7 @@ class QueueStorageContract:
                 raised.add(name)
         assert raised == _CHANGES.keys() | _LOOKS.keys()
 
-    @_needs_place
+    @needs_place
     def test_everything_is_there_when_it_is_opened_again(self, storage: QueueStorage, opens: Open) -> None:
         appended = [
             message(0, b""),
@@ -579,7 +605,7 @@ class QueueStorageContract:
         assert again.expired("bob", 0, 2 * _NOW, _EVERYTHING) == ([appended[1]], None)
         assert again.positions() == {"bob": Position(2**64 - 1, 2**63), "名前": Position(0, 1)}
 
-    @_needs_place
+    @needs_place
     def test_the_counter_outlives_the_messages(self, storage: QueueStorage, opens: Open) -> None:
         storage.append([Append("bob", _EPOCH, messages(*range(50))), Append("eve", _EPOCH, messages(*range(50)))])
         storage.delete_below("bob", 50)
@@ -598,7 +624,7 @@ class QueueStorageContract:
         assert seqs(read_all(again, "bob")) == [50]
         assert stream(again, "bob").next_seq == 51
 
-    @_needs_place
+    @needs_place
     def test_a_deletion_is_done_when_close_returns(self, storage: QueueStorage, opens: Open) -> None:
         storage.append([Append("bob", _EPOCH, messages(*range(10)))])
         storage.delete("bob", [1, 6])
@@ -609,7 +635,7 @@ class QueueStorageContract:
         assert seqs(read_all(again, "bob")) == [4, 5, 7, 8, 9, 10]
         assert stream(again, "bob") == StoredStream("bob", _EPOCH, 11, 0, 6, 24, _NOW + 4, None, _NOW + 10)
 
-    @_needs_place
+    @needs_place
     def test_a_renewed_stream_stays_renewed(self, storage: QueueStorage, opens: Open) -> None:
         storage.append([Append("bob", 1, messages(0, 1))])
         storage.mark_sent("bob", 2)
@@ -619,7 +645,7 @@ class QueueStorageContract:
         assert (stream(again, "bob").epoch, stream(again, "bob").next_seq) == (2**63 - 1, 2)
         assert read_all(again, "bob") == messages(0, 1)
 
-    @_needs_place
+    @needs_place
     def test_the_name_stays_and_the_incarnation_rises(self, storage: QueueStorage, opens: Open) -> None:
         store_id, incarnation = storage.store_id, storage.incarnation
         for _ in range(3):
@@ -630,7 +656,7 @@ class QueueStorageContract:
             assert storage.incarnation > incarnation
             incarnation = storage.incarnation
 
-    @_needs_place
+    @needs_place
     def test_a_second_owner_is_locked_out(self, storage: QueueStorage, opens: Open) -> None:
         storage.append([Append("bob", _EPOCH, messages(0))])
         incarnation = storage.incarnation
@@ -644,7 +670,7 @@ class QueueStorageContract:
         assert again.incarnation > incarnation
         assert seqs(read_all(again, "bob")) == [0, 1]
 
-    @_needs_place
+    @needs_place
     def test_a_look_is_possible_while_it_is_owned(self, storage: QueueStorage, opens: Open) -> None:
         storage.append([Append("bob", _EPOCH, [message(0, ttl=1.0), message(1)])])
         storage.store_positions({"eve": Position(1, 2)})
@@ -667,7 +693,7 @@ class QueueStorageContract:
         with pytest.raises(StorageLocked):
             opens()
 
-    @_needs_place
+    @needs_place
     def test_a_look_changes_nothing(self, storage: QueueStorage, opens: Open) -> None:
         storage.append([Append("bob", _EPOCH, messages(0, 1))])
         before = summaries(storage)
@@ -686,7 +712,7 @@ class QueueStorageContract:
         assert summaries(again) == before
         assert read_all(again, "bob") == messages(0, 1)
 
-    @_needs_place
+    @needs_place
     def test_a_look_is_possible_while_nobody_owns_it(self, storage: QueueStorage, opens: Open) -> None:
         storage.append([Append("bob", _EPOCH, messages(0))])
         storage.close()
@@ -698,7 +724,7 @@ class QueueStorageContract:
 
     if hasattr(os, "fork"):
 
-        @_needs_place
+        @needs_place
         def test_a_forked_child_takes_nothing_from_its_parent(self, storage: QueueStorage, opens: Open) -> None:
             storage.append([Append("bob", _EPOCH, messages(0))])
             with warnings.catch_warnings():

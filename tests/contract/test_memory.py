@@ -4,10 +4,10 @@ from typing import Any
 
 from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.storage import QueueStorage
-from netcomm.testing import QueueStorageContract
+from netcomm.testing import HostStorageContract
 
 
-class TestMemory(QueueStorageContract):
+class TestMemory(HostStorageContract):
     has_place = False
 
     def open_storage(self, place: Any, read_only: bool = False) -> QueueStorage:

@@ -86,6 +86,8 @@ LIBRARY = [
 ON_TOP = [
     "testing.proxy",
     "testing.vectors",
+    "testing.host_steps",
+    "testing.storage_contract",
     "testing.*",
     "testing",
     "cli.group",
@@ -162,6 +164,7 @@ LARGE_FILES = {
 }
 LARGE_CLASSES = {
     "QueueStorageContract",  # its methods are the contract's tests
+    "HostStorageContract",  # as are those of this one
     "FaultProxy",  # each fault is a verb of its own, and users find all of them in one place
 }
 
