@@ -8,8 +8,8 @@ Collections, with their prefix ("netcomm_" by default):
 - `positions`: `_id` the sender; `epoch`, `next_seq`, `version`, `checksum`.
 - `messages`: `_id` is "STREAM.SEQ", STREAM a hash of the receiver and the stream's number, SEQ 16 hexadecimal digits;
   `uuid`, `queued_at`, `ttl`, `size`, `data`, `parts`, `checksum`; `token` and `attempt`: the owner's incarnation, and
-  which of its appends it was; `envelope`, where there is one. Those that expire have `stream` and `expires_at` too, with
-  the sparse index `by_expiry` on both.
+  which of its appends it was; `envelope`, where there is one. Those that expire have `stream` and `expires_at` too,
+  with the sparse index `by_expiry` on both.
 - `parts`: the payloads that are too large for one document; `_id` is "STREAM.SEQ.PART".
 
 `head` has `schema`, `store_id`, `incarnation`, `checksum`; `owner`, `owner_name`, `lease_s`, `taken_at`; `n`; and the
@@ -282,6 +282,7 @@ def total_size(documents: list[Document]) -> int:
 
 
 def not_as_stored(what: str) -> Damaged:
+    """The error that says so."""
     return Damaged(f"{what} is not what was stored")
 
 
@@ -297,8 +298,10 @@ def _pairs(values: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def signed(number: int) -> Int64:
+    """A number below 2**64 as BSON has it."""
     return Int64(number - 2**64 if number >= 2**63 else number)
 
 
 def unsigned(number: int) -> int:
+    """The number below 2**64 that BSON has so."""
     return number % 2**64

@@ -17,7 +17,6 @@ which `HostHead` tells of, with `host_checksum`. Version 1 had none of them.
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from struct import Struct
 from typing import ClassVar, Self, TypeVar
 from zlib import crc32
@@ -358,9 +357,8 @@ def stored_row(log: LogRecord, document: Document) -> HostRow:
     number = number_of(document)
     state = bytes(document["state"])
     row = HostRow(number, document["data"], document["envelope"], document["stored_at"], state)
-    if (
-        document["checksum"] != _row_checksum(log.key, row)
-        or document["state_checksum"] != _checksum(number, state, int(document["state_version"]))
+    if document["checksum"] != _row_checksum(log.key, row) or document["state_checksum"] != _checksum(
+        number, state, int(document["state_version"])
     ):
         raise not_as_stored(f"row {number} of {log.name!r}")
     return row

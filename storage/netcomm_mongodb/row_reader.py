@@ -1,4 +1,4 @@
-"""Reading `rows` and `row_parts`: the rows and contents that are there, without debris, for the owner and for readers."""
+"""Reading `rows` and `row_parts`: the rows and contents that are there, without debris, for owner and readers."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -74,9 +74,7 @@ class _Draft:
 
     def change_positions(self, positions: Iterable[tuple[PositionKey, HostPosition | None]]) -> None:
         for place, position in positions:
-            self.add(
-                Gone(HostPositionRecord.id_of(place)) if position is None else HostPositionRecord(place, position)
-            )
+            self.add(Gone(HostPositionRecord.id_of(place)) if position is None else HostPositionRecord(place, position))
 
     def update(self) -> HostUpdate:
         said = self._host.said.after(self.number)

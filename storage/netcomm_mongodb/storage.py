@@ -178,7 +178,8 @@ class MongoQueueStorage(HostStorage):
 
     def logs(self) -> dict[str, HostLog]:
         with self._reading():
-            logs, said = self._logs()
+            records, said = self._host()
+            logs = load_records(self._connection, records, LogRecord)
             return {log.name: self._row_reader.summary(log, said) for log in logs}
 
     def rows(self, log: str, from_number: int, max_count: int, max_bytes: int) -> list[HostRow]:
@@ -192,13 +193,13 @@ class MongoQueueStorage(HostStorage):
 
     def marks(self) -> dict[str, int]:
         with self._reading():
-            found = load_records(self._connection, self._journal(), MarkRecord)
+            found = load_records(self._connection, self._host()[0], MarkRecord)
             return {mark.name: mark.number for mark in found}
 
     def documents(self) -> dict[str, bytes]:
         with self._reading():
             for _ in range(_LOOKS):
-                records = load_records(self._connection, self._journal(), DocumentRecord)
+                records = load_records(self._connection, self._host()[0], DocumentRecord)
                 found = self._row_reader.contents({record.name: record.content for record in records})
                 if len(found) == len(records):
                     return found
@@ -207,22 +208,16 @@ class MongoQueueStorage(HostStorage):
 
     def host_positions(self) -> dict[PositionKey, HostPosition]:
         with self._reading():
-            found = load_records(self._connection, self._journal(), HostPositionRecord)
+            found = load_records(self._connection, self._host()[0], HostPositionRecord)
             return {record.place: record.position for record in found}
 
-    def _logs(self) -> tuple[list[LogRecord], HostHead]:
+    def _host(self) -> tuple[Mapping[str, Record], HostHead]:
+        """The records that the head has, as a step that is in doubt did not change them, and what it says besides."""
         if self._read_only:
             head = find_head(self._connection)
-            return load_records(self._connection, head.records, LogRecord), head.host
+            return head.records, head.host
         with self._owner.lock:
-            return list(self._owner.head.host.logs.values()), self._owner.head.host.said
-
-    def _journal(self) -> Mapping[str, Record]:
-        """The records that the head has, as a step that is in doubt did not change them."""
-        if self._read_only:
-            return find_head(self._connection).records
-        with self._owner.lock:
-            return dict(self._owner.head.host.journal)
+            return dict(self._owner.head.host.journal), self._owner.head.host.said
 
     # -- Life -------------------------------------------------------------------------------------------------
 
