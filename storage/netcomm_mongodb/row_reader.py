@@ -1,6 +1,6 @@
 """Reading `rows` and `row_parts`: the rows and contents that are there, without debris, for owner and readers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
 from pymongo import ASCENDING, DESCENDING
@@ -21,6 +21,7 @@ from netcomm_mongodb.parts import is_whole
 
 _MAX_LIMIT = 2**31 - 1
 _READ_AHEAD = 10_000
+_Ends = tuple[Document, Document]
 
 
 class RowReader:
@@ -59,20 +60,36 @@ class RowReader:
             # Debris was among them, in whose place there may be others.
         return found
 
-    def summary(self, log: LogRecord, said: HostHead) -> HostLog:
-        """What `HostStorage.logs` says of a log."""
-        first = last = None
-        if log.count:
-            first = self._outermost(log, said, ASCENDING)
-            last = self._outermost(log, said, DESCENDING)
-        return HostLog(
-            next_number=log.next_number,
-            count=log.count,
-            size=log.size,
-            first_number=None if first is None else number_of(first),
-            oldest_at=None if first is None else _stored_at(first),
-            newest_at=None if last is None else _stored_at(last),
-        )
+    def summaries(self, logs: Collection[LogRecord], said: HostHead) -> dict[str, HostLog]:
+        """What `HostStorage.logs` says of logs."""
+        few = sum([log.count for log in logs]) <= _READ_AHEAD
+        found = self._ends_of_few(logs, said) if few else self._ends(logs, said)
+        return {log.name: _summary(log, found.get(log.key)) for log in logs}
+
+    def _ends(self, logs: Iterable[LogRecord], said: HostHead) -> dict[str, _Ends]:
+        """The first and the last row of logs, by their keys."""
+        found = {}
+        for log in logs:
+            if log.count:
+                first = self._outermost(log, said, ASCENDING)
+                last = self._outermost(log, said, DESCENDING)
+                if first is not None and last is not None:
+                    found[log.key] = first, last
+        return found
+
+    def _ends_of_few(self, logs: Iterable[LogRecord], said: HostHead) -> dict[str, _Ends]:
+        """The same with one request, where there are few rows in all."""
+        by_key = {log.key: log for log in logs}
+        found: dict[str, _Ends] = {}
+        for document in self._connection.rows.find({}, {"stored_at": 1, "step": 1}):
+            log = by_key.get(document["_id"].partition(".")[0])
+            if log is not None and _is_there(log, said, document):
+                first, last = found.get(log.key, (document, document))
+                found[log.key] = (
+                    min(first, document, key=number_of),
+                    max(last, document, key=number_of),
+                )
+        return found
 
     def contents(self, ids: Mapping[str, str]) -> dict[str, bytes]:
         """The contents of documents by name; ids: where they are. Those that were deleted meanwhile are missing."""
@@ -103,6 +120,17 @@ def _within(log: LogRecord, from_number: int) -> Document:
 
 def _is_there(log: LogRecord, said: HostHead, document: Document) -> bool:
     return log.has(number_of(document)) and said.made(decoded(lambda found: int(found["step"]), document))
+
+
+def _summary(log: LogRecord, ends: _Ends | None) -> HostLog:
+    return HostLog(
+        next_number=log.next_number,
+        count=log.count,
+        size=log.size,
+        first_number=None if ends is None else number_of(ends[0]),
+        oldest_at=None if ends is None else _stored_at(ends[0]),
+        newest_at=None if ends is None else _stored_at(ends[1]),
+    )
 
 
 def _stored_at(document: Document) -> float:

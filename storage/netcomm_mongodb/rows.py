@@ -50,23 +50,27 @@ class Rows:
             change = {field: value for field, value in document.items() if field not in kept}
             self._connection.rows.update_one({"_id": document["_id"]}, {"$set": change})
 
-    def sizes(self, log: LogRecord, ranges: Ranges, numbers: Collection[int] = ()) -> dict[int, int]:
-        """Of the rows in ranges, and of those with some numbers, that are there, the sizes in bytes by number."""
-        key = log.key
-        numbers = [*numbers]
+    def sizes(self, wanted: Iterable[tuple[LogRecord, Ranges, Collection[int]]]) -> dict[str, dict[int, int]]:
+        """Of rows of logs, in ranges and with some numbers, those that are there: sizes in bytes by log and number."""
+        logs = {}
+        ids: list[str] = []
         filters: list[Document] = []
-        for low, high in ranges:
-            if high - low <= _FEW:
-                numbers += range(low, high)
-            else:
-                filters.append({"_id": {"$gte": row_id(key, low), "$lt": row_id(key, high)}})
-        filters += [{"_id": {"$in": [row_id(key, number) for number in some]}} for some in slices(numbers)]
-        found = {}
+        for log, ranges, numbers in wanted:
+            key = log.key
+            logs[key] = log
+            ids += [row_id(key, number) for number in numbers]
+            for low, high in ranges:
+                if high - low <= _FEW:
+                    ids += [row_id(key, number) for number in range(low, high)]
+                else:
+                    filters.append({"_id": {"$gte": row_id(key, low), "$lt": row_id(key, high)}})
+        filters += [{"_id": {"$in": some}} for some in slices(ids)]
+        found: dict[str, dict[int, int]] = {log.name: {} for log in logs.values()}
         for which in filters:
             for document in self._connection.rows.find(which, {"size": 1, "step": 1}):
-                number, size, step = decoded(_counted, document)
-                if log.has(number) and self._head.host.said.made(step):
-                    found[number] = size
+                key, number, size, step = decoded(_counted, document)
+                if logs[key].has(number) and self._head.host.said.made(step):
+                    found[logs[key].name][number] = size
         return found
 
     def withdraw(self, steps: Ranges) -> None:
@@ -88,26 +92,28 @@ class Rows:
             for id in ids:
                 remove_range(self._connection.row_parts, f"{id}.", f"{id}/")
 
-    def remove_holes(self, log: LogRecord) -> None:
-        """Remove the rows of a log that it says are deleted."""
-        key = log.key
-        numbers: list[int] = []
-        for low, high in zip(log.holes[::2], log.holes[1::2], strict=True):
-            if high - low <= _FEW and not self._parts_exist():
-                numbers += range(low, high)
-            else:
-                self._remove_range(row_id(key, low), row_id(key, high))
-        for some in slices(numbers):
-            self._connection.rows.delete_many({"_id": {"$in": [row_id(key, number) for number in some]}})
+    def remove_holes(self, logs: Iterable[LogRecord]) -> None:
+        """Remove the rows of logs that these say are deleted."""
+        ids: list[str] = []
+        for log in logs:
+            key = log.key
+            for low, high in zip(log.holes[::2], log.holes[1::2], strict=True):
+                if high - low <= _FEW and not self._parts_exist():
+                    ids += [row_id(key, number) for number in range(low, high)]
+                else:
+                    self._remove_range(row_id(key, low), row_id(key, high))
+        for some in slices(ids):
+            self._connection.rows.delete_many({"_id": {"$in": some}})
 
-    def give_states(self, log: LogRecord) -> None:
-        """Give rows of a log the states that it says they have."""
-        key, version = log.key, log.version
+    def give_states(self, logs: Iterable[LogRecord]) -> None:
+        """Give rows of logs the states that these say they have."""
         changes = [
             UpdateOne(
-                {"_id": row_id(key, number), "state_version": {"$lt": version}},
-                {"$set": state_fields(number, state, version)},
+                {"_id": row_id(key, number), "state_version": {"$lt": log.version}},
+                {"$set": state_fields(number, state, log.version)},
             )
+            for log in logs
+            for key in [log.key]
             for number, state in log.states
         ]
         for some in slices(changes):
@@ -124,8 +130,9 @@ class Rows:
         return self._has_parts
 
 
-def _counted(document: Document) -> tuple[int, int, int]:
-    return number_of(document), int(document["size"]), int(document["step"])
+def _counted(document: Document) -> tuple[str, int, int, int]:
+    key = document["_id"].partition(".")[0]
+    return key, number_of(document), int(document["size"]), int(document["step"])
 
 
 def joined(ranges: Sequence[int], more: Ranges) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """A host's steps: what they change, as one update of the head."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from pymongo.errors import PyMongoError
@@ -81,6 +81,48 @@ class _Draft:
         return HostUpdate(replace(said, removals=(*said.removals, *self.removals)), self.records.values())
 
 
+class _LogDraft:
+    """What a step is going to change in a log.
+
+    before: the log as the step finds it.
+    deleted: ranges of rows. again: numbers of rows that are appended, and may be there.
+    """
+
+    def __init__(self, before: LogRecord, change: LogChanges, again: list[int]) -> None:
+        self.before = before
+        self.deleted = _below(_without(change.deleted, again), before.next_number)
+        self.again = again
+        self._change = change
+
+    def change(self, draft: _Draft, there: Mapping[int, int]) -> None:
+        """Add it to a step; there: of the rows that are deleted, or appended again, the sizes of those there are."""
+        log, change = self.before, self._change
+        key = log.key
+        size = 0
+        again = []
+        for row in change.appended.values():
+            size += len(row.data) + len(row.envelope)
+            if row.number in there:
+                again.append(row)
+            else:
+                draft.insert(row_document(key, row, draft.number))
+        if again:
+            draft.again.append((log, again))
+        after = replace(
+            log,
+            next_number=max(log.next_number, change.next_number or 0),
+            count=log.count + len(change.appended) - len(there),
+            size=log.size + size - sum(there.values()),
+            holes=joined(log.holes, self.deleted) if len(there) > len(again) else log.holes,
+        )
+        states = {**dict(log.states), **change.changed, **{row.number: row.state for row in again}}
+        kept = [(number, state) for number, state in states.items() if number < log.next_number and after.has(number)]
+        after = replace(after, states=tuple(kept))
+        if after != log:
+            draft.add(after)
+            draft.waiting[log.name] = len(there) + len(change.changed)
+
+
 class Steps:
     """Makes the steps of a host, for the owner; one thread at a time.
 
@@ -104,8 +146,7 @@ class Steps:
         if self._head.commit_in_doubt:
             self._head.commit()  # rows of a step that may have been made must not be replaced
         draft = _Draft(self._tried + 1, self._host)
-        for name, change in changes.logs.items():
-            self._change_log(draft, name, change)
+        self._change_logs(draft, changes.logs)
         draft.change_marks(changes.forgotten_marks, changes.marks.items())
         draft.change_documents(changes.documents.items())
         draft.change_positions(changes.positions.items())
@@ -126,47 +167,39 @@ class Steps:
             self._sweeper.note(name, count)
         self._sweeper.do_when_much_waits()
 
-    def _change_log(self, draft: _Draft, name: str, change: LogChanges) -> None:
+    def _change_logs(self, draft: _Draft, changes: Mapping[str, LogChanges]) -> None:
+        again = {
+            name: numbers
+            for name, change in changes.items()
+            if not change.dropped and (numbers := self._rows_again(name, change))
+        }
+        # No row may come to lie where rows are still to be removed.
+        self._sweeper.sweep([name for name, rows in again.items() if not all(map(self._host.logs[name].has, rows))])
+        drafts = [
+            _LogDraft(before, change, again.get(name, []))
+            for name, change in changes.items()
+            if (before := self._log_before(draft, name, change)) is not None
+        ]
+        there = self._rows.sizes([(log.before, log.deleted, log.again) for log in drafts if log.deleted or log.again])
+        for log in drafts:
+            log.change(draft, there.get(log.before.name, {}))
+
+    def _rows_again(self, name: str, change: LogChanges) -> list[int]:
+        """The numbers of rows that were stored before: the step comes again."""
+        log = self._host.logs.get(name)
+        return [] if log is None else [number for number in change.appended if number < log.next_number]
+
+    def _log_before(self, draft: _Draft, name: str, change: LogChanges) -> LogRecord | None:
+        """A log as the step finds it, also where it begins it; None where there is none."""
         log = self._host.logs.get(name)
         if change.dropped and log is not None:
             draft.removals.append(log.key)
             draft.add(Gone(log.id))
             log = None
-        if log is None:
-            if change.next_number is None:
-                return
+        if log is None and change.next_number is not None:
             log = LogRecord(name, draft.number)
-        # Rows that are there already: the step comes again.
-        replaced = [number for number in change.appended if number < log.next_number]
-        if any(not log.has(number) for number in replaced):
-            self._sweeper.sweep(name)  # no row may come to lie where rows are still to be removed
-            log = self._host.logs[name]
-        deleted = _below(_without(change.deleted, replaced), log.next_number)
-        there = self._rows.sizes(log, deleted, replaced) if deleted or replaced else {}
-        again = [change.appended[number] for number in replaced if number in there]
-        for row in again:
-            del change.appended[row.number]
-        key = log.key
-        size = 0
-        for row in change.appended.values():
-            draft.insert(row_document(key, row, draft.number))
-            size += len(row.data) + len(row.envelope)
-        if again:
-            draft.again.append((log, again))
-            size += sum([len(row.data) + len(row.envelope) for row in again])
-        new = replace(
-            log,
-            next_number=max(log.next_number, change.next_number or 0),
-            count=log.count + len(change.appended) + len(again) - len(there),
-            size=log.size + size - sum(there.values()),
-            holes=joined(log.holes, deleted) if len(there) > len(again) else log.holes,
-        )
-        states = {**dict(log.states), **change.changed, **{row.number: row.state for row in again}}
-        kept = [(number, state) for number, state in states.items() if number < log.next_number and new.has(number)]
-        new = replace(new, states=tuple(kept))
-        if new != log:
-            draft.add(new)
-            draft.waiting[name] = len(there) + len(change.changed)
+            draft.add(log)
+        return log
 
     def _withdraw(self, step: int) -> None:
         """Remove the rows of a step that this owner, which no longer is one, could not have made."""

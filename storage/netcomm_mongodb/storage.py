@@ -180,7 +180,7 @@ class MongoQueueStorage(HostStorage):
         with self._reading():
             records, said = self._host()
             logs = load_records(self._connection, records, LogRecord)
-            return {log.name: self._row_reader.summary(log, said) for log in logs}
+            return self._row_reader.summaries(logs, said)
 
     def rows(self, log: str, from_number: int, max_count: int, max_bytes: int) -> list[HostRow]:
         with self._reading():

@@ -4,6 +4,9 @@ All of it can be done again. A record leaves the journal only after its log has 
 looks for logs that were not swept in the journal alone, finds them all.
 """
 
+from collections.abc import Iterable
+from itertools import islice
+
 from pymongo.errors import PyMongoError
 
 from netcomm.logs import Log
@@ -19,6 +22,7 @@ _JOURNAL_RECORDS = 200
 _WAITING = 1000
 _FAILED = 100
 _AGE = 10_000
+_LOGS = 100
 
 
 class Sweeper:
@@ -61,7 +65,7 @@ class Sweeper:
         elif self._host.said.removals:
             self._remove()
         elif self._unswept:
-            self.sweep(next(iter(self._unswept)))
+            self.sweep(islice(self._unswept, _LOGS))
         return bool(self._debris or self._host.said.removals or self._unswept)
 
     def do_when_much_waits(self) -> None:
@@ -89,19 +93,20 @@ class Sweeper:
             self._connection.host.delete_many({"gone": True, "version": {"$lt": (era - 1) * _AGE}})
             self._era = era
 
-    def sweep(self, name: str) -> None:
-        """Remove the rows of a log that are gone, and give others their states."""
-        log = self._host.logs.get(name)
-        if log is not None and (log.holes or log.states):
-            self._rows.remove_holes(log)
-            self._rows.give_states(log)
+    def sweep(self, names: Iterable[str]) -> None:
+        """Remove the rows of logs that are gone, and give others their states."""
+        names = list(names)
+        logs = [log for name in names if (log := self._host.logs.get(name)) is not None and (log.holes or log.states)]
+        self._rows.remove_holes(logs)
+        self._rows.give_states(logs)
+        for log in logs:
             self._host.swept(log)
-        self._unswept.pop(name, None)
+        for name in names:
+            self._unswept.pop(name, None)
 
     def _sweep_all(self) -> None:
         self._remove()
-        for name in list(self._unswept):
-            self.sweep(name)
+        self.sweep(self._unswept)
 
     def _remove(self) -> None:
         removals = self._host.said.removals
