@@ -13,7 +13,7 @@ from netcomm.message import DURABLE
 
 MAX_NAME_BYTES = 512
 """The longest name of a log, a mark or a document, in bytes of UTF-8."""
-_NUMBERS = 2**63
+_NUMBERS = 2**63 - 1  # so that the number behind the last one has 63 bits, too
 
 
 @dataclass(slots=True)
@@ -43,11 +43,13 @@ class LogChanges:
                 raise ConfigurationError(f"the numbers of a log rise: {row.number} does not lie above {number}")
             number = row.number
             appended[number] = row
+        if self.changed:  # what was changed before a row was there does not concern it
+            self.changed = {number: state for number, state in self.changed.items() if number not in appended}
         self._raise_to(number + 1)
 
     def _raise_to(self, number: int) -> None:
         if not 0 <= number <= _NUMBERS:
-            raise ConfigurationError(f"numbers of a log are 0 to 2**63 - 1, and {number} follows")
+            raise ConfigurationError(f"numbers of a log lie below 2**63 - 1, and {number} would be the next one")
         if self.next_number is None or self.next_number < number:
             self.next_number = number
 
@@ -130,7 +132,7 @@ class HostChanges:
                 self.forgotten_marks.add(_checked_name(name))
                 self.marks.pop(name, None)
             elif not 0 <= mark < _NUMBERS:
-                raise ConfigurationError(f"a mark is a number from 0 to 2**63 - 1, not {mark}")
+                raise ConfigurationError(f"a mark is a number from 0 to 2**63 - 2, not {mark}")
             else:
                 self.marks[_checked_name(name)] = max(mark, self.marks.get(name, 0))
         for name in documents:

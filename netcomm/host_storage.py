@@ -59,10 +59,10 @@ class HostStep(NamedTuple):
     dropped: logs that are forgotten, with their rows and their counters.
     next_numbers: for logs, a number that the next number is raised to; a log that does not exist begins with it.
     appended: rows to be stored at the end of logs. Their numbers rise, are not below the log's next number, and below
-        2**63. A log that does not exist begins with them.
+        2**63 - 1. A log that does not exist begins with them.
     changed: for logs, the new `state` of rows by number; for rows that are not there, nothing happens.
     deleted: for logs, the rows that are forgotten, as ranges: a number, and the one below which the range ends.
-    marks: numbers from 0 to 2**63 - 1, by name, which only rise: a lower one than the storage has changes nothing.
+    marks: numbers from 0 to 2**63 - 2, by name, which only rise: a lower one than the storage has changes nothing.
         None forgets the mark.
     documents: contents by name, in place of the earlier ones. None forgets the document.
     positions: positions in the streams of others, in place of the earlier ones; None forgets the position. Those of

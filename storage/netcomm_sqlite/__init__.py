@@ -13,6 +13,8 @@ The rooms, from the bottom up; one imports only those before it:
     stream_table    the tables, each with its rows, their checksums, and what is asked of them
     message_table
     position_table
+    log_table
+    host_table
     loading         whether messages are missing
     schema          what makes a file a queue; migrations; identity
     names           the names of a file, and the one by which it is open

@@ -5,14 +5,14 @@ from typing import Any
 
 from netcomm_sqlite.failures import Damage, is_intact
 from netcomm_sqlite.message_table import COUNT
-from netcomm_sqlite.stream_table import LOAD_PARTS, LOAD_STREAMS, PART_BITS, Part, Stream, part_checksum
+from netcomm_sqlite.stream_table import LOAD_PARTS, LOAD_STREAMS, PART_BITS, Part, Stream, StreamKey, part_checksum
 
 _TAIL = "SELECT id, place, size FROM message WHERE id >= ? AND id < ? ORDER BY id"
 _FIND_ANY = "SELECT id FROM message WHERE id BETWEEN ? AND ? LIMIT 1"
 
 
-def load_streams(db: sqlite3.Connection) -> dict[str, Stream]:
-    """All streams by the idents of their receivers; every message is counted. Raises Damage."""
+def load_streams(db: sqlite3.Connection) -> dict[StreamKey, Stream]:
+    """All streams; every message is counted. Raises Damage."""
     streams = {}
     ranges: list[tuple[int, int]] = []
     parts = _load_parts(db)
@@ -22,8 +22,8 @@ def load_streams(db: sqlite3.Connection) -> dict[str, Stream]:
         ids = [(low, high) for low, high, _ in stream.ids()]
         found = [db.execute(COUNT, pair).fetchone() for pair in ids]
         if (stream.stored, stream.size) != (sum(count for count, _ in found), sum(size for _, size in found)):
-            raise Damage(f"messages of the stream to {stream.ident!r} are missing")
-        streams[stream.ident] = stream
+            raise Damage(f"messages of the {stream.title} are missing")
+        streams[stream.ident, stream.kind] = stream
         ranges += ids
     ranges.sort()
     gaps = zip([-(2**63), *(high for _, high in ranges)], [*(low for low, _ in ranges), 2**63], strict=True)
@@ -32,11 +32,11 @@ def load_streams(db: sqlite3.Connection) -> dict[str, Stream]:
     return streams
 
 
-def load_stream(db: sqlite3.Connection, ident: str) -> Stream | None:
+def load_stream(db: sqlite3.Connection, key: StreamKey) -> Stream | None:
     """One stream, if it exists; only the messages of its tail are looked at. Raises Damage."""
     # Not through an index: a damaged one would say that there is nothing.
     for row in db.execute(LOAD_STREAMS).fetchall():
-        if row[1] == ident:
+        if (row[1], row[7]) == key:
             return _checked_stream(db, row, _load_parts(db).get(row[0], ()))
     return None
 
@@ -53,14 +53,14 @@ def _load_parts(db: sqlite3.Connection) -> dict[int, tuple[Part, ...]]:
 
 def _checked_stream(db: sqlite3.Connection, row: tuple[Any, ...], parts: tuple[Part, ...]) -> Stream:
     """A row of `stream`, brought up to date by the messages of its tail."""
-    *values, checksum = row
-    stream = Stream(*values)._replace(parts=parts)
+    *values, kind, checksum = row
+    stream = Stream(*values)._replace(parts=parts, kind=kind)
     if not is_intact(checksum, stream.checksum):
-        raise Damage(f"the stream to {stream.ident!r} is not what was stored")
+        raise Damage(f"the {stream.title} is not what was stored")
     for low, high, shift in stream.ids(stream.next_seq):
         for message, tail_number, size in db.execute(_TAIL, (low, high)):
             if tail_number != stream.uncounted + 1:
-                raise Damage(f"messages of the stream to {stream.ident!r} are missing")
+                raise Damage(f"messages of the {stream.title} are missing")
             stream = stream._replace(
                 next_seq=message + shift + 1,
                 stored=stream.stored + 1,

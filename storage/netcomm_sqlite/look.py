@@ -12,7 +12,7 @@ from netcomm_sqlite.loading import load_stream, load_streams
 from netcomm_sqlite.names import Names
 from netcomm_sqlite.open_file import Connection, OpenFile
 from netcomm_sqlite.owner_lock import OwnerLock
-from netcomm_sqlite.stream_table import Stream
+from netcomm_sqlite.stream_table import Stream, StreamKey
 
 
 class Look(OpenFile):
@@ -67,10 +67,10 @@ class Look(OpenFile):
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
 
-    def stream(self, db: sqlite3.Connection, ident: str) -> Stream | None:
-        return load_stream(db, ident)
+    def stream(self, db: sqlite3.Connection, key: StreamKey) -> Stream | None:
+        return load_stream(db, key)
 
-    def all_streams(self, db: sqlite3.Connection) -> Mapping[str, Stream]:
+    def all_streams(self, db: sqlite3.Connection) -> Mapping[StreamKey, Stream]:
         return load_streams(db)
 
     def change(self, step: object, one_statement: bool = False, is_append: bool = False) -> None:

@@ -5,22 +5,23 @@ what ids and tails are.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from struct import Struct
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
+from netcomm.message import Stream as Kind
 from netcomm.storage import StoredMessage, StoredStream
 from netcomm_sqlite.failures import Damage
 from netcomm_sqlite.stream_table import PART_BITS, Part, Stream
 
 INSERT = """
-    INSERT INTO message (id, place, size, uuid, queued_at, ttl, expires_at, data, checksum)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO message (id, place, size, uuid, queued_at, ttl, expires_at, data, checksum, envelope)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 COUNT = "SELECT count(*), coalesce(sum(size), 0) FROM message WHERE id >= ? AND id < ?"
-_COLUMNS = "id, place, size, uuid, data, queued_at, ttl, checksum"
+_COLUMNS = "id, place, size, uuid, data, queued_at, ttl, envelope, checksum"
 _READ = f"SELECT {_COLUMNS} FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
 _EXPIRING = f"FROM message WHERE id >> {PART_BITS} = ? AND id >= ? AND expires_at"
 # In the order of the index: in another one, SQLite would sort all that have expired, however few are asked for.
@@ -29,34 +30,56 @@ _NEXT_EXPIRY = f"SELECT min(expires_at) {_EXPIRING} > ?"
 
 _MESSAGE_KEY = Struct(">qqd?d")
 
+_Item = TypeVar("_Item")
+
 
 def message_checksum(stream: int, message: StoredMessage, tail_number: int = 0) -> int:
     """The checksum of a row of `message`; stream: its number."""
-    seq, uuid, data, queued_at, ttl, _ = message
+    seq, uuid, data, queued_at, ttl, envelope = message
     checksum = crc32(uuid, crc32(_MESSAGE_KEY.pack(stream, seq, queued_at, ttl is None, ttl or 0.0), tail_number))
-    return crc32(data, checksum)
+    checksum = crc32(data, checksum)
+    return crc32(envelope, checksum) if envelope else checksum
 
 
 def message_row(stream: int, part: Part, message: StoredMessage, tail_number: int) -> tuple[Any, ...]:
     """A row to `INSERT`; tail_number: 0 where the row of the stream is updated with it. Its third value is the size."""
-    seq, uuid, data, queued_at, ttl, _ = message
+    seq, uuid, data, queued_at, ttl, envelope = message
     number = part.first_id + seq - part.first_seq
     expires_at = None if ttl is None else message.expires_at
     checksum = message_checksum(stream, message, tail_number)
-    return number, tail_number, len(data), uuid, queued_at, ttl, expires_at, data, checksum
+    size = len(data) + len(envelope)
+    return number, tail_number, size, uuid, queued_at, ttl, expires_at, data, checksum, envelope or None
 
 
 def read(db: sqlite3.Connection, stream: Stream, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
     """The messages from a seq on, as `QueueStorage.read` asks for them. Raises Damage."""
-    found: list[StoredMessage] = []
+    return read_first(db, _READ, _message, stream, from_seq, max_count, max_bytes)
+
+
+def read_first(
+    db: sqlite3.Connection,
+    query: str,
+    checked: Callable[[int, int, Any], _Item],
+    stream: Stream,
+    from_seq: int,
+    max_count: int,
+    max_bytes: int,
+) -> list[_Item]:
+    """What the first rows at or above a seq have, at most so many, and no more once their sizes reach `max_bytes`.
+
+    query: for ids from one to below another, and how many rows; `id` is its first column, `size` its third one.
+    checked: what a row has, from the stream's id, what is to be added to the row's id, and the row.
+
+    Raises Damage.
+    """
+    found: list[_Item] = []
     for low, high, shift in stream.ids(from_seq):
-        for row in db.execute(_READ, (low, high, max_count - len(found))):
+        for row in db.execute(query, (low, high, max_count - len(found))):
             if row[0] < low:
                 raise Damage(f"message {row[0] + shift!r} is not in its place")
             low = row[0] + 1
-            message = _message(stream.id, shift, row)
-            found.append(message)
-            max_bytes -= len(message.data)
+            found.append(checked(stream.id, shift, row))
+            max_bytes -= row[2]
             if max_bytes <= 0:
                 return found
     return found
@@ -117,16 +140,19 @@ def summary(db: sqlite3.Connection, stream: Stream) -> StoredStream:
         ends[0] if ends else None,
         min((when for when in expiries if when is not None), default=None),
         ends[-1] if ends else None,
+        Kind(stream.kind),
     )
 
 
 def _message(
-    stream: int, shift: int, row: tuple[int, int, int, bytes, bytes, float, float | None, int]
+    stream: int, shift: int, row: tuple[int, int, int, bytes, bytes, float, float | None, bytes | None, int]
 ) -> StoredMessage:
-    number, tail_number, size, uuid, data, queued_at, ttl, checksum = row
-    message = StoredMessage(number + shift, uuid, data, queued_at, ttl)
+    number, tail_number, size, uuid, data, queued_at, ttl, envelope, checksum = row
+    message = StoredMessage(number + shift, uuid, data, queued_at, ttl, envelope or b"")
     try:
-        intact = checksum == message_checksum(stream, message, tail_number) and size == len(data)
+        intact = checksum == message_checksum(stream, message, tail_number) and size == len(data) + len(
+            message.envelope
+        )
     except Exception:  # damage has made a value one of another type
         intact = False
     if not intact:

@@ -17,7 +17,7 @@ from netcomm.errors import StorageError
 from netcomm_sqlite.failures import BUSY_S, Failures
 from netcomm_sqlite.forks import enter, files, leave
 from netcomm_sqlite.names import Key, Names
-from netcomm_sqlite.stream_table import Stream
+from netcomm_sqlite.stream_table import Stream, StreamKey
 
 
 def connect(names: Names, read_only: bool) -> sqlite3.Connection:
@@ -89,12 +89,12 @@ class OpenFile(ABC):
         """With the lock, and one state of the file for all statements of the block. Raises StorageError."""
 
     @abstractmethod
-    def stream(self, db: sqlite3.Connection, ident: str) -> Stream | None:
-        """While reading: the stream to a receiver, if it exists. Raises Damage."""
+    def stream(self, db: sqlite3.Connection, key: StreamKey) -> Stream | None:
+        """While reading: a stream, if it exists. Raises Damage."""
 
     @abstractmethod
-    def all_streams(self, db: sqlite3.Connection) -> Mapping[str, Stream]:
-        """While reading: all streams by the idents of their receivers. Raises Damage."""
+    def all_streams(self, db: sqlite3.Connection) -> Mapping[StreamKey, Stream]:
+        """While reading: all streams. Raises Damage."""
 
     def check_process(self) -> None:
         """Raise StorageError in a forked child."""

@@ -18,7 +18,7 @@ from netcomm_sqlite.loading import load_streams
 from netcomm_sqlite.names import Names
 from netcomm_sqlite.open_file import Connection, OpenFile
 from netcomm_sqlite.owner_lock import OwnerLock
-from netcomm_sqlite.stream_table import Stream, update_stream
+from netcomm_sqlite.stream_table import Stream, StreamKey, update_stream
 
 Durability = Literal["power", "process"]
 
@@ -26,25 +26,26 @@ Durability = Literal["power", "process"]
 # as to sync what makes the file longer; where nothing is synced before the WAL begins anew, that is to be seldom.
 SETTINGS: dict[str, tuple[str, int]] = {"power": ("FULL", 250), "process": ("NORMAL", 1000)}
 
-Step = Callable[["OwnedFile"], Mapping[str, Stream] | None]
+Step = Callable[["OwnedFile"], Mapping[StreamKey, Stream | None] | None]
 """What changes the file in one transaction.
 
-It uses `db`, `streams` and `space` of the file, and returns the streams that it has changed, by ident, if it has
-changed any: `streams` changes when the file has. It is run again where there was no space, and some could be made.
+It uses `db`, `streams` and `space` of the file, and returns the streams that it has changed, if it has changed any,
+with None for those that it has dropped: `streams` changes when the file has. It is run again where there was no space,
+and some could be made.
 """
 
 
 class OwnedFile(OpenFile):
     """A file that this storage owns.
 
-    streams: all streams by the idents of their receivers, as the file has them; to be used in steps, and while reading.
+    streams: all streams, as the file has them; to be used in steps, and while reading.
     space: sees to blocks for appends; to be used in steps.
     """
 
     def __init__(self, names: Names, durability: Durability) -> None:
         """Open the file, and make it where it does not exist. Raises StorageError."""
         super().__init__(names)
-        self.streams: dict[str, Stream] = {}
+        self.streams: dict[StreamKey, Stream] = {}
         self._is_current = True  # `streams` is what the file has
         with self._failures.translated():
             names.check_length()
@@ -163,7 +164,11 @@ class OwnedFile(OpenFile):
             self._is_current = isinstance(error, sqlite3.Error)
             raise
         if changed is not None:
-            self.streams.update(changed)
+            for key, stream in changed.items():
+                if stream is None:
+                    self.streams.pop(key, None)
+                else:
+                    self.streams[key] = stream
         self._is_current = True
 
     @contextmanager
@@ -174,10 +179,10 @@ class OwnedFile(OpenFile):
                 self._make_usable()
             yield self.db
 
-    def stream(self, db: sqlite3.Connection, ident: str) -> Stream | None:
-        return self.streams.get(ident)
+    def stream(self, db: sqlite3.Connection, key: StreamKey) -> Stream | None:
+        return self.streams.get(key)
 
-    def all_streams(self, db: sqlite3.Connection) -> Mapping[str, Stream]:
+    def all_streams(self, db: sqlite3.Connection) -> Mapping[StreamKey, Stream]:
         return self.streams
 
     def _make_usable(self) -> None:

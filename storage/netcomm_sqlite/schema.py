@@ -1,7 +1,8 @@
 """What makes a file a queue: its tables, the steps that bring an older file up to date, and its identity.
 
-Tables: `stream` (a row for each receiver: epoch, counter, totals), `message`, `part` (which ids the messages of a
-stream have), `position` (a row for each sender) and `meta` (the identity). Rows carry a CRC-32 of their content, since
+Tables: `stream` (a row for each durable stream and each log of a host: epoch, counter, totals), `message` (theirs),
+`part` (which ids the messages of a stream have), `position` (a row for each sender), `host_position`, `mark` and
+`document` (a row for each that a host keeps), and `meta` (the identity). Rows carry a CRC-32 of their content, since
 SQLite itself does not notice a flipped bit in a value.
 """
 
@@ -15,6 +16,7 @@ from zlib import crc32
 from sqlite_utils import Database
 
 from netcomm.errors import StorageError
+from netcomm.message import DURABLE
 from netcomm_sqlite.failures import Damage, is_intact
 from netcomm_sqlite.stream_table import PART_BITS, PART_SIZE, add_part
 
@@ -158,5 +160,20 @@ def _cluster(db: Database) -> None:
     )
 
 
+def _add_host(db: Database) -> None:
+    """Let a host keep its logs, marks, documents and positions; and messages their envelopes: version 3 could not."""
+    db.execute("ALTER TABLE message ADD COLUMN envelope BLOB")
+    db.execute("ALTER TABLE message ADD COLUMN state BLOB")  # that of a log's row
+    db.execute(f"ALTER TABLE stream ADD COLUMN kind INTEGER NOT NULL DEFAULT {int(DURABLE)}")
+    db.execute("DROP INDEX idx_stream_ident")
+    db.table("stream").create_index(["ident", "kind"], unique=True)
+    db.table("host_position").create(
+        {"ident": str, "stream": int, "epoch": int, "next_seq": int, "stored_at": float, "checksum": int},
+        pk=("ident", "stream"),
+    )
+    db.table("mark").create({"name": str, "value": int, "checksum": int}, pk="name")
+    db.table("document").create({"name": str, "content": bytes, "checksum": int}, pk="name")
+
+
 # Each brings the schema from one version to the next.
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create, _add_expiry, _cluster)
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create, _add_expiry, _cluster, _add_host)

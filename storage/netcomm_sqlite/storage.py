@@ -8,21 +8,36 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from sqlite_utils import Database
 
 from netcomm.errors import ConfigurationError, StorageUnavailable
-from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream
-from netcomm_sqlite import message_table, position_table
+from netcomm.host_changes import merge
+from netcomm.host_storage import HostLog, HostPosition, HostRow, HostStep, HostStorage, PositionKey
+from netcomm.message import DURABLE
+from netcomm.message import Stream as Kind
+from netcomm.storage import Append, Position, StoredMessage, StoredStream
+from netcomm_sqlite import host_table, log_table, message_table, position_table
 from netcomm_sqlite.failures import is_full
 from netcomm_sqlite.look import Look
 from netcomm_sqlite.message_table import INSERT, message_row
 from netcomm_sqlite.names import Names
 from netcomm_sqlite.owned_file import SETTINGS, Durability, OwnedFile
-from netcomm_sqlite.stream_table import MAX_UNCOUNTED, PART_SIZE, Stream, add_part, add_stream, update_stream
+from netcomm_sqlite.stream_table import (
+    LOG,
+    MAX_UNCOUNTED,
+    PART_SIZE,
+    Stream,
+    StreamKey,
+    add_part,
+    add_stream,
+    update_stream,
+)
 
 # Where a deletion needs more of the log than there is, it is made in pieces of so many messages, or of fewer.
 _PIECE = 1024
 
 
-class SqliteQueueStorage(QueueStorage):
+class SqliteQueueStorage(HostStorage):
     """A queue storage in one SQLite file, in WAL mode."""
+
+    keeps_envelopes = True
 
     def __init__(
         self, path: str | os.PathLike[str], *, durability: Durability = "power", read_only: bool = False
@@ -80,16 +95,17 @@ class SqliteQueueStorage(QueueStorage):
 
     def append(self, batch: Sequence[Append]) -> None:
         if len(batch) == 1 and len(batch[0].messages) == 1:
-            ident, _, (message,), _ = batch[0]
-            if self._append_to_tail(ident, message):
+            ident, _, (message,), kind = batch[0]
+            if self._append_to_tail((ident, kind), message):
                 return
 
-        def step(file: OwnedFile) -> dict[str, Stream]:
+        def step(file: OwnedFile) -> dict[StreamKey, Stream]:
             db = file.db
-            changed: dict[str, Stream] = {}
-            for ident, epoch, messages, _ in batch:
-                stream = changed.get(ident) or file.streams.get(ident) or add_stream(db, ident, epoch)
-                number, _, epoch, next_seq, sent_below, stored, size, parts, _ = stream
+            changed: dict[StreamKey, Stream] = {}
+            for ident, epoch, messages, kind in batch:
+                key = ident, kind
+                stream = changed.get(key) or file.streams.get(key) or add_stream(db, key, epoch)
+                number, _, epoch, next_seq, sent_below, stored, size, parts, _, _ = stream
                 rows = []
                 for message in messages:
                     if not parts or message.seq >= parts[-1].first_seq + PART_SIZE:
@@ -100,24 +116,24 @@ class SqliteQueueStorage(QueueStorage):
                     next_seq = max(next_seq, message.seq + 1)
                 db.executemany(INSERT, rows)
                 stored += len(rows)
-                changed[ident] = update_stream(
-                    db, Stream(number, ident, epoch, next_seq, sent_below, stored, size, parts)
+                changed[key] = update_stream(
+                    db, Stream(number, ident, epoch, next_seq, sent_below, stored, size, parts, 0, kind)
                 )
             file.space.ensure_pages()
             return changed
 
         self._file.change(step, is_append=True)
 
-    def _append_to_tail(self, ident: str, message: StoredMessage) -> bool:
+    def _append_to_tail(self, key: StreamKey, message: StoredMessage) -> bool:
         """Store a message without a change to the row of its stream; returns False where that can't be."""
         done = False
 
-        def step(file: OwnedFile) -> dict[str, Stream]:
+        def step(file: OwnedFile) -> dict[StreamKey, Stream]:
             nonlocal done
-            stream = file.streams.get(ident)
+            stream = file.streams.get(key)
             if stream is None or not stream.parts or stream.uncounted >= MAX_UNCOUNTED:
                 return {}
-            number, _, epoch, next_seq, sent_below, stored, size, parts, uncounted = stream
+            number, ident, epoch, next_seq, sent_below, stored, size, parts, uncounted, kind = stream
             if message.seq < next_seq or message.seq >= parts[-1].first_seq + PART_SIZE:
                 return {}
             tail_number = uncounted + 1
@@ -126,37 +142,49 @@ class SqliteQueueStorage(QueueStorage):
             file.db.execute(INSERT, row)
             done = True
             return {
-                ident: Stream(
-                    number, ident, epoch, message.seq + 1, sent_below, stored + 1, size + row[2], parts, tail_number
+                key: Stream(
+                    number,
+                    ident,
+                    epoch,
+                    message.seq + 1,
+                    sent_below,
+                    stored + 1,
+                    size + row[2],
+                    parts,
+                    tail_number,
+                    kind,
                 )
             }
 
         self._file.change(step, one_statement=True, is_append=True)
         return done
 
-    def read(self, ident: str, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:
+    def read(
+        self, ident: str, from_seq: int, max_count: int, max_bytes: int, stream: Kind = DURABLE
+    ) -> list[StoredMessage]:
         with self._file.reading() as db:
-            stream = self._file.stream(db, ident)
-            return [] if stream is None else message_table.read(db, stream, from_seq, max_count, max_bytes)
+            found = self._file.stream(db, (ident, stream))
+            return [] if found is None else message_table.read(db, found, from_seq, max_count, max_bytes)
 
-    def delete_below(self, ident: str, seq: int) -> None:
-        self._delete(ident, [(0, seq)])
+    def delete_below(self, ident: str, seq: int, stream: Kind = DURABLE) -> None:
+        self._delete((ident, stream), [(0, seq)])
 
-    def delete(self, ident: str, seqs: Sequence[int]) -> None:
-        self._delete(ident, [(seq, seq + 1) for seq in sorted(set(seqs))])  # one that is named twice is counted once
+    def delete(self, ident: str, seqs: Sequence[int], stream: Kind = DURABLE) -> None:
+        # One that is named twice is counted once.
+        self._delete((ident, stream), [(seq, seq + 1) for seq in sorted(set(seqs))])
 
-    def _delete(self, ident: str, ranges: Sequence[tuple[int, int]]) -> None:
+    def _delete(self, key: StreamKey, ranges: Sequence[tuple[int, int]]) -> None:
         piece: int | None = None
         is_complete = False
 
-        def step(file: OwnedFile) -> dict[str, Stream]:
+        def step(file: OwnedFile) -> dict[StreamKey, Stream]:
             nonlocal is_complete
-            stream = file.streams.get(ident)
+            stream = file.streams.get(key)
             if stream is None:
                 is_complete = True
                 return {}
             stream, is_complete = message_table.delete(file.db, stream, ranges, piece)
-            return {ident: update_stream(file.db, stream)}
+            return {key: update_stream(file.db, stream)}
 
         while not is_complete:
             try:
@@ -169,28 +197,29 @@ class SqliteQueueStorage(QueueStorage):
                 piece = _PIECE if piece is None else max(1, piece // 4)
 
     def expired(
-        self, ident: str, from_seq: int, now: float, max_count: int
+        self, ident: str, from_seq: int, now: float, max_count: int, stream: Kind = DURABLE
     ) -> tuple[list[StoredMessage], float | None]:
         with self._file.reading() as db:
-            stream = self._file.stream(db, ident)
-            return ([], None) if stream is None else message_table.expired(db, stream, from_seq, now, max_count)
+            found = self._file.stream(db, (ident, stream))
+            return ([], None) if found is None else message_table.expired(db, found, from_seq, now, max_count)
 
     # -- Streams and positions --------------------------------------------------------------------------------
 
     def streams(self) -> list[StoredStream]:
         with self._file.reading() as db:
-            return [message_table.summary(db, stream) for stream in self._file.all_streams(db).values()]
+            streams = self._file.all_streams(db).values()
+            return [message_table.summary(db, stream) for stream in streams if stream.kind != LOG]
 
-    def mark_sent(self, ident: str, below: int) -> None:
-        self._change_stream(ident, lambda stream: stream._replace(sent_below=below))
+    def mark_sent(self, ident: str, below: int, stream: Kind = DURABLE) -> None:
+        self._change_stream((ident, stream), lambda stream: stream._replace(sent_below=below))
 
-    def renew(self, ident: str, epoch: int) -> None:
-        self._change_stream(ident, lambda stream: stream._replace(epoch=epoch, sent_below=stream.next_seq))
+    def renew(self, ident: str, epoch: int, stream: Kind = DURABLE) -> None:
+        self._change_stream((ident, stream), lambda stream: stream._replace(epoch=epoch, sent_below=stream.next_seq))
 
-    def _change_stream(self, ident: str, change: Callable[[Stream], Stream]) -> None:
-        def step(file: OwnedFile) -> dict[str, Stream]:
-            stream = file.streams.get(ident)
-            return {} if stream is None else {ident: update_stream(file.db, change(stream))}
+    def _change_stream(self, key: StreamKey, change: Callable[[Stream], Stream]) -> None:
+        def step(file: OwnedFile) -> dict[StreamKey, Stream]:
+            stream = file.streams.get(key)
+            return {} if stream is None else {key: update_stream(file.db, change(stream))}
 
         self._file.change(step)
 
@@ -200,6 +229,42 @@ class SqliteQueueStorage(QueueStorage):
 
     def store_positions(self, positions: Mapping[str, Position]) -> None:
         self._file.change(lambda file: position_table.store(file.db, positions))
+
+    # -- What a host keeps ------------------------------------------------------------------------------------
+
+    def commit(self, steps: Sequence[HostStep]) -> None:
+        changes = merge(steps)
+
+        def step(file: OwnedFile) -> dict[StreamKey, Stream | None]:
+            changed = log_table.change(file.db, file.streams, changes.logs)
+            host_table.change(file.db, changes)
+            if changes.takes_room:
+                file.space.ensure_pages()
+            return changed
+
+        self._file.change(step, is_append=changes.takes_room)
+
+    def logs(self) -> dict[str, HostLog]:
+        with self._file.reading() as db:
+            streams = self._file.all_streams(db).values()
+            return {stream.ident: log_table.summary(db, stream) for stream in streams if stream.kind == LOG}
+
+    def rows(self, log: str, from_number: int, max_count: int, max_bytes: int) -> list[HostRow]:
+        with self._file.reading() as db:
+            stream = self._file.stream(db, (log, LOG))
+            return [] if stream is None else log_table.read(db, stream, from_number, max_count, max_bytes)
+
+    def marks(self) -> dict[str, int]:
+        with self._file.reading() as db:
+            return host_table.load_marks(db)
+
+    def documents(self) -> dict[str, bytes]:
+        with self._file.reading() as db:
+            return host_table.load_documents(db)
+
+    def host_positions(self) -> dict[PositionKey, HostPosition]:
+        with self._file.reading() as db:
+            return host_table.load_positions(db)
 
     # -- Life -------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from netcomm.storage import Append, QueueStorage, StoredMessage
-from netcomm.testing import QueueStorageContract
+from netcomm.testing import HostStorageContract
 from netcomm_sqlite import SqliteQueueStorage, open_file
 from netcomm_sqlite.names import Names
 
 
-class TestSqlite(QueueStorageContract):
+class TestSqlite(HostStorageContract):
     def open_storage(self, place: Path, read_only: bool = False) -> QueueStorage:
         return SqliteQueueStorage(place, read_only=read_only)
 

@@ -5,6 +5,7 @@ replayed by running the test again.
 """
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from netcomm.errors import StorageUnavailable
 from netcomm.memory_storage import MemoryQueueStorage
 from netcomm_mongodb import MongoQueueStorage
 from netcomm_sqlite import SqliteQueueStorage
+from tests.contract.host_machine import HostMachine
 from tests.contract.mongodb_server import mongodb_url, own_mongodb
 from tests.contract.storage_machine import Draft, StorageMachine, batches
 
@@ -29,7 +31,7 @@ __all__ = ["mongodb_url", "own_mongodb"]  # fixtures
 pytestmark = pytest.mark.timeout(400)
 
 
-def run(make: Callable[[], StorageMachine], examples: int, steps: int) -> None:
+def run(make: Callable[[], StorageMachine | HostMachine], examples: int, steps: int) -> None:
     run_state_machine_as_test(
         make,
         settings=settings(
@@ -60,6 +62,37 @@ def test_sqlite(tmp_path: Path) -> None:
         path = tmp_path / f"{next(numbers)}.db"
         # No power is cut here: nothing has to be waited for.
         return StorageMachine(lambda read_only: SqliteQueueStorage(path, durability="process", read_only=read_only))
+
+    run(make, examples=60, steps=40)
+
+
+def test_what_a_host_keeps_in_memory() -> None:
+    def make() -> HostMachine:
+        storage = MemoryQueueStorage()
+        return HostMachine(lambda read_only: storage, has_place=False)
+
+    run(make, examples=60, steps=40)
+
+
+def test_what_a_host_keeps_in_a_file(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def opens(path: Path, read_only: bool) -> SqliteQueueStorage:
+        return SqliteQueueStorage(path, durability="process", read_only=read_only)
+
+    def make() -> HostMachine:
+        path = tmp_path / f"{next(numbers)}.db"
+
+        def die() -> Callable[[bool], SqliteQueueStorage]:
+            """A dead process leaves the file and its log as they are."""
+            nonlocal path
+            left = tmp_path / f"{next(numbers)}.db"
+            for suffix in ("", "-wal"):
+                shutil.copyfile(f"{path}{suffix}", f"{left}{suffix}")
+            path = left
+            return lambda read_only: opens(left, read_only)
+
+        return HostMachine(lambda read_only: opens(path, read_only), die=die)
 
     run(make, examples=60, steps=40)
 

@@ -115,6 +115,8 @@ PLUG_INS = {
         "stream_table",
         "message_table",
         "position_table",
+        "log_table",
+        "host_table",
         "loading",
         "schema",
         "names",
@@ -151,7 +153,7 @@ PLUG_INS = {
         "storage",
     ],
 }
-SQLITE_TABLES = {"stream_table", "message_table", "position_table", "loading", "schema"}
+SQLITE_TABLES = {"stream_table", "message_table", "position_table", "log_table", "host_table", "loading", "schema"}
 SQLITE_DISK = {"names", "blocks", "forks", "owner_lock", "file_watch", "disk_space"}
 SANS_IO = ["deadlines", "limits", "message", *(name for name in LIBRARY if name.startswith("protocol"))]
 
