@@ -115,7 +115,8 @@ class _LogDraft:
             size=log.size + size - sum(there.values()),
             holes=joined(log.holes, self.deleted) if len(there) > len(again) else log.holes,
         )
-        states = {**dict(log.states), **change.changed, **{row.number: row.state for row in again}}
+        states = {number: state for number, state in log.states if number not in change.appended}
+        states |= change.changed | {row.number: row.state for row in again}
         kept = [(number, state) for number, state in states.items() if number < log.next_number and after.has(number)]
         after = replace(after, states=tuple(kept))
         if after != log:

@@ -485,7 +485,7 @@ def test_changes_that_fail_are_undone_however_late_they_come(
                     lossy.deliver(len(late))
                     model.check(heir)
             finally:
-                storage._lease.stop()
+                storage._owner.stop()
                 storage._connection.close()
             late.clear()
 
