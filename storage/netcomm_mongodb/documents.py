@@ -226,6 +226,8 @@ def message_document(key: str, message: StoredMessage, token: int, attempt: int)
         document["expires_at"] = float(message.queued_at + message.ttl)
     if message.envelope:
         document["envelope"] = message.envelope
+    if len(data) <= _PART_BYTES:
+        return document, []
     return document, split(document, {"token": Int64(token), "attempt": Int64(attempt)})
 
 
