@@ -415,7 +415,7 @@ class LossyCollection:
 
 
 def make_lossy(storage: MongoQueueStorage, chance: random.Random, late: list[Callable[[], object]]) -> LossyCollection:
-    for name in ("meta", "streams", "positions", "messages", "parts"):
+    for name in ("meta", "streams", "positions", "messages", "parts", "host", "rows", "row_parts"):
         lossy = LossyCollection(getattr(storage._connection, name), chance, late)
         setattr(storage._connection, name, lossy)
     return lossy
@@ -485,7 +485,7 @@ def test_changes_that_fail_are_undone_however_late_they_come(
                     lossy.deliver(len(late))
                     model.check(heir)
             finally:
-                storage._lease.stop()
+                storage._owner.stop()
                 storage._connection.close()
             late.clear()
 
