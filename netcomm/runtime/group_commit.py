@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from netcomm import clocks
 from netcomm.errors import ReentrantCall, StorageUnavailable
+from netcomm.host_storage import HostStorage
 from netcomm.message import Delivery, Stream
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
@@ -84,6 +85,11 @@ class GroupCommit:
     def keeps_envelopes(self) -> bool:
         """Whether the storage keeps the envelopes of messages."""
         return self._storage.keeps_envelopes
+
+    @property
+    def keeps_streams(self) -> bool:
+        """Whether the storage keeps more than one stream for each receiver."""
+        return isinstance(self._storage, HostStorage)
 
     def is_interrupting(self) -> bool:
         """Whether the caller's thread is in a call of the storage, or about to make one: a finalizer interrupts it."""

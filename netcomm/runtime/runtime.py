@@ -13,8 +13,9 @@ from threading import TIMEOUT_MAX, Thread, get_ident
 from time import monotonic
 
 from netcomm import clocks, logs
+from netcomm.host_storage import HostStorage
 from netcomm.limits import Limits
-from netcomm.message import DURABLE, Delivery, DeliveryState, check_ident
+from netcomm.message import DURABLE, Delivery, DeliveryState, Stream, check_ident
 from netcomm.protocol.events import Event, StorageRequest
 from netcomm.protocol.extension import Extension
 from netcomm.protocol.messaging import Messaging
@@ -31,7 +32,7 @@ from netcomm.runtime.loop import CLOSING_S, Loop, reentrant
 from netcomm.runtime.manual_dispatcher import ManualDispatcher
 from netcomm.runtime.sender import Sender
 from netcomm.runtime.storage_worker import StorageWorker
-from netcomm.storage import QueueStorage
+from netcomm.storage import Position, QueueStorage
 from netcomm.storage_url import open_storage
 from netcomm.transport.acceptor import listen
 from netcomm.transport.addresses import Address
@@ -111,8 +112,7 @@ class Runtime:
         worker = None if opened is None else StorageWorker(f"{name}-storage", opened)
         self._worker = worker
         if opened is not None:
-            positions = {(sender, DURABLE): position for sender, position in opened.positions().items()}
-            for request in node.restore(opened.streams(), positions, *clocks.read()):
+            for request in node.restore(opened.streams(), _positions(opened), *clocks.read()):
                 request.carry_out(opened)
         self._handover = Handover(node) if self._dispatcher.owns_thread else NotedHandover(node)
         store = _no_storage if worker is None else worker.put
@@ -407,6 +407,15 @@ class Runtime:
         self._loop.refuse_interruption("stats")
         with self._loop.mutex:
             return self._messaging.peers.stats()
+
+
+def _positions(storage: QueueStorage) -> dict[tuple[str, Stream], Position]:
+    """The positions that a storage has kept, by sender and stream."""
+    positions = {(sender, DURABLE): position for sender, position in storage.positions().items()}
+    if isinstance(storage, HostStorage):
+        for key, (epoch, next_seq, *_) in storage.host_positions().items():
+            positions[key] = Position(epoch, next_seq)
+    return positions
 
 
 def _no_storage(request: StorageRequest) -> None:

@@ -167,6 +167,8 @@ class Sender:
         check_ttl(ttl)
         if stream.durable and self._group_commit is None:
             raise ConfigurationError("the peer has no storage for persistent messages")
+        if stream is Stream.BUS_DURABLE and not self._group_commit.keeps_streams:  # type: ignore[union-attr]
+            raise ConfigurationError("the storage keeps one stream for each receiver: use one that is a HostStorage")
         if stream is BULK and (largest := max(map(len, items), default=0)) > frames.MAX_BULK_BYTES:
             raise MessageTooLarge(f"piece of {largest} bytes, {frames.MAX_BULK_BYTES} are allowed in the stream BULK")
         return self._send_all(ident, stream, items, ttl, timeout, envelope)
