@@ -232,6 +232,10 @@ class Oracle:
     def _may_be_discarded(self, message: Sent, process: Any) -> bool:
         if self._is_discarded(message, process) or (process.ending and not message.persistent):
             return True
+        # Stored by a process that died before it could say so, and found by the next one.
+        unsaid = message.acceptor is None and message.sender is not process
+        if unsaid and message.sent_at <= process.discarded_at.get(message.receiver, -1.0):
+            return True
         receiver = process.node.world_nodes[message.receiver]
         if not receiver.made_up:
             return False

@@ -87,6 +87,7 @@ class Process:
         self.ending = False
         self.untold_fault = False
         self.discards: dict[str, int] = {}  # by receiver: up to which accepted message its user has given them up
+        self.discarded_at: dict[str, float] = {}  # by receiver: when its user did so last
         self.disconnected_at: dict[str, float] = {}
         self.pending: dict[tuple[str, Any], int] = {}  # by sender and stream: the bytes that wait for callbacks
         self.trap: str | None = node.first_trap
@@ -350,6 +351,7 @@ class Process:
         """The user gives up what waits for a receiver."""
         self.world.trace(f"{self.node.name}: discards what waits for {ident}")
         self.discards[ident] = self.oracle.accepted_count
+        self.discarded_at[ident] = self.world.now
         self.messaging.discard(ident)
         self.oracle.check_discarded(self, ident)
         self._settle()
@@ -504,12 +506,17 @@ class Process:
             raise error
 
     def _told(self, batch: events.Received, returned: int) -> None:
-        sizes = [packet_size(len(item[4])) for item in batch.items[batch.handled : returned]]
-        self.pending[batch.ident, batch.stream] -= sum(sizes)
+        self.handled(batch, returned)
         self.core.on_handled(batch, returned, self.now)
         self.oracle.check_handed_over(self, batch.ident)
         self._settle()
         self._after(self._callback_delay(), self._dispatch, batch if returned < len(batch.items) else None)
+
+    def handled(self, received: events.Received, count: int) -> None:
+        """The first messages of these, so many in all, do not wait for anything any more."""
+        for *_, data, envelope in received.items[received.handled : count]:
+            envelope_bytes = 0 if envelope is None else envelope.wire_size
+            self.pending[received.ident, received.stream] -= packet_size(len(data) + envelope_bytes)
 
     # -- The keeper -------------------------------------------------------------------------------------------
 
@@ -629,6 +636,10 @@ class Process:
             return False
         if self.storage is not None and not self.keeper_idle:
             return False
+        for peer in self.messaging.peers:
+            # The receiver is about to say how much it has of what was discarded in flight.
+            if peer.connected and any(stream._discarded for stream in peer.outbox):
+                return False
         return self.messaging.peers.idle and self.messaging.all_handed_over
 
 
