@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from netcomm import ConfigurationError, Limits, Message, MessageTooLarge, SnakemqConnector, SnakemqListener
-from netcomm.storage import MemoryQueueStorage, QueueStorage
+from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.storage import QueueStorage
 from netcomm.testing import FaultProxy
 from tests.integration.helpers import DEADLINE_S, FAST, Pair, Recorder, wait_until
 

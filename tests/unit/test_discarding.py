@@ -5,10 +5,10 @@ import logging
 import pytest
 
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import Delivery, DeliveryState
 from netcomm.protocol import events, frames
 from netcomm.protocol.batch import Batch
-from netcomm.storage import MemoryQueueStorage
 from tests.unit import helpers
 from tests.unit.helpers import OVERHEAD, Host, Net, Wire, established_raw, kinds, not_waited_for, packets, warnings
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from netcomm.errors import ConfigurationError, RemoteProtocolError
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DURABLE, VOLATILE, DeliveryState, Headers
 from netcomm.protocol import encode, envelope, events, frames
 from netcomm.protocol.batch import Batch
 from netcomm.protocol.envelope import Envelope, pack_headers
-from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
+from netcomm.storage import Append, StoredMessage
 from tests.fuzz import reference, strategies
 from tests.fuzz.codec import fields_of
 from tests.unit import helpers
