@@ -123,7 +123,8 @@ class HostStorage(QueueStorage):
         that is right in either case. A row whose number is there already is replaced then. Raises StorageError;
         StorageUnavailable where trying again may help.
 
-        A full place has a reserve for steps that append no row, store no document, and raise no `next_numbers`.
+        A full place has a reserve for steps that append no row, store no document, and raise no `next_numbers`. A new
+        state may take the room of its whole row, which for a large one is more than the reserve has.
         """
 
     @abstractmethod

@@ -6,6 +6,7 @@ Such a row has no uuid and no time to live; its `queued_at` is when it was store
 import sqlite3
 from collections.abc import Iterable, Mapping
 from struct import Struct
+from typing import Any
 from zlib import crc32
 
 from netcomm.errors import ConfigurationError
@@ -25,9 +26,7 @@ from netcomm_sqlite.stream_table import (
     update_stream,
 )
 
-_INSERT = """
-    INSERT INTO message (id, place, size, queued_at, data, checksum, envelope, state) VALUES (?, 0, ?, ?, ?, ?, ?, ?)
-"""
+_INSERTS = message_table.inserts(["id", "place", "size", "queued_at", "data", "checksum"], ["envelope"], ["state"])
 _READ = """
     SELECT id, place, size, data, envelope, queued_at, state, checksum FROM message WHERE id >= ? AND id < ?
     ORDER BY id LIMIT ?
@@ -72,7 +71,7 @@ def _changed(db: sqlite3.Connection, stream: Stream, changes: LogChanges) -> Str
 def _append(db: sqlite3.Connection, stream: Stream, appended: Iterable[HostRow]) -> Stream:
     number, parts, size = stream.id, stream.parts, stream.size
     first_id = first_seq = end = 0
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for row in appended:
         _, data, envelope, stored_at, state = row
         seq = row.number
@@ -82,18 +81,12 @@ def _append(db: sqlite3.Connection, stream: Stream, appended: Iterable[HostRow])
             end = first_seq + PART_SIZE
         length = len(data) + len(envelope)
         size += length
-        rows.append(
-            (
-                first_id + seq - first_seq,
-                length,
-                stored_at,
-                data,
-                _checksum(number, row),
-                envelope or None,
-                state or None,
-            )
-        )
-    db.executemany(_INSERT, rows)
+        values = first_id + seq - first_seq, 0, length, stored_at, data, _checksum(number, row)
+        if state:
+            rows.append((*values, envelope or None, state))
+        else:
+            rows.append((*values, envelope) if envelope else values)
+    message_table.insert(db, _INSERTS, rows)
     return stream._replace(stored=stream.stored + len(rows), size=size, parts=parts)
 
 

@@ -5,7 +5,7 @@ what ids and tails are.
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from struct import Struct
 from typing import Any, TypeVar
@@ -16,10 +16,24 @@ from netcomm.storage import StoredMessage, StoredStream
 from netcomm_sqlite.failures import Damage
 from netcomm_sqlite.stream_table import PART_BITS, Part, Stream
 
-INSERT = """
-    INSERT INTO message (id, place, size, uuid, queued_at, ttl, expires_at, data, checksum, envelope)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
+
+def inserts(always: list[str], *further: list[str]) -> dict[int, str]:
+    """The statements that insert rows into `message`, by the length of the row.
+
+    always, further: the columns of each row, and those of fewer and fewer ones. To bind a value that is NULL takes
+    Python 0.4 us, a tenth of all that a row takes.
+    """
+    statements = {}
+    columns = always
+    for more in ([], *further):
+        columns = [*columns, *more]
+        statements[len(columns)] = (
+            f"INSERT INTO message ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+        )
+    return statements
+
+
+INSERTS = inserts(["id", "place", "size", "uuid", "queued_at", "data", "checksum"], ["ttl", "expires_at"], ["envelope"])
 COUNT = "SELECT count(*), coalesce(sum(size), 0) FROM message WHERE id >= ? AND id < ?"
 _COLUMNS = "id, place, size, uuid, data, queued_at, ttl, envelope, checksum"
 _READ = f"SELECT {_COLUMNS} FROM message WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
@@ -42,13 +56,25 @@ def message_checksum(stream: int, message: StoredMessage, tail_number: int = 0) 
 
 
 def message_row(stream: int, part: Part, message: StoredMessage, tail_number: int) -> tuple[Any, ...]:
-    """A row to `INSERT`; tail_number: 0 where the row of the stream is updated with it. Its third value is the size."""
+    """A row for `INSERTS`, with the size as its third value.
+
+    tail_number: 0 where the row of the stream is updated with it.
+    """
     seq, uuid, data, queued_at, ttl, envelope = message
     number = part.first_id + seq - part.first_seq
-    expires_at = None if ttl is None else message.expires_at
     checksum = message_checksum(stream, message, tail_number)
-    size = len(data) + len(envelope)
-    return number, tail_number, size, uuid, queued_at, ttl, expires_at, data, checksum, envelope or None
+    if envelope:
+        size = len(data) + len(envelope)
+        return number, tail_number, size, uuid, queued_at, data, checksum, ttl, message.expires_at, envelope
+    if ttl is not None:
+        return number, tail_number, len(data), uuid, queued_at, data, checksum, ttl, message.expires_at
+    return number, tail_number, len(data), uuid, queued_at, data, checksum
+
+
+def insert(db: sqlite3.Connection, statements: Mapping[int, str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows, each by the statement for its length."""
+    for length in {len(row) for row in rows}:
+        db.executemany(statements[length], [row for row in rows if len(row) == length])
 
 
 def read(db: sqlite3.Connection, stream: Stream, from_seq: int, max_count: int, max_bytes: int) -> list[StoredMessage]:

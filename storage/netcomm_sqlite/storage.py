@@ -16,7 +16,7 @@ from netcomm.storage import Append, Position, StoredMessage, StoredStream
 from netcomm_sqlite import host_table, log_table, message_table, position_table
 from netcomm_sqlite.failures import is_full
 from netcomm_sqlite.look import Look
-from netcomm_sqlite.message_table import INSERT, message_row
+from netcomm_sqlite.message_table import INSERTS, message_row
 from netcomm_sqlite.names import Names
 from netcomm_sqlite.owned_file import SETTINGS, Durability, OwnedFile
 from netcomm_sqlite.stream_table import (
@@ -114,7 +114,7 @@ class SqliteQueueStorage(HostStorage):
                     rows.append(row)
                     size += row[2]
                     next_seq = max(next_seq, message.seq + 1)
-                db.executemany(INSERT, rows)
+                message_table.insert(db, INSERTS, rows)
                 stored += len(rows)
                 changed[key] = update_stream(
                     db, Stream(number, ident, epoch, next_seq, sent_below, stored, size, parts, 0, kind)
@@ -139,7 +139,7 @@ class SqliteQueueStorage(HostStorage):
             tail_number = uncounted + 1
             row = message_row(number, parts[-1], message, tail_number)
             file.space.ensure_room(row[2])
-            file.db.execute(INSERT, row)
+            file.db.execute(INSERTS[len(row)], row)
             done = True
             return {
                 key: Stream(
