@@ -219,6 +219,7 @@ class Outbox:
         if first_answer:
             # The rest of what was in flight has not arrived, so it is sent again.
             self._requeue(state, ack.received_seq)
+            state.free_discarded(ack.next_seq)
             state.receiver_next = ack.received_seq
             if isinstance(state, DurableOutStream):
                 state.arrived_below = ack.received_seq

@@ -232,6 +232,9 @@ class Oracle:
     def _may_be_discarded(self, message: Sent, process: Any) -> bool:
         if self._is_discarded(message, process) or (process.ending and not message.persistent):
             return True
+        # An earlier process may have stored it, and died before `send` returned.
+        if message.acceptor is None and message.sender is not process and message.receiver in process.discards:
+            return True
         receiver = process.node.world_nodes[message.receiver]
         if not receiver.made_up:
             return False

@@ -400,6 +400,24 @@ def test_what_was_discarded_in_flight_counts_in_the_window_and_is_not_sent_again
     assert net.exchange(end) == []
 
 
+def test_what_was_discarded_in_flight_and_has_not_all_arrived_counts_as_far_as_it_has() -> None:
+    net = Net()
+    for answer, counted in (({"next_seq": 1}, 0), ({"next_seq": 0, "received": 1}, 2 * OVERHEAD)):
+        host = net.host("a")
+        end = established_raw(net, host)
+        net.exchange(end, helpers.ack(0, epoch=host.boot * helpers.FIRST_EPOCH))
+        host.send("b", b"")
+        host.send("b", b"")
+        net.exchange(end)
+        host.messaging.discard("b")
+        end.lose()
+        end = established_raw(net, host)
+        net.exchange(end, helpers.ack(epoch=host.boot * helpers.FIRST_EPOCH, **answer))  # type: ignore[arg-type]
+        assert host.messaging.peers["b"].outbox.in_flight_bytes == counted
+        net.exchange(end, helpers.ack(1, epoch=host.boot * helpers.FIRST_EPOCH))
+        assert host.messaging.peers["b"].outbox.in_flight_bytes == 0
+
+
 def test_messages_that_are_sent_after_a_discard_follow_at_once_where_the_window_allows_it() -> None:
     net = Net()
     server, client, _ = server_and_client(net)
