@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from netcomm.limits import Limits
-from netcomm.message import DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
+from netcomm.message import BULK, DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.expiry import Expiry
 from netcomm.protocol.frames import Begin, max_data_size, packet_size
@@ -21,11 +21,13 @@ class Receiver:
     """What the outbox has to know of the peer at the other end of the connection.
 
     window_bytes: so much of each stream may be in flight to it; one larger message may go alone.
+    bulk_window_bytes: the same, for the stream BULK.
     max_packet_bytes: it rejects larger messages, as they are on the wire.
     legacy: whether it is a snakeMQ peer, which can't say what it has.
     """
 
     window_bytes: int
+    bulk_window_bytes: int
     max_packet_bytes: int
     legacy: bool
 
@@ -137,8 +139,12 @@ class OutStream:
             self.in_flight_bytes -= size
             self._count_ended(count, size)
         if self._discarded:
-            self._keep_discarded([part for part in self._discarded if part[1] > next_seq])
+            self.free_discarded(next_seq)
         return delivered
+
+    def free_discarded(self, next_seq: int) -> None:
+        """The receiver has handed over all messages below `next_seq`: those that were discarded count no more."""
+        self._keep_discarded([part for part in self._discarded if part[1] > next_seq])
 
     def _split_first(self, run: Run, count: int) -> Run:
         """Cut off the first messages of the run that was sent first."""
@@ -211,7 +217,7 @@ class OutStream:
         rejected: list[Entry] = []
         waiting, in_flight = self.waiting, self.in_flight
         in_flight_bytes = self.in_flight_bytes
-        window = receiver.window_bytes
+        window = receiver.bulk_window_bytes if self.stream is BULK else receiver.window_bytes
         may_send_below = self.may_send_below()
         end = in_flight_bytes + budget
         limit = min(window, end)

@@ -263,9 +263,8 @@ class Oracle:
     def _may_be_discarded(self, message: Sent, process: Any) -> bool:
         if self._is_discarded(message, process) or (process.ending and not message.persistent):
             return True
-        # Stored by a process that died before it could say so, and found by the next one.
-        unsaid = message.acceptor is None and message.sender is not process
-        if unsaid and message.sent_at <= process.discarded_at.get(message.receiver, -1.0):
+        # An earlier process may have stored it, and died before `send` returned.
+        if message.acceptor is None and message.sender is not process and message.receiver in process.discards:
             return True
         receiver = process.node.world_nodes[message.receiver]
         if not receiver.made_up:
@@ -365,7 +364,9 @@ class Oracle:
             allowed = min(allowed, receiver.limits.window_bytes)
         if process.incarnation > 1:
             allowed += max(allowed, packet_size(process.node.limits.max_frame_bytes))
-        for stream in outbox:
+        for stream in outbox:  # BULK is the last of them
+            if stream.stream is BULK:
+                allowed = min(allowed, process.node.limits.bulk_window_bytes)
             if stream.in_flight_bytes > allowed and sum(entry.count for entry in stream.in_flight) > 1:
                 raise Violation(
                     f"{stream.in_flight_bytes} bytes of {stream.stream.name} are in flight, {allowed} are allowed"

@@ -128,7 +128,12 @@ DEFECTS = [
     Mutation(
         "no word to another VERSION", f"{_SESSION}._receive_version", "self._output.append(encode.INCOMPATIBLE)", ""
     ),
-    Mutation("a process that comes again", "protocol.admission:decide", "boot_id == ended_boot_id", "boot_id == b''"),
+    Mutation(
+        "a process that comes again",
+        "protocol.sessions:Sessions._identify",
+        "None if known is None else known.ended_boot_id",
+        "None",
+    ),
     Mutation(
         "GOODBYE without an end",
         "protocol.sessions:Sessions._end_process",
