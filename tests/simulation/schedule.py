@@ -28,6 +28,7 @@ FIRST_WITH_STREAMS = 500
 FAULTS = 28
 _BUSY_S = 12.0
 _HEALING_S = 60.0  # ten times what any schedule has taken
+_AFTERMATH_S = 3.0  # then no fault has consequences that still are to come
 _INDEPENDENT_S = 20.0  # many times what a few messages take where all is well
 _BATCH_FRAME_BYTES = 200
 _FIND_COUNT = 3
@@ -335,6 +336,8 @@ class Schedule:
             self._heal()
             self._rest()
             if self.streams is not None and self.streams.rng.random() < 0.5:
+                world.run(max(world.now, _BUSY_S + _AFTERMATH_S))
+                self._rest()
                 self._try_holding_back(self.streams)
                 self._rest()
             self.oracle.at_rest(self.nodes)
