@@ -82,9 +82,9 @@ class SimulatedHost(Extension):
         key = received.ident, stream
         waiting = self._waiting.setdefault(key, deque())
         waiting.append(received)
-        if len(waiting) == 1 and not self._is_held(stream) and not self._stores(stream):
-            if self._rng.random() < self._at_once:
-                self._handle(waiting)
+        is_next = len(waiting) == 1 and not self._is_held(stream) and not self._stores(stream)
+        if is_next and self._rng.random() < self._at_once:
+            self._handle(waiting)
         self._work_later(key)
 
     def _check_attached(self) -> None:
