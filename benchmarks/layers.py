@@ -23,8 +23,12 @@ BATCH = 1000
 ROUNDS = 15
 
 
-def _not_waited_for(delivery: Delivery, timeout: float | None) -> bool:
-    raise AssertionError
+class _Owner:
+    def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+        raise AssertionError
+
+    def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        raise AssertionError
 
 
 class Side:
@@ -32,7 +36,7 @@ class Side:
 
     def __init__(self, ident: str, limits: Limits, connector: int) -> None:
         ids = ident[:1].encode() * 16
-        self.messaging = Messaging(ident, limits, peer_id=ids, boot_id=ids, first_epoch=1, wait=_not_waited_for)
+        self.messaging = Messaging(ident, limits, peer_id=ids, boot_id=ids, first_epoch=1, owner=_Owner())
         self.node = Node(self.messaging, self, READ_BYTES)
         self._written: list[bytes] = []
         self._received: list[Received] = []
@@ -106,7 +110,7 @@ def _round(size: int, time: Callable[[str, Callable[[], object]], None]) -> None
 
     def make() -> None:
         for number in range(COUNT // BATCH):
-            batches.append(Batch("niess", b"p" * 8, number << 10, payloads, OVERHEAD_BYTES, None, _not_waited_for))
+            batches.append(Batch("niess", b"p" * 8, number << 10, payloads, OVERHEAD_BYTES, None, _Owner()))
 
     def queue() -> None:
         for batch in batches:

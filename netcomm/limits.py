@@ -12,7 +12,11 @@ class Limits:
 
     max_frame_bytes: the largest frame it accepts and sends. A message takes 33 bytes more than its data.
     max_handshake_frame_bytes: the same, until the other side has identified itself.
-    window_bytes: how much may be sent and not yet acknowledged; one larger message may go alone.
+    window_bytes: how much of one stream may be sent and not yet acknowledged; one larger message may go alone. There
+        are five streams: those of plain messages, persistent or not, and three for files and the bus. So what one peer
+        has sent takes five times as much memory of this one at the most, and one large message beyond each.
+    bulk_window_bytes: the same for pieces of large things (files), which share the line with small messages: a small one
+        waits until so much has been taken, at the most. On a line that is fast and long, more lets files pass faster.
     handshake_s: how long connecting, and then identifying, may take.
     keepalive_idle_s: a ping goes out after so long a silence.
     keepalive_wait_s: the connection is closed when there was no sign of life for so long after the ping: nothing
@@ -25,6 +29,7 @@ class Limits:
     max_queued_messages, max_queued_bytes: how much may wait in memory for one receiver.
     max_connections: how many connections may be open at once.
     max_idle_peers: how many peers that are not connected, and for which nothing waits, are remembered.
+    made_up_ident_away_s: what waits for a peer whose ident was made up is discarded when it has been away for so long.
     diagnose_after_s: a warning tells of messages that have waited so long for an ident that is not connected,
         while others are.
     """
@@ -32,6 +37,7 @@ class Limits:
     max_frame_bytes: int = 64 * 1024 * 1024
     max_handshake_frame_bytes: int = 4 * 1024
     window_bytes: int = 8 * 1024 * 1024
+    bulk_window_bytes: int = 1024 * 1024
     handshake_s: float = 10.0
     keepalive_idle_s: float = 15.0
     keepalive_wait_s: float = 10.0
@@ -43,13 +49,14 @@ class Limits:
     max_connections: int = 1024
     max_idle_peers: int = 10_000
     diagnose_after_s: float = 5.0
+    made_up_ident_away_s: float = 60.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ConfigurationError(f"{field.name} must be a positive number, not {value!r}")
-        for name in ("max_frame_bytes", "window_bytes"):
+        for name in ("max_frame_bytes", "window_bytes", "bulk_window_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 33 <= value <= 0xFFFFFFFF:  # an empty message's frame has 33
                 raise ConfigurationError(f"{name} must be a whole number from 33 to 2**32 - 1, not {value!r}")

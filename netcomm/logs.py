@@ -4,6 +4,10 @@ A program's log handlers and filters are code of others: one may wait for a disk
 netcomm, or raise. In the library, the thread that logs may hold a lock, or be half-way through a step. So a record is
 only queued there, and a thread of its own, the *log writer*, hands records to `logging`, in their order. There is one
 for the process. It starts with the first record, and ends when there was none for a while.
+
+A fork comes between two records: a handler may be within a stream's `write`, and then the child would inherit the
+stream half-written and locked, by a thread that it does not have. A child could not even end, as that flushes the
+stream. So the thread that forks waits for the handler, but not for long: the handler may wait for that thread.
 """
 
 import atexit
@@ -14,9 +18,13 @@ import threading
 import traceback
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from time import time
+from time import monotonic, time
 from types import TracebackType
 from typing import NamedTuple
+
+# What runs before a fork runs in the reverse order of its registration. The one here is to wait for a log handler
+# before descriptors.py lets no descriptor be made: the handler may make one.
+from netcomm import descriptors  # noqa: F401
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | None
 
@@ -33,6 +41,8 @@ _KEEP_UP_S = 1.0
 _LINGER_S = 1.0
 # At the end of the process, its records have so long to be written.
 _EXIT_S = 1.0
+# A thread that forks waits so long for the record that is being written.
+_FORK_S = 1.0
 
 
 class _Entry(NamedTuple):
@@ -64,6 +74,10 @@ class _Queue:
         self._writer: threading.Thread | None = None
         self._role = threading.Lock()
         self._active: threading.Thread | None = None  # the thread that has the role, or had it last
+        # Held while a record is written. A signal's handler may fork in a fork, and a log handler may.
+        self._writing = threading.RLock()
+        self._next = threading.RLock()  # passed before each record; a thread that forks lets no other record begin
+        self._writes: int | None = None  # the thread that writes a record
         self.dropped = 0
 
     def put(self, entry: "_Entry | threading.Event") -> None:
@@ -105,11 +119,42 @@ class _Queue:
         if isinstance(entry, threading.Event):
             entry.set()
             return
-        _write(entry)
-        if self.dropped and not self.is_full:
-            dropped, self.dropped = self.dropped, 0
-            text = "%d records were dropped here: %d waited for the log's handlers, or there was no memory for them"
-            _write(entry._replace(level=logging.ERROR, text=text, args=(dropped, MAX_WAITING), exc_info=None))
+        with self._next:
+            self._writing.acquire()
+        try:
+            self._writes = threading.get_ident()
+            _write(entry)
+            if self.dropped and not self.is_full:
+                dropped, self.dropped = self.dropped, 0
+                text = "%d records were dropped here: %d waited for the log's handlers, or there was no memory for them"
+                _write(entry._replace(level=logging.ERROR, text=text, args=(dropped, MAX_WAITING), exc_info=None))
+        finally:
+            self._writes = None
+            self._writing.release()
+
+    def pause(self, timeout: float) -> None:
+        """On a thread that forks: wait for the record that is written, and let no other begin, until `go_on`.
+
+        Waits at most `timeout` seconds, and not at all where the record's own handler forks.
+        """
+        if self._writes == threading.get_ident():
+            return
+        until = monotonic() + timeout
+        if self._next.acquire(timeout=timeout):
+            self._writing.acquire(timeout=max(0.0, until - monotonic()))
+
+    def go_on(self) -> None:
+        """In the parent of a forked child: let records be written again."""
+        if self._writes == threading.get_ident():
+            return
+        for lock in (self._writing, self._next):
+            with suppress(RuntimeError):  # `pause` did not get it
+                lock.release()
+
+    def forget(self) -> None:
+        """In a forked child: write nothing more, where the handler of a record has forked, and goes on."""
+        self._writer = None
+        self._entries = SimpleQueue()
 
     def flush(self, timeout: float) -> bool:
         """See the function `flush`."""
@@ -237,13 +282,22 @@ def _finish() -> None:
     _queue.finish(_EXIT_S)
 
 
+def _pause() -> None:
+    _queue.pause(_FORK_S)
+
+
+def _go_on() -> None:
+    _queue.go_on()
+
+
 def _forget() -> None:
     """In a forked child: the records that wait are the parent's."""
     global _queue
+    _queue.forget()
     _queue = _Queue()
 
 
 # Functions that were registered later, such as the one that ends the peers, run before it.
 atexit.register(_finish)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_pause, after_in_parent=_go_on, after_in_child=_forget)

@@ -1,8 +1,9 @@
 """What users send and receive: `Message` and `Delivery`."""
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from netcomm.errors import ConfigurationError
 
@@ -14,16 +15,27 @@ MAX_IDENT_BYTES = 255
 
 
 class Stream(enum.IntEnum):
-    """The streams of messages that run from one peer to another; each keeps its order.
+    """The streams of messages that run from one peer to another; each keeps its order, and has a window of its own.
 
-    The lowest bit says whether a storage keeps the messages until they have arrived.
+    A message that is held back in one of them holds up none in another. The lowest bit says whether a storage keeps the
+    messages until they have arrived.
     """
 
     VOLATILE = 0
+    """Messages that `send` keeps in memory."""
     DURABLE = 1
+    """Messages that `send` keeps in a storage until they have arrived."""
     BULK = 2
+    """Pieces of large things, kept in memory, which go out when nothing else waits."""
     BUS_VOLATILE = 4
+    """What topics, queues and services say, kept in memory."""
     BUS_DURABLE = 5
+    """What topics and queues say, kept in a storage until it has arrived."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether a storage keeps its messages."""
+        return bool(self & FLAG_PERSISTENT)
 
 
 class DeliveryState(enum.Enum):
@@ -40,14 +52,43 @@ class DeliveryState(enum.Enum):
     REJECTED = "rejected"
     """The receiver can't take it: it is larger than the frames the receiver accepts."""
     DISCARDED = "discarded"
-    """The sender was terminated before the message, a transient one, was acknowledged."""
+    """The sender has given it up before it was acknowledged: the sender was terminated, and it was a transient message;
+    or `Peer.discard` was called; or the receiver's ident was made up, and the receiver is gone."""
 
 
 # By themselves, for what is done for each message: Python 3.11 takes 0.07 us to look a member up in its Enum.
-VOLATILE, DURABLE = Stream.VOLATILE, Stream.DURABLE
+VOLATILE, DURABLE, BULK = Stream.VOLATILE, Stream.DURABLE, Stream.BULK
 QUEUED, SENT, DELIVERED = DeliveryState.QUEUED, DeliveryState.SENT, DeliveryState.DELIVERED
 
 OPEN_STATES = (QUEUED, SENT)
+
+
+class Headers(Mapping[str, str]):
+    """The headers of a received message: a mapping that can't be changed, and can be hashed, copied and pickled."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: dict[str, str]) -> None:
+        """Make it; it keeps the dict."""
+        self._values = values
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
+NO_HEADERS = Headers({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +100,8 @@ class Message:
     ttl: the seconds that it had left to live when it was sent, or None for no limit.
     flags: FLAG_PERSISTENT or 0.
     redelivered: an earlier process of this receiver may have handed it over before it died.
+    subject: what the sender says that it is about, or None.
+    headers: what the sender has said of it by name; empty where it has said nothing. They can't be changed.
     """
 
     data: bytes
@@ -66,11 +109,23 @@ class Message:
     ttl: int | None
     flags: int
     redelivered: bool
+    subject: str | None = None
+    headers: Mapping[str, str] = NO_HEADERS
 
     @property
     def persistent(self) -> bool:
         """Whether the sender keeps it in a storage until it has arrived."""
         return bool(self.flags & FLAG_PERSISTENT)
+
+
+class DeliveryOwner(Protocol):
+    """What a Delivery asks of the peer that it belongs to."""
+
+    def wait_for_delivery(self, delivery: "Delivery", timeout: float | None) -> bool:
+        """See `Delivery.wait`."""
+
+    def watch_delivery(self, delivery: "Delivery", function: "Callable[[Delivery], object]") -> None:
+        """See `Delivery.add_done_callback`."""
 
 
 class Delivery:
@@ -80,21 +135,22 @@ class Delivery:
     uuid: 16 bytes that name the message.
     data: the payload; None once it was delivered, so that a kept Delivery does not keep the payload.
     state: see `DeliveryState`.
-    persistent: whether a storage keeps it.
+    stream: which of the streams to the receiver it is in.
 
     Attributes may be read from any thread. Only netcomm makes and changes Deliveries.
     """
 
     __slots__ = (
         "__weakref__",
-        "_wait",
+        "_owner",
         "data",
+        "envelope",
         "expires_at",
         "ident",
-        "persistent",
         "seq",
         "size",
         "state",
+        "stream",
         "uuid",
     )
 
@@ -105,18 +161,20 @@ class Delivery:
         data: bytes,
         size: int,
         expires_at: float | None,
-        persistent: bool,
-        wait: "Callable[[Delivery, float | None], bool]",
+        stream: Stream,
+        owner: DeliveryOwner,
+        envelope: bytes | None = None,
     ) -> None:
         self.ident = ident
         self.uuid = uuid
         self.data: bytes | None = data
-        self.size = size  # bytes that it takes on the wire
+        self.envelope = envelope  # as on the wire
+        self.size = size  # bytes that it takes on the wire, with its envelope
         self.expires_at = expires_at  # on the clock of the outbox, in seconds
-        self.persistent = persistent
+        self.stream = stream
         self.seq = -1  # its place in its stream
         self.state = QUEUED
-        self._wait = wait
+        self._owner = owner
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the message has ended, at most `timeout` seconds (None: as long as it takes).
@@ -126,7 +184,23 @@ class Delivery:
 
         May be called from any thread, and from a callback.
         """
-        return self._wait(self, timeout)
+        return self._owner.wait_for_delivery(self, timeout)
+
+    def add_done_callback(self, function: "Callable[[Delivery], object]") -> None:
+        """Let a function be called with this Delivery once the message has ended, one way or another.
+
+        It is called on the thread that runs the peer's callbacks, once; at once and on the caller's thread where the
+        message has ended already. What it raises is logged, and goes to `on_error`. Several functions are called in the
+        order in which they were added.
+
+        May be called from any thread, and from a callback.
+        """
+        self._owner.watch_delivery(self, function)
+
+    @property
+    def persistent(self) -> bool:
+        """Whether a storage keeps it."""
+        return self.stream.durable
 
     @property
     def done(self) -> bool:

@@ -13,7 +13,10 @@ from typing import Literal, Self, TypeVar
 from netcomm.errors import ConfigurationError
 from netcomm.limits import Limits
 from netcomm.message import Delivery, check_ident
+from netcomm.protocol import envelope
+from netcomm.protocol.extension import Extension
 from netcomm.protocol.remote_peer import PeerStats
+from netcomm.runtime.attachment import Attachment
 from netcomm.runtime.runtime import Runtime
 from netcomm.runtime.sender import UNSET, Data, Unset, check_encoding, check_ttl
 from netcomm.storage import QueueStorage
@@ -82,7 +85,7 @@ class Peer(threading.Thread):
         """Make a peer that is connected to nothing yet.
 
         ident: its name, 1 to 255 bytes of UTF-8; unique among the peers that talk to each other. None makes one of the
-            host's name, the process id and chance.
+            host's name, the process id and chance; others know that it does not come back in another process.
         persistent: whether messages are persistent, where `send` says nothing else. True without `storage` keeps them
             in the SQLite file `netcomm-<ident>.db` in the current folder, and needs `ident`.
         storage: what keeps persistent messages, and the positions in those of others: a URL, see `open_storage`; or a
@@ -100,6 +103,7 @@ class Peer(threading.Thread):
             from urllib.parse import quote  # slow to import, as platform is below
 
             storage = f"sqlite:///{quote(_file_name(check_ident(ident)))}"
+        made_up = ident is None
         if ident is None:
             import platform
 
@@ -121,6 +125,7 @@ class Peer(threading.Thread):
             encoding=encoding,
             ttl=ttl,
             persistent=bool(persistent),
+            made_up=made_up,
             on_program_thread=dispatch == "manual",
         )
         callbacks = runtime.callbacks
@@ -246,6 +251,8 @@ class Peer(threading.Thread):
         ttl: float | Unset | None = UNSET,
         persistent: bool | Unset = UNSET,
         timeout: float | None = None,
+        subject: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Delivery:
         """Queue a message for a peer, which need not be connected; returns at once with its `Delivery`.
 
@@ -259,12 +266,20 @@ class Peer(threading.Thread):
             ttl 0 never is.
         timeout: the seconds to wait while the queue to that receiver is full; None waits as long as it takes. The
             queue of persistent messages is never full.
+        subject: what the message is about, as its receiver sees it in `Message.subject`: 1 to 255 bytes of UTF-8, or
+            None.
+        headers: what is to be said of it by name, as in `Message.headers`, such as `{"traceparent": …}`: keys of 1 to
+            255 bytes of UTF-8, values of up to 65,535, and all of it together no more than that. A snakeMQ peer gets
+            neither subject nor headers.
 
-        Raises StorageError where a persistent message can't be stored; QueueFull after `timeout`; MessageTooLarge;
-        ConfigurationError for an argument that can't be used; LifecycleError. May be called from any thread, and from
-        a callback.
+        Raises StorageError where a persistent message can't be stored; QueueFull after `timeout`; MessageTooLarge
+        where it does not fit into a frame, with subject and headers; ConfigurationError for an argument that can't be
+        used, and for a persistent message with subject or headers where the storage does not keep them;
+        LifecycleError. May be called from any thread, and from a callback.
         """
         sender = self._runtime.sender
+        if subject is not None or headers is not None:
+            return sender.send(ident, data, ttl, persistent, timeout, envelope.of_message(subject, headers))
         if ttl is UNSET and persistent is UNSET and type(data) is bytes and type(ident) is str:
             run = sender.open_runs.get(ident)
             if (
@@ -285,14 +300,32 @@ class Peer(threading.Thread):
         ttl: float | Unset | None = UNSET,
         persistent: bool | Unset = UNSET,
         timeout: float | None = None,
+        subject: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Sequence[Delivery]:
         """Queue messages for one peer, in their order; returns their Deliveries.
 
         It is `send` for each of `items`, made cheaper. Persistent messages are stored in one transaction: all of them,
         or, where it raises, none. Of transient messages, those before the one that failed are queued; `timeout` is for
-        all of them together, and each Delivery is made when it is looked at.
+        all of them together, and each Delivery is made when it is looked at. All have the same subject and headers.
         """
-        return self._runtime.sender.send_many(ident, items, ttl, persistent, timeout)
+        its_envelope = envelope.of_message(subject, headers)
+        return self._runtime.sender.send_many(ident, items, ttl, persistent, timeout, its_envelope)
+
+    def discard(self, ident: str) -> int:
+        """Give up what waits for a peer: end every message to it that has not ended, as DISCARDED.
+
+        Persistent messages are deleted from the storage. `on_drop` is called with each message; with those that only
+        the storage has, once they have been read there. The peer may be connected, or not, or be unknown.
+
+        Messages that were sent already may have arrived, or arrive still. As long as the peer is connected, they count
+        in its window until it has acknowledged them. Persistent messages whose `send` has not returned yet may stay. A
+        process that is killed right after the call may leave persistent messages in its storage.
+
+        Returns how many messages have ended. Raises LifecycleError; ConfigurationError where no peer can have such an
+        ident. May be called from any thread, and from a callback.
+        """
+        return self._runtime.discard(ident)
 
     # -- Waiting ----------------------------------------------------------------------------------------------
 
@@ -340,3 +373,12 @@ def _file_name(ident: str) -> str:
 
         name = f"{name[: _LONGEST_NAME - 1 - _HASH_SIZE]}-{sha256(ident.encode()).hexdigest()[:_HASH_SIZE]}"
     return f"netcomm-{name}.db"
+
+
+def attach(peer: Peer, extension: Extension) -> Attachment:
+    """Let an extension take part in a peer: see `netcomm.protocol.extension`. For what is built on peers.
+
+    Before or after `start`. Raises ConfigurationError where one of its streams has another extension already;
+    LifecycleError. May be called from any thread.
+    """
+    return peer._runtime.attach(extension)

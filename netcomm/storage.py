@@ -69,7 +69,7 @@ class StoredStream:
     count, size: of the stored messages, the size as the sum of their payloads and envelopes in bytes.
     oldest_at, newest_at: when the ones with the lowest and the highest seq were sent; next_expiry: when the first of
         them expires; in seconds since the epoch.
-    stream: which of the receiver's durable streams it is.
+    stream: which of the durable streams to the receiver it is.
     """
 
     ident: str
@@ -151,7 +151,7 @@ class QueueStorage(ABC):
 
     @abstractmethod
     def delete(self, ident: str, seqs: Sequence[int]) -> None:
-        """Forget single messages of a stream: they have expired, or were rejected. Raises StorageError."""
+        """Forget single messages of a stream: they have expired, or were rejected or discarded. Raises StorageError."""
 
     @abstractmethod
     def expired(

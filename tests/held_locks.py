@@ -27,7 +27,8 @@ _TOOLS = ("netcomm.testing",)
 # Under the commit lock, and under a storage's own, only the storage works: it may use files and servers.
 _STORING = ("netcomm.runtime.group_commit", "netcomm.storage", "netcomm_sqlite", "netcomm_mongodb")
 # These are roles and not locks. The thread that leads waits for the sockets, and nobody waits for it but the other
-# thread that may lead. The thread that writes the log calls handlers, and nobody waits for it but one that replaces it.
+# thread that may lead. The thread that writes the log calls handlers, and nobody waits for it but one that replaces it,
+# and, for a moment, one that forks.
 _ROLES = ("netcomm.runtime.leadership", "netcomm.logs")
 
 _BLOCKING = frozenset(
@@ -66,6 +67,8 @@ class _Watched:
     def __init__(self, lock: Any, maker: str) -> None:
         self._lock = lock
         self.maker = maker
+        self.is_role = _is_of(maker, _ROLES)
+        self.stores = _is_of(maker, _STORING)
         if hasattr(lock, "_is_owned"):
             self._is_owned = lock._is_owned
             self._release_save = self._save
@@ -147,8 +150,7 @@ def _check(what: str, storage_may: bool) -> None:
     locks = getattr(_threads, "locks", None)
     if not locks:
         return
-    allowed = _ROLES + _STORING if storage_may else _ROLES
-    wrong = [lock for lock in locks if not _is_of(lock.maker, allowed)]
+    wrong = [lock for lock in locks if not (lock.is_role or (storage_may and lock.stores))]
     if wrong:
         # Not formatted here, which would read the sources: files.
         stack = traceback.StackSummary.extract(traceback.walk_stack(None), limit=25, lookup_lines=False)

@@ -47,16 +47,28 @@ class Decision(enum.Enum):
     """It does not get the ident: another connection has it."""
     REFUSE_OWN = enum.auto()
     """It does not get the ident: this peer itself has it."""
+    REFUSE_ENDED = enum.auto()
+    """It does not get the ident: the process that has made it has said that it ends, and may be gone by now."""
 
 
-def decide(newcomer: Contender, present: Present | None, *, is_own_ident: bool, own_boot_id: bytes) -> Decision:
+def decide(
+    newcomer: Contender,
+    present: Present | None,
+    *,
+    is_own_ident: bool,
+    own_boot_id: bytes,
+    ended_boot_id: bytes | None = None,
+) -> Decision:
     """Who gets an ident that a connection says.
 
     present: the connection that has it, None where nobody has.
     is_own_ident: whether it is the ident of this peer itself.
+    ended_boot_id: that of the process that had the ident last, where it has said that it ends.
     """
     if is_own_ident:
         return Decision.REFUSE_OWN
+    if ended_boot_id is not None and newcomer.boot_id == ended_boot_id:
+        return Decision.REFUSE_ENDED
     if present is None:
         return Decision.ADMIT
     if _same_connector(newcomer, present.contender) or _wins_tie(newcomer, present.contender, own_boot_id):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, overload
 
-from netcomm.message import OPEN_STATES, QUEUED, Delivery, DeliveryState
+from netcomm.message import OPEN_STATES, QUEUED, VOLATILE, Delivery, DeliveryOwner, DeliveryState, Stream
 
 MAX_BATCH_COUNT = 1000
 MAX_BATCH_BYTES = 256 * 1024
@@ -19,14 +19,29 @@ join it later are small instead: see `open_run.MAX_JOINING_BYTES`."""
 class Batch:
     """Transient messages for one receiver that were sent together: what they have in common, and their payloads.
 
+    stream: which of the streams to the receiver they are in.
     number: the low half of the first uuid, which the others count on from; `uuid_prefix` is the high half.
     data: their payloads, None of those that were delivered, and in places that no message is in.
     states: what has become of them, as far as they are not in an open run.
     ends: where each would begin, in bytes, if they were joined, and where the last one would end; as far as `states`.
-    overhead: what each takes on the wire beside its payload, in bytes.
+    overhead: what each takes on the wire beside its payload, in bytes; the envelope counts for each.
+    owner: what their Deliveries ask to wait.
+    envelope: that of the first of them, as on the wire, None where they have none; those of the others count on.
     """
 
-    __slots__ = ("data", "ends", "expires_at", "ident", "number", "overhead", "states", "uuid_prefix", "wait")
+    __slots__ = (
+        "data",
+        "ends",
+        "envelope",
+        "expires_at",
+        "ident",
+        "number",
+        "overhead",
+        "owner",
+        "states",
+        "stream",
+        "uuid_prefix",
+    )
 
     def __init__(
         self,
@@ -36,9 +51,12 @@ class Batch:
         data: list[bytes],
         overhead: int,
         expires_at: float | None,
-        wait: "Callable[[Delivery, float | None], bool]",
+        owner: DeliveryOwner,
+        envelope: bytes | None = None,
+        stream: Stream = VOLATILE,
     ) -> None:
         self.ident = ident
+        self.stream = stream
         self.uuid_prefix = uuid_prefix
         self.number = number
         self.data: list[bytes | None] = list(data)
@@ -46,7 +64,8 @@ class Batch:
         self.ends = list(accumulate(map(len, data), initial=0))
         self.overhead = overhead
         self.expires_at = expires_at
-        self.wait = wait
+        self.owner = owner
+        self.envelope = envelope
 
     def run(self) -> "Run":
         """All of it, to be queued."""
@@ -125,9 +144,19 @@ class Run:
         return self.batch.data[self.start : self.stop]  # type: ignore[return-value]
 
     @property
+    def stream(self) -> Stream:
+        """Which of the streams to the receiver they are in."""
+        return self.batch.stream
+
+    @property
     def expires_at(self) -> float | None:
         """When the messages expire, on the clock of the outbox, in seconds."""
         return self.batch.expires_at
+
+    @property
+    def envelope(self) -> bytes | None:
+        """The envelope of the batch; None where its messages have none."""
+        return self.batch.envelope
 
     @property
     def data(self) -> list[bytes] | None:
@@ -197,9 +226,9 @@ class BatchDelivery(Delivery):
         return self._batch.data[self._index]
 
     @property
-    def persistent(self) -> bool:  # type: ignore[override]
-        """Whether a storage keeps it."""
-        return False
+    def stream(self) -> Stream:  # type: ignore[override]
+        """Which of the streams to the receiver it is in."""
+        return self._batch.stream
 
     @property
     def state(self) -> DeliveryState:  # type: ignore[override]
@@ -209,7 +238,11 @@ class BatchDelivery(Delivery):
 
     def wait(self, timeout: float | None = None) -> bool:
         """See `Delivery.wait`."""
-        return self._batch.wait(self, timeout)
+        return self._batch.owner.wait_for_delivery(self, timeout)
+
+    def add_done_callback(self, function: Callable[[Delivery], object]) -> None:
+        """See `Delivery.add_done_callback`."""
+        self._batch.owner.watch_delivery(self, function)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BatchDelivery):

@@ -10,7 +10,9 @@ from io import BytesIO
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.limits import Limits
-from netcomm.message import DURABLE, FLAG_PERSISTENT, MAX_IDENT_BYTES, VOLATILE, Stream
+from netcomm.message import MAX_IDENT_BYTES, Stream
+from netcomm.protocol import envelope
+from netcomm.protocol.envelope import Envelope
 from netcomm.protocol.frames import (
     ACK,
     BATCH_HEAD,
@@ -19,6 +21,8 @@ from netcomm.protocol.frames import (
     DATA_HEAD,
     DATA_OVERHEAD,
     DATA_TYPE,
+    FLAG_ENVELOPE,
+    FLAG_ENVELOPES,
     HEAD,
     HELLO,
     IDENT_TYPE,
@@ -29,16 +33,17 @@ from netcomm.protocol.frames import (
     REFUSE,
     SIZE_SIZE,
     SKIP,
+    STREAM_FLAGS,
     VERSION,
     Ack,
     Begin,
     Data,
     Frame,
     FrameType,
+    Goodbye,
     Hello,
     Ident,
     Incompatible,
-    Item,
     MessageRun,
     Messages,
     Ping,
@@ -46,7 +51,11 @@ from netcomm.protocol.frames import (
     Refuse,
     Skip,
     Version,
+    uuid_behind,
 )
+
+_ENVELOPE_FLAGS = FLAG_ENVELOPE | FLAG_ENVELOPES
+_FLAGS_SIZE = 4  # of DATA, at the end of its head
 
 READ_BYTES = 256 * 1024
 """So much is read at once, where it is not for a large message."""
@@ -68,15 +77,16 @@ class _LargeData:
     def __init__(self, start: memoryview, packet_size: int, least: int) -> None:
         """Begin a packet.
 
-        start: what has arrived of it, the head at least.
+        start: what has arrived of it, the head and the envelope at least: see `_data_head_size`.
         least: how much memory may be reserved at once.
         """
         self._view: memoryview | None = None
-        self._head = bytes(start[: DATA_HEAD.size])
-        self.size = packet_size - DATA_HEAD.size
+        head_size = _data_head_size(start)
+        self._head = bytes(start[:head_size])
+        self.size = packet_size - head_size
         self._least = least
         self._payload = BytesIO()  # its value is taken without being copied
-        piece = start[DATA_HEAD.size :]
+        piece = start[head_size:]
         self._reserve(len(piece))
         self._payload.seek(0)
         self._arrived = self._payload.write(piece)
@@ -106,12 +116,15 @@ class _LargeData:
         if self._view is not None:
             self._view.release()
 
-    def item(self) -> Item | None:
-        """The message, once it is complete."""
-        if self._arrived < self.size:
-            return None
-        _, _, seq, uuid, ttl, flags = DATA_HEAD.unpack(self._head)
-        return seq, uuid, ttl, flags, self._payload.getvalue()
+    def parts(self) -> tuple[bytes, bytes] | None:
+        """The head, with the envelope; and the payload; once all is complete."""
+        return (self._head, self._payload.getvalue()) if self._arrived >= self.size else None
+
+
+def _data_head_size(start: memoryview) -> int:
+    """How many bytes of a DATA packet are no payload: the head, and the envelope; as far as that has arrived."""
+    flags = int.from_bytes(start[DATA_HEAD.size - _FLAGS_SIZE : DATA_HEAD.size])
+    return DATA_HEAD.size + (envelope.size_at(start, DATA_HEAD.size) if flags & FLAG_ENVELOPE else 0)
 
 
 class Reader:
@@ -126,7 +139,18 @@ class Reader:
     an IDENT has been read, the large one after it.
     """
 
-    __slots__ = ("_begun", "_large", "_largest", "_limit", "_max_frame_bytes", "_needed", "_scratch", "buffer")
+    __slots__ = (
+        "_begun",
+        "_envelope",
+        "_large",
+        "_largest",
+        "_limit",
+        "_max_frame_bytes",
+        "_needed",
+        "_raw_envelope",
+        "_scratch",
+        "buffer",
+    )
 
     def __init__(self, limits: Limits, scratch: memoryview) -> None:
         """Make it; scratch: memory of at least 2 KiB, best of READ_BYTES."""
@@ -137,6 +161,8 @@ class Reader:
         self._largest = 0  # the size of the largest payload that has arrived so
         self._limit = limits.max_handshake_frame_bytes
         self._max_frame_bytes = limits.max_frame_bytes
+        self._raw_envelope = b""  # that of the last message that had one; the next one has often the same
+        self._envelope: Envelope | None = None
 
     def buffer_updated(self, count: int) -> tuple[list[Frame], RemoteProtocolError | None]:
         """Read the next bytes: so many have been received into `buffer`.
@@ -147,7 +173,10 @@ class Reader:
         frames: list[Frame] = []
         if self._large is not None:
             self._large.buffer_updated(count)
-            self._finish_large(self._large, frames)
+            try:
+                self._finish_large(self._large, frames)
+            except RemoteProtocolError as error:
+                return frames, error
             return frames, None
         view = self.buffer[:count]
         self.buffer = self._scratch
@@ -176,21 +205,39 @@ class Reader:
 
     def _finish_large(self, large: _LargeData, frames: list[Frame]) -> None:
         """Append the large message, if it is complete."""
-        item = large.item()
-        if item is None:
+        parts = large.parts()
+        if parts is None:
             self.buffer = large.buffer()
             return
-        seq, uuid, ttl, flags, payload = item
-        data = _last_data(frames, flags)
-        data.runs.append((seq, 1, uuid, ttl, flags))
-        data.payloads.append(payload)
+        self._add_data(*parts, frames)
         self._largest = max(self._largest, large.size)
         self._large = None
         self.buffer = self._scratch[:_START_BYTES]
 
+    def _add_data(self, head: bytes, payload: bytes, frames: list[Frame]) -> None:
+        """Append a message, whose head has the envelope with it."""
+        _, _, seq, uuid, ttl, flags = DATA_HEAD.unpack_from(head)
+        if flags & FLAG_ENVELOPES:
+            raise RemoteProtocolError("DATA with a flag of BATCH: an envelope for each message")
+        its_envelope = self._to_envelope(head[DATA_HEAD.size :]) if flags & FLAG_ENVELOPE else None
+        data = _last_data(frames, flags)
+        data.runs.append((seq, 1, uuid, ttl, flags, its_envelope))
+        data.payloads.append(payload)
+        if its_envelope is not None:
+            data.envelope_bytes += its_envelope.wire_size
+
+    def _to_envelope(self, raw: bytes) -> Envelope:
+        """The envelope that these bytes are. Raises RemoteProtocolError."""
+        known = self._envelope
+        if known is None or raw != self._raw_envelope:
+            known = self._envelope = envelope.decode(raw)
+            self._raw_envelope = raw
+        return known
+
     def _keep(self, rest: memoryview) -> None:
         """Keep the beginning of a packet."""
-        if self._needed >= _LARGE_BYTES and len(rest) >= DATA_HEAD.size and rest[SIZE_SIZE] == DATA_TYPE:
+        is_data = len(rest) >= DATA_HEAD.size and rest[SIZE_SIZE] == DATA_TYPE
+        if self._needed >= _LARGE_BYTES and is_data and len(rest) >= _data_head_size(rest):
             self._large = _LargeData(rest, self._needed, max(self._largest, _LARGE_STEP_BYTES))
             self.buffer = self._large.buffer()
         else:
@@ -199,12 +246,12 @@ class Reader:
     def _parse(self, chunk: memoryview, start: int, frames: list[Frame]) -> int:
         """Append the complete frames of `chunk` from `start` on; returns where the first incomplete one starts."""
         available = len(chunk)
-        persistent = -1  # of the messages that are being appended; this is none
+        plain_flags = -1  # of the plain messages that are being appended; this is none
         append_run: Callable[[MessageRun], None]
         append_payload: Callable[[bytes], None]
         unpack_data = DATA_HEAD.unpack_from
         data_head_size, size_size = DATA_HEAD.size, SIZE_SIZE
-        data_type, persistent_flag, data_overhead = DATA_TYPE, FLAG_PERSISTENT, DATA_OVERHEAD
+        data_type, checked_flags, data_overhead = DATA_TYPE, STREAM_FLAGS | _ENVELOPE_FLAGS, DATA_OVERHEAD
         limit = self._limit
         while True:
             if available - start >= data_head_size:
@@ -225,17 +272,29 @@ class Reader:
                 self._needed = end - start
                 return start
             if frame_type == data_type and size >= data_overhead:
-                if flags & persistent_flag != persistent:
-                    persistent = flags & persistent_flag
+                if flags & checked_flags != plain_flags:
+                    plain_flags = flags & checked_flags
+                    if plain_flags & _ENVELOPE_FLAGS:
+                        plain_flags = -1
+                        self._parse_enveloped(chunk, start, end, frames)
+                        start = end
+                        continue
                     data = _last_data(frames, flags)
                     append_run, append_payload = data.runs.append, data.payloads.append
-                append_run((seq, 1, uuid, ttl, flags))
+                append_run((seq, 1, uuid, ttl, flags, None))
                 append_payload(bytes(chunk[start + data_head_size : end]))
             else:
-                persistent = -1
+                plain_flags = -1
                 self._parse_other(frame_type, chunk, start + HEAD.size, end, frames)
                 limit = self._limit
             start = end
+
+    def _parse_enveloped(self, chunk: memoryview, start: int, end: int, frames: list[Frame]) -> None:
+        """Append the message of one DATA packet that has an envelope, or the flags of one."""
+        head_end = start + _data_head_size(chunk[start:end])
+        if head_end > end:
+            raise RemoteProtocolError("DATA with an envelope that is longer than the packet")
+        self._add_data(bytes(chunk[start:head_end]), bytes(chunk[head_end:end]), frames)
 
     def _check_size(self, size: int) -> None:
         if size == 0:
@@ -246,7 +305,7 @@ class Reader:
     def _parse_other(self, frame_type: int, chunk: memoryview, start: int, end: int, frames: list[Frame]) -> None:
         """Append the frame of one packet that is not DATA."""
         if frame_type == BATCH_TYPE:
-            _parse_batch(chunk, start, end, frames)
+            self._parse_batch(chunk, start, end, frames)
             return
         if frame_type == MESSAGE_TYPE:
             if end - start < MESSAGE.size:
@@ -268,32 +327,64 @@ class Reader:
         if frame_type == IDENT_TYPE:
             self._limit = self._max_frame_bytes
 
+    def _parse_batch(self, chunk: memoryview, start: int, end: int, frames: list[Frame]) -> None:
+        """Append the messages of one BATCH packet, whose payload begins at `start`."""
+        start -= HEAD.size
+        sizes_start = start + BATCH_HEAD.size
+        if end < sizes_start:
+            raise RemoteProtocolError(f"BATCH of {end - start - HEAD.size} bytes")
+        _, _, seq, uuid, ttl, flags, count = BATCH_HEAD.unpack_from(chunk, start)
+        start = sizes_start + count * ITEM_SIZE_SIZE
+        if not count or start > end:
+            raise RemoteProtocolError(f"BATCH of {count} messages in {end - sizes_start} bytes")
+        if seq + count > 2**64:
+            raise RemoteProtocolError(f"BATCH of {count} messages from seq {seq} on")
+        sizes = struct.unpack_from(f">{count}I", chunk, sizes_start)
+        shared = None
+        if flags & _ENVELOPE_FLAGS:
+            if flags & _ENVELOPE_FLAGS == _ENVELOPE_FLAGS:
+                raise RemoteProtocolError("BATCH with two flags: an envelope for all, and one for each")
+            if flags & FLAG_ENVELOPE:
+                envelope_start = start
+                start += envelope.size_at(chunk[:end], start)
+                if start > end:
+                    raise RemoteProtocolError("BATCH with an envelope that is longer than the packet")
+                shared = self._to_envelope(bytes(chunk[envelope_start:start]))
+        if start + sum(sizes) != end:
+            raise RemoteProtocolError(f"BATCH of messages of {sum(sizes)} bytes in all, which has {end - start}")
+        joined = bytes(chunk[start:end])  # to cut bytes takes half as long as to cut a view, and to copy each
+        start = 0
+        payloads = [joined[start : (start := start + size)] for size in sizes]
+        if flags & FLAG_ENVELOPES:
+            self._add_enveloped(seq, uuid, ttl, flags, payloads, frames)
+            return
+        data = _last_data(frames, flags)
+        data.runs.append((seq, count, uuid, ttl, flags, shared))
+        data.payloads += payloads
+        if shared is not None:
+            data.envelope_bytes += count * shared.wire_size
 
-def _parse_batch(chunk: memoryview, start: int, end: int, frames: list[Frame]) -> None:
-    start -= HEAD.size
-    sizes_start = start + BATCH_HEAD.size
-    if end < sizes_start:
-        raise RemoteProtocolError(f"BATCH of {end - start - HEAD.size} bytes")
-    _, _, seq, uuid, ttl, flags, count = BATCH_HEAD.unpack_from(chunk, start)
-    start = sizes_start + count * ITEM_SIZE_SIZE
-    if not count or start > end:
-        raise RemoteProtocolError(f"BATCH of {count} messages in {end - sizes_start} bytes")
-    if seq + count > 2**64:
-        raise RemoteProtocolError(f"BATCH of {count} messages from seq {seq} on")
-    sizes = struct.unpack_from(f">{count}I", chunk, sizes_start)
-    if start + sum(sizes) != end:
-        raise RemoteProtocolError(f"BATCH of messages of {sum(sizes)} bytes in all, which has {end - start}")
-    joined = bytes(chunk[start:end])  # to cut bytes takes half as long as to cut a view, and to copy each
-    start = 0
-    payloads = [joined[start : (start := start + size)] for size in sizes]
-    data = _last_data(frames, flags)
-    data.runs.append((seq, count, uuid, ttl, flags))
-    data.payloads += payloads
+    def _add_enveloped(
+        self, seq: int, uuid: bytes, ttl: int, flags: int, payloads: list[bytes], frames: list[Frame]
+    ) -> None:
+        """Append messages that follow each other, each of which has an envelope before its payload: a run each."""
+        runs: list[MessageRun] = []
+        envelope_bytes = 0
+        for index, payload in enumerate(payloads):
+            size = envelope.size_at(payload, 0)
+            its_envelope = self._to_envelope(payload[:size])
+            runs.append((seq + index, 1, uuid_behind(uuid, index), ttl, flags, its_envelope))
+            payloads[index] = payload[size:]
+            envelope_bytes += size
+        data = _last_data(frames, flags)
+        data.runs += runs
+        data.payloads += payloads
+        data.envelope_bytes += envelope_bytes
 
 
 def _last_data(frames: list[Frame], flags: int) -> Data:
     """The frame that messages with these flags go into: the last one, if it is of their stream, or a new one."""
-    stream = DURABLE if flags & FLAG_PERSISTENT else VOLATILE
+    stream = _parse_stream(flags & STREAM_FLAGS)
     if frames and isinstance(last := frames[-1], Data) and last.stream is stream:
         return last
     data = Data(stream, [], [])
@@ -320,7 +411,7 @@ def _parse_hello(payload: bytes) -> Hello:
     return frame
 
 
-_STREAMS = dict(enumerate(Stream))  # a call of Stream costs five times as much
+_STREAMS = {int(stream): stream for stream in Stream}  # a call of Stream costs five times as much
 
 
 def _parse_stream(number: int) -> Stream:
@@ -372,6 +463,7 @@ def _parse_short_data(payload: bytes) -> Data:
 
 _PING_FRAME = Ping()
 _PONG_FRAME = Pong()
+_GOODBYE_FRAME = Goodbye()
 _PARSERS: dict[int, Callable[[bytes], Frame]] = {
     FrameType.VERSION: _parse_version,
     FrameType.INCOMPATIBLE: lambda payload: Incompatible(),
@@ -384,4 +476,5 @@ _PARSERS: dict[int, Callable[[bytes], Frame]] = {
     FrameType.ACK: _parse_ack,
     FrameType.SKIP: _parse_skip,
     FrameType.REFUSE: _parse_refuse,
+    FrameType.GOODBYE: lambda payload: _GOODBYE_FRAME,
 }

@@ -6,6 +6,9 @@ from netcomm.protocol.remote_peer import RemotePeer, RemotePeers
 
 log = Log("netcomm.messaging")
 
+# So many idents are named, and the others are counted: a line of the log has its bounds.
+_MAX_NAMED = 5
+
 
 class Diagnosis:
     """Looks, some time after messages began to wait for a peer that is not connected, whether they still do.
@@ -63,5 +66,12 @@ class Diagnosis:
             "%d messages wait for %r, which is not connected; connected are: %s. Is the ident right?",
             peer.outbox.queued,
             ident,
-            ", ".join(map(repr, connected)),
+            _some_of(connected),
         )
+
+
+def _some_of(idents: list[str]) -> str:
+    """The first of the idents, and how many others there are."""
+    named = ", ".join(map(repr, idents[:_MAX_NAMED]))
+    others = len(idents) - _MAX_NAMED
+    return f"{named} and {others} others" if others > 0 else named

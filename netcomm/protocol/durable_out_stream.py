@@ -1,18 +1,20 @@
-"""`DurableOutStream`: the sending end of the durable stream: its beginning in memory, all of it in a storage.
+"""`DurableOutStream`: the sending end of a durable stream: its beginning in memory, all of it in a storage.
 
 Messages behind those in memory are *stored* alone, and are loaded as the beginning moves on. The stream does no I/O: it
 says what it wants of the storage (`wants`), and is told of the results.
 """
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from netcomm.message import DELIVERED, DURABLE, SENT, Delivery, DeliveryState
+from netcomm.message import DELIVERED, SENT, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry
-from netcomm.protocol.events import Load, Mark, Renew, StorageRequest
+from netcomm.protocol.events import Load, LoadDiscarded, Mark, Renew, StorageRequest
 from netcomm.protocol.frames import OVERHEAD_BYTES
 from netcomm.protocol.out_stream import OutStream
-from netcomm.storage import StoredStream
+from netcomm.storage import StoredMessage, StoredStream
 
 # How much of a durable stream is kept in memory; a single larger message is loaded all the same.
 _MAX_LOADED = 20_000
@@ -22,8 +24,21 @@ _LOAD_COUNT = 5_000
 _MARK_AHEAD = 10_000
 
 
+@dataclass(slots=True)
+class Discarded:
+    """Messages that were in the storage alone when they were discarded, and that were not read since.
+
+    from_seq, below: where they lie.
+    gone: seqs among them of messages that had ended before.
+    """
+
+    from_seq: int
+    below: int
+    gone: frozenset[int]
+
+
 class DurableOutStream(OutStream):
-    """The sending end of the durable stream: its beginning in memory, all of it in a storage.
+    """The sending end of a durable stream: its beginning in memory, all of it in a storage.
 
     Where the seqs lie, while a connection stands and messages flow:
 
@@ -50,14 +65,18 @@ class DurableOutStream(OutStream):
     arrived_below: the receiver has the messages below this seq, though an earlier process may have sent them.
     expires_at: when the first of those that are in the storage alone may expire.
     renewing: whether the stream waits for a new epoch, since the storage was restored from a backup.
+
+    What is discarded in the storage alone has ended at once, and is read afterwards, for callbacks to be told.
     """
 
     __slots__ = (
         "_asked_for",
+        "_discarded_in_storage",
         "_gone",
         "_known",
         "_loading",
         "_marking",
+        "_reading_discarded",
         "_renewal_asked",
         "_renewal_below",
         "acknowledged_below",
@@ -71,8 +90,8 @@ class DurableOutStream(OutStream):
         "stored",
     )
 
-    def __init__(self, epoch: int) -> None:
-        super().__init__(DURABLE, epoch)
+    def __init__(self, stream: Stream, epoch: int) -> None:
+        super().__init__(stream, epoch)
         self.load_from = 0
         self.loaded_bytes = 0
         self.stored = 0
@@ -86,6 +105,8 @@ class DurableOutStream(OutStream):
         self._asked_for = 0  # how many were in the storage alone when it was last asked for them
         # Seqs that have ended, or could not be stored, and that the storage may still name.
         self._gone: set[int] = set()
+        self._discarded_in_storage: deque[Discarded] = deque()
+        self._reading_discarded = False
         self._marking = False
         self._renewal_asked = False
         self._renewal_below = 0  # what the storage certainly had when it was asked to renew the stream
@@ -95,7 +116,7 @@ class DurableOutStream(OutStream):
     @classmethod
     def restore(cls, state: StoredStream, expires_at: float | None) -> "DurableOutStream":
         """Take over what a storage has kept; `expires_at` is its first expiry, on the outbox's clock."""
-        stream = cls(state.epoch)
+        stream = cls(state.stream, state.epoch)
         stream.next_seq = stream.added_below = state.next_seq
         stream.marked_below = stream.sent_below = stream.in_doubt_below = min(state.sent_below, state.next_seq)
         stream.stored = stream.queued = state.count
@@ -211,13 +232,42 @@ class DurableOutStream(OutStream):
 
     def expire_stored(self, deliveries: list[Delivery]) -> None:
         """Messages that are in the storage alone have expired."""
-        for delivery in deliveries:
-            self._known.pop(delivery.seq, None)
-            self._gone.add(delivery.seq)
+        self.forget_known(deliveries)
+        self._gone.update([delivery.seq for delivery in deliveries])
         self.stored -= len(deliveries)
         self._asked_for = max(0, self._asked_for - len(deliveries))
         self.loaded_bytes += sum(delivery.size for delivery in deliveries)
         self.finish(deliveries, DeliveryState.EXPIRED)
+
+    def discard(self) -> list[Entry]:
+        discarded = super().discard()
+        if self.stored:
+            self._discarded_in_storage.append(Discarded(self.load_from, self.added_below, frozenset(self._gone)))
+            for delivery in self._known.values():
+                delivery.state = DeliveryState.DISCARDED
+            self.queued = self.queued_bytes = self.stored = self._asked_for = 0
+            self.expires_at = None
+        self.load_from = self.added_below
+        return discarded
+
+    def read_discarded(self, messages: Sequence[StoredMessage]) -> list[StoredMessage]:
+        """The storage has read on in what was discarded; returns the messages of which callbacks are to be told."""
+        self._reading_discarded = False
+        part = self._discarded_in_storage[0]
+        if messages and messages[-1].seq + 1 < part.below:
+            part.from_seq = messages[-1].seq + 1
+        else:
+            self._discarded_in_storage.popleft()
+        return [message for message in messages if message.seq < part.below and message.seq not in part.gone]
+
+    def forget_known(self, deliveries: Sequence[Delivery]) -> None:
+        """Messages have ended that were in the storage alone."""
+        for delivery in deliveries:
+            self._known.pop(delivery.seq, None)
+
+    def unread_below(self) -> int | None:
+        """All messages below this seq have ended, and some of them are in the storage still; None where none is."""
+        return self._discarded_in_storage[-1].below if self._discarded_in_storage else None
 
     def _count_ended(self, count: int, size: int) -> None:
         super()._count_ended(count, size)
@@ -240,7 +290,8 @@ class DurableOutStream(OutStream):
 
     def deletable_below(self) -> int:
         """The storage may forget messages below this seq: they have arrived, and have been accounted for."""
-        return min(self.acknowledged_below, self.load_from)
+        unread = self._discarded_in_storage
+        return min(self.acknowledged_below, unread[0].from_seq if unread else self.load_from)
 
     def wants(self, ident: str, new_epoch: Callable[[], int]) -> list[StorageRequest]:
         """What the storage has to do before messages can go on, and was not `asked` for.
@@ -249,18 +300,21 @@ class DurableOutStream(OutStream):
         new_epoch: makes an epoch that the stream never had.
         """
         wanted: list[StorageRequest] = []
+        if self._discarded_in_storage and not self._reading_discarded:
+            from_seq = self._discarded_in_storage[0].from_seq
+            wanted.append(LoadDiscarded(ident, from_seq, _LOAD_COUNT, _MAX_LOADED_BYTES // 2, self.stream))
         if self.renewing:
             if not self._renewal_asked:
                 self._renewal_below = self.added_below
-                wanted.append(Renew(ident, new_epoch()))
+                wanted.append(Renew(ident, new_epoch(), self.stream))
             return wanted
         if self.receiver_next is None:
             return wanted
         if not self._marking and self.queued and self.marked_below - self._next_to_send() < _MARK_AHEAD // 2:
-            wanted.append(Mark(ident, self.next_seq + _MARK_AHEAD))
+            wanted.append(Mark(ident, self.next_seq + _MARK_AHEAD, self.stream))
         if not self._loading and self.stored and min(self._room(2)) > 0:
             self._asked_for = self.stored
-            wanted.append(Load(ident, self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2))
+            wanted.append(Load(ident, self.load_from, _LOAD_COUNT, _MAX_LOADED_BYTES // 2, self.stream))
         return wanted
 
     def asked(self, request: StorageRequest, is_asked: bool = True) -> None:
@@ -268,6 +322,8 @@ class DurableOutStream(OutStream):
         match request:
             case Load():
                 self._loading = is_asked
+            case LoadDiscarded():
+                self._reading_discarded = is_asked
             case Mark():
                 self._marking = is_asked
             case Renew():

@@ -4,7 +4,8 @@ import math
 import struct
 from collections.abc import Sequence
 
-from netcomm.message import DURABLE, FLAG_PERSISTENT, VOLATILE, Stream
+from netcomm.message import FLAG_PERSISTENT, Stream
+from netcomm.protocol import envelope
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.frames import (
     ACK_PACKET,
@@ -16,6 +17,7 @@ from netcomm.protocol.frames import (
     DATA_HEAD,
     DATA_OVERHEAD,
     DATA_TYPE,
+    FLAG_ENVELOPE,
     HEAD,
     HELLO,
     INFINITE_TTL,
@@ -51,6 +53,7 @@ def _pack(frame_type: int, payload: bytes = b"") -> bytes:
 PING = _pack(FrameType.PING)
 PONG = _pack(FrameType.PONG)
 INCOMPATIBLE = _pack(FrameType.INCOMPATIBLE)
+GOODBYE = _pack(FrameType.GOODBYE)
 
 
 def version(number: int = PROTOCOL_VERSION) -> bytes:
@@ -74,6 +77,7 @@ def hello(frame: Hello) -> bytes:
             frame.connector,
             frame.max_frame_bytes,
             frame.window_bytes,
+            frame.flags,
         ),
     )
 
@@ -108,8 +112,10 @@ def _remaining_ttl(expires_at: float | None, now: float) -> int:
     return min(max(0, math.ceil(expires_at - now)), INFINITE_TTL - 1)
 
 
-def data(batch: Sequence[Entry], next_seq: int, now: float, max_frame_bytes: int = 0xFFFFFFFF) -> list[bytes]:
-    """The packets of messages of one stream, in buffers: headers and payloads, not joined.
+def data(
+    stream: Stream, batch: Sequence[Entry], next_seq: int, now: float, max_frame_bytes: int = 0xFFFFFFFF
+) -> list[bytes]:
+    """The packets of messages of a stream, in buffers: headers and payloads, not joined.
 
     A SKIP goes before each message whose seq lies above the one that the receiver, told so far up to `next_seq`,
     expects. The messages of a run share frames, up to `max_frame_bytes`. Those that were sent before do not:
@@ -118,45 +124,56 @@ def data(batch: Sequence[Entry], next_seq: int, now: float, max_frame_bytes: int
     buffers: list[bytes] = []
     pack = DATA_HEAD.pack
     overhead = DATA_OVERHEAD - DATA_HEAD.size
-    flags = FLAG_PERSISTENT if batch[0].persistent else 0
+    flags = int(stream)
     for entry in batch:
         seq = entry.seq
         if seq > next_seq:
-            buffers.append(skip(DURABLE if flags else VOLATILE, seq))
+            buffers.append(skip(stream, seq))
         ttl = INFINITE_TTL if entry.expires_at is None else _remaining_ttl(entry.expires_at, now)
         if isinstance(entry, Run):
             max_batch_bytes = 0 if entry.resent else min(max_frame_bytes, _MAX_BATCH_FRAME_BYTES)
             _add_run(buffers, entry, ttl, flags, max_batch_bytes)
         else:
             # The payload is there: only what has ended has none.
-            buffers += (pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags), entry.data)  # type: ignore[arg-type]
+            if entry.envelope is None:
+                buffers += (pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags), entry.data)  # type: ignore[arg-type]
+            else:
+                head = pack(entry.size + overhead, DATA_TYPE, seq, entry.uuid, ttl, flags | FLAG_ENVELOPE)
+                buffers += (head + entry.envelope, entry.data)  # type: ignore[arg-type]
         next_seq = seq + entry.count
     return buffers
 
 
 def _add_run(buffers: list[bytes], run: Run, ttl: int, flags: int, max_batch_bytes: int) -> None:
     """Append the packets of a run: each of as many messages as fit into a BATCH, DATA where that is one."""
-    room = max_batch_bytes - BATCH_OVERHEAD
     batch = run.batch
+    first_envelope, shared = batch.envelope, b""
+    if first_envelope is not None:
+        flags |= FLAG_ENVELOPE
+        shared = first_envelope
+    room = max_batch_bytes - BATCH_OVERHEAD - len(shared)
     start = run.start
     while start < run.stop:
         stop = batch.fitting(start, min(run.stop, start + _MAX_BATCH_COUNT), room, ITEM_SIZE_SIZE)
         count = max(1, stop - start)
         payloads: list[bytes] = batch.data[start : start + count]  # type: ignore[assignment]
         seq, number = run.seq + start - run.start, batch.number + start
+        if first_envelope is not None:
+            shared = envelope.behind(first_envelope, start)
         if count > 1:
             sizes = list(map(len, payloads))
-            size = BATCH_OVERHEAD + batch.size(start, stop, ITEM_SIZE_SIZE)
+            size = BATCH_OVERHEAD + len(shared) + batch.size(start, stop, ITEM_SIZE_SIZE)
             uuid = batch.uuid_prefix + number.to_bytes(8)
             head = BATCH_HEAD.pack(size, BATCH_TYPE, seq, uuid, ttl, flags, count)
-            packet = [head + struct.pack(f">{count}I", *sizes), *payloads]
+            packet = [head + struct.pack(f">{count}I", *sizes) + shared, *payloads]
             if size < count * _JOIN_BELOW_BYTES:
                 buffers.append(b"".join(packet))
             else:
                 buffers += packet
         else:
-            size = DATA_OVERHEAD + len(payloads[0])
-            buffers.append(NUMBERED_DATA_HEAD.pack(size, DATA_TYPE, seq, batch.uuid_prefix, number, ttl, flags))
+            size = DATA_OVERHEAD + len(shared) + len(payloads[0])
+            head = NUMBERED_DATA_HEAD.pack(size, DATA_TYPE, seq, batch.uuid_prefix, number, ttl, flags)
+            buffers.append(head + shared)
             buffers += payloads
         start += count
 
@@ -180,13 +197,13 @@ def joined(buffers: list[bytes]) -> list[bytes]:
     return result
 
 
-def messages(batch: Sequence[Entry], now: float) -> list[bytes]:
-    """The packets of a batch for a snakeMQ peer, in buffers: headers and payloads, not joined."""
+def messages(stream: Stream, batch: Sequence[Entry], now: float) -> list[bytes]:
+    """The packets of a batch for a snakeMQ peer, in buffers: headers and payloads, not joined; without envelopes."""
     buffers: list[bytes] = []
+    flags = stream & FLAG_PERSISTENT
     overhead = MESSAGE_HEAD.size - SIZE_SIZE
     for entry in batch:
         ttl = _remaining_ttl(entry.expires_at, now)
-        flags = FLAG_PERSISTENT if entry.persistent else 0
         for delivery in entry.deliveries():
             payload = delivery.data
             assert payload is not None

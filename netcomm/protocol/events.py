@@ -3,9 +3,11 @@
 A storage request is declared once, here, with what it asks of a `QueueStorage`. `Messaging.answered` takes the results.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from netcomm.message import Delivery, Stream
+from netcomm.message import DURABLE, Delivery, Stream
 from netcomm.protocol import frames
 from netcomm.storage import Position, QueueStorage, StoredMessage
 
@@ -35,6 +37,7 @@ class Received:
     redelivered_below: messages with a lower seq may have been handed over by an earlier process.
     runs, payloads: the messages, as in `frames.Data`; their seqs follow each other.
     size: the bytes that they count as.
+    envelope_bytes: those of them that are envelopes.
     handled: how many of them, from the first on, the node has been told of.
     returned: how many it is to be told of, where they are noted first.
     """
@@ -48,6 +51,7 @@ class Received:
     size: int
     handled: int = field(default=0, compare=False)
     returned: int = field(default=0, compare=False)
+    envelope_bytes: int = 0
 
     @property
     def items(self) -> list[frames.Item]:
@@ -82,6 +86,14 @@ class ErrorReported:
 
 
 @dataclass(slots=True)
+class Call:
+    """A function is to be called with an argument, on the thread that dispatches, and with no lock held."""
+
+    function: Callable[[Any], object]
+    argument: Any
+
+
+@dataclass(slots=True)
 class Close:
     """A connection has to be closed, once `farewell`, in buffers, is sent."""
 
@@ -98,6 +110,12 @@ class PauseReading:
 
 
 # -- What a storage is to do -----------------------------------------------------------------------------------------
+# `stream` is always the durable stream that is meant.
+
+
+def _named(stream: Stream) -> dict[str, Stream]:
+    """How a storage is told of a stream: a `QueueStorage` knows one, DURABLE; a `HostStorage` knows others."""
+    return {} if stream is DURABLE else {"stream": stream}
 
 
 @dataclass(slots=True)
@@ -108,10 +126,26 @@ class Load:
     from_seq: int
     max_count: int
     max_bytes: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> list[StoredMessage]:
         """Ask the storage. Raises StorageError."""
-        return storage.read(self.ident, self.from_seq, self.max_count, self.max_bytes)
+        return storage.read(self.ident, self.from_seq, self.max_count, self.max_bytes, **_named(self.stream))
+
+
+@dataclass(slots=True)
+class LoadDiscarded:
+    """Read messages that were discarded, so that callbacks are told of them; see `QueueStorage.read`."""
+
+    ident: str
+    from_seq: int
+    max_count: int
+    max_bytes: int
+    stream: Stream = DURABLE
+
+    def carry_out(self, storage: QueueStorage) -> list[StoredMessage]:
+        """Ask the storage. Raises StorageError."""
+        return storage.read(self.ident, self.from_seq, self.max_count, self.max_bytes, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -126,10 +160,11 @@ class FindExpired:
     from_seq: int
     wall_now: float
     max_count: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> tuple[list[StoredMessage], float | None]:
         """Ask the storage. Raises StorageError."""
-        return storage.expired(self.ident, self.from_seq, self.wall_now, self.max_count)
+        return storage.expired(self.ident, self.from_seq, self.wall_now, self.max_count, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -138,10 +173,11 @@ class Mark:
 
     ident: str
     below: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> None:
         """Ask the storage. Raises StorageError."""
-        storage.mark_sent(self.ident, self.below)
+        storage.mark_sent(self.ident, self.below, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -150,10 +186,11 @@ class Renew:
 
     ident: str
     epoch: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> None:
         """Ask the storage. Raises StorageError."""
-        storage.renew(self.ident, self.epoch)
+        storage.renew(self.ident, self.epoch, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -174,10 +211,11 @@ class DeleteBelow:
 
     ident: str
     seq: int
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> None:
         """Ask the storage. Raises StorageError."""
-        storage.delete_below(self.ident, self.seq)
+        storage.delete_below(self.ident, self.seq, **_named(self.stream))
 
 
 @dataclass(slots=True)
@@ -186,13 +224,14 @@ class Delete:
 
     ident: str
     seqs: list[int]
+    stream: Stream = DURABLE
 
     def carry_out(self, storage: QueueStorage) -> None:
         """Ask the storage. Raises StorageError."""
-        storage.delete(self.ident, self.seqs)
+        storage.delete(self.ident, self.seqs, **_named(self.stream))
 
 
-StorageRequest = Load | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
+StorageRequest = Load | LoadDiscarded | FindExpired | Mark | Renew | StorePosition | DeleteBelow | Delete
 Event = (
     Connected
     | Disconnected
@@ -200,6 +239,7 @@ Event = (
     | Dropped
     | DeliveriesEnded
     | ErrorReported
+    | Call
     | Close
     | PauseReading
     | StorageRequest

@@ -1,7 +1,7 @@
 """Frames: what stands on the wire. Every number of the protocol stands here, and nowhere else.
 
 A packet is `[u32 size][u8 frame type][payload]`, big-endian; the size counts the type and the payload. Types 0
-to 5 are snakeMQ's (the docstring of its `messaging` module documents them), 0x80 to 0x86 are netcomm's, which a
+to 5 are snakeMQ's (the docstring of its `messaging` module documents them), 0x80 to 0x87 are netcomm's, which a
 snakeMQ peer passes over as unknown. docs/protocol.md states all of it in words.
 
 `netcomm.protocol.encode` makes bytes of frames, `netcomm.protocol.decode` frames of bytes.
@@ -11,11 +11,16 @@ import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from netcomm.message import Stream
+from netcomm.protocol.envelope import Envelope
 
 PROTOCOL_VERSION = 1
+MAX_BULK_BYTES = 64 * 1024
+"""The most data of a message in the stream BULK: a small message need not wait for more."""
+STREAM_FLAGS = 0x7
+"""The bits of a message's flags that are the number of its stream."""
 EXTENSION_VERSION = 1
 INFINITE_TTL = 0xFFFFFFFF
 
@@ -36,11 +41,18 @@ class FrameType(enum.IntEnum):
     SKIP = 0x84
     REFUSE = 0x85
     BATCH = 0x86
+    GOODBYE = 0x87
 
 
 # By themselves, since each look through the Enum takes time, see `netcomm.message`.
 DATA_TYPE, BATCH_TYPE, ACK_TYPE = int(FrameType.DATA), int(FrameType.BATCH), int(FrameType.ACK)
 MESSAGE_TYPE, IDENT_TYPE = int(FrameType.MESSAGE), int(FrameType.IDENT)
+
+# Of the flags of DATA and BATCH.
+FLAG_ENVELOPE = 0x08
+"""There is an envelope: in DATA before the payload, in BATCH one for all messages before the payloads."""
+FLAG_ENVELOPES = 0x10
+"""Each message of a BATCH has an envelope before its payload."""
 
 
 class RefuseCode(enum.IntEnum):
@@ -54,7 +66,7 @@ class RefuseCode(enum.IntEnum):
 HEAD = struct.Struct(">IB")
 VERSION = struct.Struct(">I")
 MESSAGE = struct.Struct(">16sII")
-HELLO = struct.Struct(">H16s16sIII")
+HELLO = struct.Struct(">H16s16sIIIB")
 BEGIN = struct.Struct(">BQQQ")
 ACK = struct.Struct(">BQQQ")
 ACK_PACKET = struct.Struct(">IBBQQQ")
@@ -73,6 +85,8 @@ OVERHEAD_BYTES = DATA_HEAD.size
 BATCH_OVERHEAD = BATCH_HEAD.size - SIZE_SIZE
 ITEM_SIZE_SIZE = 4
 MAX_REFUSE_TEXT_BYTES = 1024
+IDENT_MADE_UP = 0x1
+"""A flag of HELLO."""
 
 
 @dataclass(slots=True)
@@ -96,9 +110,10 @@ class Ident:
 
 @dataclass(slots=True)
 class Messages:
-    """Consecutive snakeMQ messages; each item is `(uuid, ttl, flags, data)`."""
+    """Consecutive snakeMQ messages; each item is `(uuid, ttl, flags, data)`. They are in no stream."""
 
     items: list[tuple[bytes, int, int, bytes]]
+    stream: ClassVar[None] = None
 
 
 @dataclass(slots=True)
@@ -121,6 +136,7 @@ class Hello:
     connector: which of the sender's connectors made the connection, counted from 1; 0 where it accepted it.
     max_frame_bytes: the largest frame that the sender of this HELLO accepts.
     window_bytes: the most that it will hold of messages that are not acknowledged.
+    flags: IDENT_MADE_UP or 0; other bits have no meaning.
     """
 
     version: int
@@ -129,6 +145,12 @@ class Hello:
     connector: int
     max_frame_bytes: int
     window_bytes: int
+    flags: int = 0
+
+    @property
+    def made_up(self) -> bool:
+        """Whether the sender's ident was made up: no other process ever has it."""
+        return bool(self.flags & IDENT_MADE_UP)
 
 
 @dataclass(slots=True)
@@ -144,10 +166,12 @@ class Begin:
     sent_below: int
 
 
-MessageRun: TypeAlias = tuple[int, int, bytes, int, int]
-"""`(seq, count, uuid, ttl, flags)`: so many messages, whose seqs and uuids count on from those of the first."""
-Item: TypeAlias = tuple[int, bytes, int, int, bytes]
-"""One message: `(seq, uuid, ttl, flags, data)`."""
+MessageRun: TypeAlias = tuple[int, int, bytes, int, int, Envelope | None]
+"""`(seq, count, uuid, ttl, flags, envelope)`: so many messages, whose seqs and uuids count on from those of the first.
+
+The envelope is that of the first; those of the others count on. Plain messages have None."""
+Item: TypeAlias = tuple[int, bytes, int, int, bytes, Envelope | None]
+"""One message: `(seq, uuid, ttl, flags, data, envelope)`."""
 
 
 @dataclass(slots=True)
@@ -156,11 +180,13 @@ class Data:
 
     runs: what is known of the messages beside their payloads.
     payloads: of all of them.
+    envelope_bytes: the size of their envelopes, as if each had its own.
     """
 
     stream: Stream
     runs: list[MessageRun]
     payloads: list[bytes]
+    envelope_bytes: int = 0
 
     @property
     def items(self) -> list[Item]:
@@ -194,7 +220,14 @@ class Refuse:
     text: str
 
 
-Frame: TypeAlias = Version | Incompatible | Ident | Messages | Ping | Pong | Hello | Begin | Data | Ack | Skip | Refuse
+@dataclass(slots=True)
+class Goodbye:
+    """The sender's process ends: no connection with its boot id comes any more."""
+
+
+Frame: TypeAlias = (
+    Version | Incompatible | Ident | Messages | Ping | Pong | Hello | Begin | Data | Ack | Skip | Refuse | Goodbye
+)
 
 
 def packet_size(data_size: int) -> int:
@@ -221,7 +254,24 @@ def items(runs: Sequence[MessageRun], payloads: Sequence[bytes]) -> list[Item]:
     """Each of these messages by itself."""
     left = iter(payloads)
     return [
-        (seq + index, uuid_behind(uuid, index) if index else uuid, ttl, flags, next(left))
-        for seq, count, uuid, ttl, flags in runs
+        (
+            seq + index,
+            uuid_behind(uuid, index) if index else uuid,
+            ttl,
+            flags,
+            next(left),
+            None if envelope is None else envelope.behind(index),
+        )
+        for seq, count, uuid, ttl, flags, envelope in runs
         for index in range(count)
     ]
+
+
+def envelope_bytes(runs: Sequence[MessageRun], start: int, stop: int) -> int:
+    """The size of the envelopes of messages `start` to `stop` of these, as if each had its own."""
+    size = place = 0
+    for _, count, *_, envelope in runs:
+        if envelope is not None:
+            size += envelope.wire_size * max(0, min(stop, place + count) - max(start, place))
+        place += count
+    return size

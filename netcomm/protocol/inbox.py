@@ -1,11 +1,11 @@
 """`Inbox`: what has come from one peer, over all its connections: positions, duplicates, what was handed over."""
 
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
-from netcomm.message import DURABLE, Stream
-from netcomm.protocol.frames import Ack, Begin, Data, uuid_behind
+from netcomm.message import BULK, DURABLE, VOLATILE, Stream
+from netcomm.protocol.frames import Ack, Begin, Data, envelope_bytes, uuid_behind
 from netcomm.storage import Position
 
 _MAX_SEQ = 2**64 - 1
@@ -45,36 +45,41 @@ class InStream:
 class Inbox:
     """The streams that come from one peer.
 
-    pending_bytes: the size of what was received and not handed over.
+    pending_bytes: by stream, the size of the messages that were received and not handed over; None stands for those of
+        a snakeMQ peer, which has no streams.
+    has_position: whether a storage has a position in a stream, or is about to: it goes on from here.
     """
 
-    __slots__ = ("_left", "_stores_positions", "_streams", "pending_bytes")
+    __slots__ = ("_left", "_stores_positions", "_streams", "has_position", "pending_bytes")
 
-    def __init__(self, stores_positions: bool, position: Position | None = None) -> None:
+    def __init__(self, stores_positions: bool) -> None:
         """Make an inbox without connection.
 
-        stores_positions: whether positions in the durable stream are stored before they are acknowledged.
-        position: the one that is stored.
+        stores_positions: whether positions in the stream DURABLE are stored before they are acknowledged.
         """
         self._stores_positions = stores_positions
         self._streams: dict[Stream, InStream] = {}
-        self._left: deque[int] = deque(maxlen=_LEFT_EPOCHS)  # epochs of the durable stream
-        self.pending_bytes = 0
-        if position is not None:
-            seq = position.next_seq
-            self._streams[DURABLE] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
+        self._left: deque[int] = deque(maxlen=_LEFT_EPOCHS)  # epochs of durable streams
+        self.pending_bytes: defaultdict[Stream | None, int] = defaultdict(int)
+        self.has_position = False
+
+    def restore(self, stream: Stream, position: Position) -> None:
+        """Take over the position in a stream that is stored."""
+        seq = position.next_seq
+        self._streams[stream] = InStream(position.epoch, seq, seq, seq, restored=True, begun=False)
+        self.has_position = True
 
     @property
-    def durable(self) -> bool:
-        """Whether a position in the durable stream, which a storage has, goes on from here."""
-        return self._stores_positions and DURABLE in self._streams
+    def is_empty(self) -> bool:
+        """Whether everything that was received was handed over."""
+        return not any(self.pending_bytes.values())
 
     def begin(self, frame: Begin) -> None:
         """The sender begins a stream on a new connection; the answer is an acknowledgement."""
         known = self._streams.get(frame.stream)
         if known is None or known.epoch != frame.epoch:
             self._streams[frame.stream] = InStream(frame.epoch, frame.first_seq, frame.first_seq, frame.sent_below)
-            if known is not None and frame.stream is DURABLE:
+            if known is not None and frame.stream.durable:
                 self._left.append(known.epoch)
         else:
             if known.begun:
@@ -116,17 +121,20 @@ class Inbox:
         fresh = Data(data.stream, [], [])
         next_seq = state.next_seq
         start = 0
-        for seq, count, uuid, ttl, flags in data.runs:
+        for seq, count, uuid, ttl, flags, envelope in data.runs:
             if seq > next_seq:
                 raise RemoteProtocolError(f"seq {seq} where {next_seq} was expected")
             known = min(next_seq - seq, count)
             if known:
                 state.ack_due = True
             if known < count:
-                fresh.runs.append((next_seq, count - known, uuid_behind(uuid, known), ttl, flags))
+                its_envelope = None if envelope is None else envelope.behind(known)
+                fresh.runs.append((next_seq, count - known, uuid_behind(uuid, known), ttl, flags, its_envelope))
                 fresh.payloads += data.payloads[start + known : start + count]
                 next_seq = seq + count
             start += count
+        if data.envelope_bytes:
+            fresh.envelope_bytes = envelope_bytes(fresh.runs, 0, len(fresh.payloads))
         return fresh, next_seq
 
     def skip(self, stream: Stream, next_seq: int) -> None:
@@ -145,8 +153,10 @@ class Inbox:
 
         Returns the position that has to be stored before the sender may be told, if it has to be.
         """
-        if stream is DURABLE and self._stores_positions:
-            return Position(epoch, next_seq)
+        if self._stores_positions and stream not in (VOLATILE, BULK):
+            self.has_position = True
+            if stream is DURABLE:
+                return Position(epoch, next_seq)
         self.acknowledge(stream, epoch, next_seq)
         return None
 

@@ -11,14 +11,16 @@ None of it is thread-safe; `netcomm.runtime.loop` holds a lock around it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from netcomm.deadlines import Action, Deadlines
 from netcomm.limits import Limits
-from netcomm.message import Delivery, DeliveryState
+from netcomm.message import VOLATILE, Delivery, DeliveryOwner, DeliveryState, Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import Entry
 from netcomm.protocol.diagnosis import Diagnosis
-from netcomm.protocol.events import Event, Received, StorageRequest
+from netcomm.protocol.discarding import Discarding
+from netcomm.protocol.events import Call, Event, Received, StorageRequest
 from netcomm.protocol.open_run import OpenRun
 from netcomm.protocol.remote_peer import Connection, RemotePeer, RemotePeers
 from netcomm.protocol.session import Session
@@ -54,19 +56,21 @@ class Messaging:
         peer_id: bytes,
         boot_id: bytes,
         first_epoch: int,
-        wait: Callable[[Delivery, float | None], bool],
+        owner: DeliveryOwner,
         progress: Callable[[int], tuple[int, int]] = _unknown,
         stores_positions: bool = False,
+        made_up: bool = False,
     ) -> None:
         """Make it, without connections.
 
         peer_id, boot_id: 16 bytes each, as in HELLO.
         first_epoch: a 63-bit number that no other process of this ident has used.
-        wait: what `Delivery.wait` calls, for messages that come from the storage.
+        owner: of the Deliveries of messages that come from the storage.
         progress: says of a connection how many bytes of its output were written, and how many of them the other side's
             system has taken. It is called when an answer to a ping is overdue, and before one is sent. By default,
             nobody knows, and only what arrives is a sign of life.
         stores_positions: whether there is a storage that takes positions.
+        made_up: whether the ident was made up: no other process ever has it.
         """
         self._limits = limits
         self._events: list[Event] = []  # always this list: the rooms append to it
@@ -74,13 +78,14 @@ class Messaging:
         self._deadlines: Deadlines[Action] = Deadlines()
         self.deadline = self._deadlines.next
         self.peers = RemotePeers(limits, first_epoch, stores_positions, emit, self._forgotten)
-        self.storage_sync = StorageSync(self.peers, emit, wait)
+        self.storage_sync = StorageSync(self.peers, emit, owner)
         self._diagnosis = Diagnosis(self.peers, self._deadlines, limits.diagnose_after_s)
         self.sessions = Sessions(
             ident,
             limits,
             peer_id=peer_id,
             boot_id=boot_id,
+            made_up=made_up,
             peers=self.peers,
             deadlines=self._deadlines,
             emit=emit,
@@ -96,9 +101,14 @@ class Messaging:
         self._writable = self.sessions.writable
         self.urgent = False
         self.open_runs: dict[str, OpenRun] = {}
+        self._discarding = Discarding(limits, self.peers, self.storage_sync, self._deadlines, self.open_runs, emit)
 
     def restore(
-        self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float
+        self,
+        streams: Iterable[StoredStream],
+        positions: Mapping[tuple[str, Stream], Position],
+        now: float,
+        wall_now: float,
     ) -> None:
         """Take over what a storage has kept. `wall_now` is the system's time in seconds since the epoch."""
         for peer in self.storage_sync.restore(streams, positions, now, wall_now):
@@ -113,22 +123,24 @@ class Messaging:
 
     def _disconnected(self, peer: RemotePeer, now: float) -> None:
         self._watch_expiry(peer)
+        self._discarding.disconnected(peer, now)
         if peer.challenger is None:  # which gets the ident next
             self._diagnosis.messages_wait(peer, now)
 
     def _forgotten(self, ident: str) -> None:
         self.open_runs.pop(ident, None)
         self._diagnosis.forget(ident)
+        self._discarding.forget(ident)
 
     # -- Messages in ------------------------------------------------------------------------------------------
 
     def _receive(self, connection: Connection, data: frames.Data, now: float) -> None:
         connection.owner.receive(data)
-        self.sessions.reading.pause_if_full(connection)
+        self.sessions.reading.pause_if_full(connection, data.stream)
 
     def _receive_legacy(self, connection: Connection, frame: frames.Messages, now: float) -> None:
         connection.owner.receive_legacy(frame)
-        self.sessions.reading.pause_if_full(connection)
+        self.sessions.reading.pause_if_full(connection, None)
 
     def mark_handled(self, received: Received, start: int, stop: int, now: float) -> None:
         """The callbacks of messages `start` to `stop` of these have returned; all before have been named before."""
@@ -150,7 +162,12 @@ class Messaging:
         What was not taken is left in `entry`, if that is a Run.
         """
         peer = self.peers.get(ident) or self.peers.get_or_add(ident)
+        if peer.given_up is not None:
+            self._discarding.refuse(peer, entry)
+            return entry.count
         self.urgent = self.urgent or peer.has_small_backlog or entry.size >= URGENT_BYTES
+        if entry.stream is not VOLATILE:
+            self.peers.open_stream(peer, entry.stream)
         taken = peer.outbox.append(entry, now)
         if peer.outbox.volatile.open_run is not None:
             self.open_runs[ident] = peer.outbox.volatile.open_run
@@ -163,14 +180,18 @@ class Messaging:
         return taken
 
     def send_stored(self, ident: str, deliveries: list[Delivery], now: float) -> None:
-        """Queue persistent messages for `ident`, which are numbered and stored, and all have the same time to live.
+        """Queue persistent messages for `ident`, which are numbered and stored.
+
+        They all are of one stream, and have the same time to live.
 
         It may be called again for the same ones, where it was interrupted.
         """
         peer = self.peers.get(ident) or self.peers.get_or_add(ident)
         self.urgent = self.urgent or peer.has_small_backlog
         peer.outbox.add_stored(deliveries)
-        if deliveries[0].expires_at is not None:
+        if peer.given_up is not None:
+            self._discarding.refuse_stored(peer, deliveries)
+        elif deliveries[0].expires_at is not None:
             self._watch_expiry(peer)
         self._after_queueing(peer, now)
 
@@ -232,15 +253,20 @@ class Messaging:
             if rejected and peer.reject(rejected, self._limits):
                 self.storage_sync.ask(peer)
             if batch and session.legacy:
-                buffers += encode.messages(batch, now)
+                peer.note_left_out(batch)
+                buffers += encode.messages(stream, batch, now)
                 sent_below = batch[-1].seq + batch[-1].count
                 buffers.append(session.barrier(frames.Ack(stream, epoch, sent_below, sent_below)))
             elif batch:
                 assert session.remote is not None
-                buffers += encode.data(batch, next_seq, now, session.remote.max_frame_bytes)
+                buffers += encode.data(stream, batch, next_seq, now, session.remote.max_frame_bytes)
             if batch:
                 return peer.outbox.has_waiting
         return False
+
+    def call_soon(self, function: Callable[[Any], object], argument: Any) -> None:
+        """Let a function be called with an argument, on the thread that dispatches, and with no lock held."""
+        self._events.append(Call(function, argument))
 
     # -- Messages that have ended -----------------------------------------------------------------------------
 
@@ -256,15 +282,21 @@ class Messaging:
         if peer.drop(entries):
             self.storage_sync.ask(peer)
 
+    def discard(self, ident: str) -> int:
+        """End every message to `ident` that has not ended; returns how many: see `Discarding.discard`."""
+        peer = self.peers.get(ident)
+        return 0 if peer is None else self._discarding.discard(peer)
+
     def discard_all(self) -> None:
-        """End every message that has not ended: the peer is being terminated."""
+        """End every transient message that has not ended: the peer is being terminated."""
         for peer in self.peers:
             self._drop(peer, peer.outbox.discard())
+            self.storage_sync.delete_discarded(peer)
 
     @property
     def all_handed_over(self) -> bool:
         """Whether the callbacks of all messages that were received have returned, and the storage knows."""
-        return self.storage_sync.all_stored and not any(peer.inbox.pending_bytes for peer in self.peers)
+        return self.storage_sync.all_stored and all(peer.inbox.is_empty for peer in self.peers)
 
     # -- What the caller acts on ------------------------------------------------------------------------------
 

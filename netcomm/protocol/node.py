@@ -27,16 +27,20 @@ from netcomm.connections import (
     Unreachable,
     Writable,
 )
+from netcomm.message import Stream
 from netcomm.protocol.events import (
     Close,
     Connected,
     DeliveriesEnded,
+    Disconnected,
     Event,
     Mark,
     PauseReading,
     Received,
     StorageRequest,
 )
+from netcomm.protocol.extension import Extension
+from netcomm.protocol.extensions import Extensions
 from netcomm.protocol.messaging import Messaging
 from netcomm.storage import Position, StoredStream
 
@@ -77,18 +81,38 @@ class Node:
         self.deadline = messaging.deadline
         self._link = link
         self._budget = budget
+        self._extensions = Extensions()
 
     def restore(
-        self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float
+        self,
+        streams: Iterable[StoredStream],
+        positions: Mapping[tuple[str, Stream], Position],
+        now: float,
+        wall_now: float,
     ) -> list[Mark]:
-        """Take over what a storage has kept. `wall_now` is the system's time in seconds since the epoch.
+        """Take over what a storage has kept.
+
+        positions: by sender and stream.
+        wall_now: the system's time in seconds since the epoch.
 
         Returns what the storage has to do before anything is sent or stored.
         """
         streams = list(streams)
         self.messaging.restore(streams, positions, now, wall_now)
         # What will be appended from here on has not been sent, whatever was allowed ahead of it.
-        return [Mark(stream.ident, stream.next_seq) for stream in streams if stream.sent_below > stream.next_seq]
+        return [
+            Mark(stream.ident, stream.next_seq, stream.stream)
+            for stream in streams
+            if stream.sent_below > stream.next_seq
+        ]
+
+    def attach(self, extension: Extension, now: float) -> None:
+        """Let an extension take part. Raises ConfigurationError where one of its streams has another one already."""
+        self._extensions.add(extension)
+        extension.attached(self, now)
+        for ident in self.messaging.peers.connected_idents():
+            extension.connected(ident, now)
+        self._extensions.tell((), now)
 
     # -- Events in --------------------------------------------------------------------------------------------
 
@@ -178,19 +202,30 @@ class Node:
         if not events:
             return _NO_WORK
         try:
-            return self._act_on(events)
+            work, for_extensions = self._act_on(events)
         except BaseException:
             messaging.put_back(events)  # to act on them twice does no harm
             raise
+        if for_extensions:
+            self._extensions.tell(for_extensions, now)
+            if messaging.has_pending_work:  # what they have sent
+                more = self.process_pending(now)
+                return Work(
+                    [*work.dispatch, *more.dispatch], [*work.storage, *more.storage], work.awaited or more.awaited
+                )
+        return work
 
-    def _act_on(self, events: list[Event]) -> Work:
+    def _act_on(self, events: list[Event]) -> tuple[Work, list[Received | Connected | Disconnected]]:
+        """Returns what is left to do, and what extensions are to be told of."""
         dispatch: list[Event] = []
         storage: list[StorageRequest] = []
         awaited = False
+        extensions = self._extensions
+        for_extensions: list[Any] = []
         for event in events:
             match event:
                 case Received():
-                    dispatch.append(event)
+                    (for_extensions if extensions.claims(event) else dispatch).append(event)
                 case DeliveriesEnded():
                     awaited = True
                 case Close(connection, farewell):
@@ -202,6 +237,8 @@ class Node:
                 case _:
                     if isinstance(event, Connected):
                         self._link.established(event.connection)
+                    if isinstance(event, Connected | Disconnected):
+                        for_extensions.append(event)
                     dispatch.append(event)
                     awaited = True
-        return Work(dispatch, storage, awaited)
+        return Work(dispatch, storage, awaited), for_extensions

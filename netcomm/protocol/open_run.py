@@ -53,11 +53,12 @@ class OpenRun:
     def of(cls, run: Run, max_count: int, max_joining: int) -> "OpenRun | None":
         """Open a run for so many messages at the most, of at most so many bytes of data each; None where none may join.
 
-        They may not where they would have to expire, and where others of the batch come in between.
+        They may not where they would have to expire or get an envelope, and where others of the batch come in between.
         """
         batch = run.batch
         room = min(MAX_BATCH_COUNT - len(batch.data), max_count)
-        if room <= 0 or batch.expires_at is not None or run.stop != len(batch.data):
+        is_plain = batch.expires_at is None and batch.envelope is None
+        if room <= 0 or not is_plain or run.stop != len(batch.data):
             return None
         return cls(run, room, max_joining)
 

@@ -1,6 +1,6 @@
 """`OutStream`: the sending end of one stream: order, seqs, what waits, what is in flight, what has ended.
 
-`VolatileOutStream` is the one whose messages are in memory alone. Of the durable one, see `durable_out_stream`.
+`VolatileOutStream` is one whose messages are in memory alone. Of the durable ones, see `durable_out_stream`.
 """
 
 from collections import deque
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from netcomm.limits import Limits
-from netcomm.message import DELIVERED, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
+from netcomm.message import BULK, DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.expiry import Expiry
 from netcomm.protocol.frames import Begin, max_data_size, packet_size
@@ -20,12 +20,14 @@ from netcomm.protocol.open_run import MAX_JOINING_BYTES, OpenRun
 class Receiver:
     """What the outbox has to know of the peer at the other end of the connection.
 
-    window_bytes: so much may be in flight to it; one larger message may go alone.
+    window_bytes: so much of each stream may be in flight to it; one larger message may go alone.
+    bulk_window_bytes: the same, for the stream BULK.
     max_packet_bytes: it rejects larger messages, as they are on the wire.
     legacy: whether it is a snakeMQ peer, which can't say what it has.
     """
 
     window_bytes: int
+    bulk_window_bytes: int
     max_packet_bytes: int
     legacy: bool
 
@@ -51,12 +53,14 @@ class OutStream:
         none of them expires.
     receiver_next: the seq that the receiver expects next on this connection, or None until it is known.
     waiting, in_flight: the messages in memory, in order; all of `in_flight` come before those that wait.
-    in_flight_bytes: the size of the messages in flight, on the wire, so that even empty messages count.
+    in_flight_bytes: the size of the messages in flight, on the wire, so that even empty messages count; with those that
+        were discarded while they were in flight, and are not acknowledged.
     empty_places: how many of `waiting` have expired; they keep their places, since closing each at once costs more.
     queued, queued_bytes: how many messages have not ended, and their size on the wire.
     """
 
     __slots__ = (
+        "_discarded",
         "added_below",
         "empty_places",
         "epoch",
@@ -86,6 +90,9 @@ class OutStream:
         self.waiting: deque[Entry] = deque()
         self.in_flight: deque[Entry] = deque()
         self.in_flight_bytes = 0
+        # What was discarded while it was in flight, and is not acknowledged: a first seq, the seq behind the last, and
+        # the size of all of it, until the last one is acknowledged.
+        self._discarded: list[tuple[int, int, int]] = []
 
     def first_seq(self) -> int:
         """The seq of the first message that has not ended; where all have, that of the next to be added."""
@@ -96,6 +103,8 @@ class OutStream:
     def begin(self) -> Begin:
         """The BEGIN that opens this stream on a new connection."""
         first = self.begins_at()
+        if self._discarded:  # the receiver says how much of it waits for callbacks still
+            first = min(first, self._discarded[0][0])
         self.sent_below = max(self.sent_below, first)
         return Begin(self.stream, self.epoch, first, self.sent_below)
 
@@ -129,7 +138,13 @@ class OutStream:
         finally:
             self.in_flight_bytes -= size
             self._count_ended(count, size)
+        if self._discarded:
+            self.free_discarded(next_seq)
         return delivered
+
+    def free_discarded(self, next_seq: int) -> None:
+        """The receiver has handed over all messages below `next_seq`: those that were discarded count no more."""
+        self._keep_discarded([part for part in self._discarded if part[1] > next_seq])
 
     def _split_first(self, run: Run, count: int) -> Run:
         """Cut off the first messages of the run that was sent first."""
@@ -162,6 +177,10 @@ class OutStream:
 
         Memory may run out at each step: then each message is in flight still, or waits.
         """
+        if self._discarded:  # it is not sent again
+            self._keep_discarded(
+                [(first, min(below, from_seq), size) for first, below, size in self._discarded if first < from_seq]
+            )
         returned: list[Entry] = []
         waiting, in_flight = self.waiting, self.in_flight
         while in_flight and (entry := in_flight[-1]).seq + entry.count > from_seq:
@@ -185,13 +204,10 @@ class OutStream:
             self.in_flight.pop()
             raise
 
-    def take(
-        self, budget: int, receiver: Receiver, other_bytes: int, expiry: Expiry
-    ) -> tuple[list[Entry], list[Entry]]:
+    def take(self, budget: int, receiver: Receiver, expiry: Expiry) -> tuple[list[Entry], list[Entry]]:
         """Move waiting messages to in flight: about `budget` bytes, as far as the window allows.
 
         receiver: whose window it is.
-        other_bytes: how much of other streams is in flight to it.
         expiry: is told of runs that are split.
 
         Returns the messages to be sent, and those that were rejected because the receiver accepts no frame of their
@@ -200,12 +216,12 @@ class OutStream:
         batch: list[Entry] = []
         rejected: list[Entry] = []
         waiting, in_flight = self.waiting, self.in_flight
-        in_flight_bytes = other_bytes + self.in_flight_bytes
-        window = receiver.window_bytes
+        in_flight_bytes = self.in_flight_bytes
+        window = receiver.bulk_window_bytes if self.stream is BULK else receiver.window_bytes
         may_send_below = self.may_send_below()
         end = in_flight_bytes + budget
         limit = min(window, end)
-        largest = receiver.max_packet_bytes
+        largest = self._largest_packet(receiver)
         while waiting and in_flight_bytes < end:
             entry = waiting[0]
             if entry.state is not QUEUED:
@@ -231,12 +247,17 @@ class OutStream:
             waiting.popleft()
             in_flight_bytes += size
             batch.append(entry)
-        self.in_flight_bytes = in_flight_bytes - other_bytes
+        self.in_flight_bytes = in_flight_bytes
         if batch:
             last = batch[-1]
             self.receiver_next = last.seq + last.count
             self.sent_below = max(self.sent_below, self.receiver_next)
         return batch, rejected
+
+    def _largest_packet(self, receiver: Receiver) -> int:
+        """The size on the wire of the largest packet that the receiver takes."""
+        # A snakeMQ peer takes plain messages alone.
+        return 0 if receiver.legacy and self.stream > DURABLE else receiver.max_packet_bytes
 
     def _split_waiting(self, run: Run, count: int, expiry: Expiry) -> Run:
         """Cut off the first messages of the run that waits first."""
@@ -259,7 +280,34 @@ class OutStream:
                 waiting.popleft()
             else:
                 waiting[0].state = QUEUED
-        self.in_flight_bytes = sum(entry.size for entry in in_flight)
+        self.in_flight_bytes = sum(entry.size for entry in in_flight) + self._discarded_bytes
+
+    def discard(self) -> list[Entry]:
+        """End every message in memory that has not ended; returns them.
+
+        Those in flight count in the window until the receiver has acknowledged the last of them, or has said that it
+        does not have them.
+        """
+        discarded = [entry for entry in (*self.in_flight, *self.waiting) if not entry.done]
+        if self.in_flight:
+            first, last = self.in_flight[0], self.in_flight[-1]
+            size = self.in_flight_bytes - self._discarded_bytes
+            self._discarded.append((first.seq, last.seq + last.count, size))
+        self.finish(discarded, DeliveryState.DISCARDED)
+        self.in_flight.clear()
+        self.waiting.clear()
+        self.empty_places = 0
+        return discarded
+
+    @property
+    def _discarded_bytes(self) -> int:
+        return sum(size for _, _, size in self._discarded)
+
+    def _keep_discarded(self, parts: list[tuple[int, int, int]]) -> None:
+        """Of what was discarded in flight, only these parts are in the receiver's hands still."""
+        before = self._discarded_bytes
+        self._discarded = parts
+        self.in_flight_bytes += self._discarded_bytes - before
 
     def expirable(self, first: int = 0) -> list[Entry]:
         """The waiting messages that have a time to live, and that no process of the receiver can have handed over.
@@ -282,10 +330,10 @@ class OutStream:
 
 
 class VolatileOutStream(OutStream):
-    """The sending end of the volatile stream: bounded, and all of it in memory.
+    """The sending end of a stream that is not durable: bounded, and all of it in memory.
 
-    Messages that have joined the open run have no seq yet: `next_seq` lies behind those that were there before, until
-    the run is closed. It is the last that waits.
+    Only messages of the stream VOLATILE join a run. Those that have joined the open run have no seq yet: `next_seq`
+    lies behind those that were there before, until the run is closed. It is the last that waits.
 
         waiting             | run, when it was opened | joined      |
         --------------------+-------------------------+- - - - - - -+- - - - ->  seq
@@ -297,8 +345,8 @@ class VolatileOutStream(OutStream):
 
     __slots__ = ("open_run",)
 
-    def __init__(self, epoch: int) -> None:
-        super().__init__(VOLATILE, epoch)
+    def __init__(self, stream: Stream, epoch: int) -> None:
+        super().__init__(stream, epoch)
         self.open_run: OpenRun | None = None
 
     def has_room(self, size: int, limits: Limits) -> bool:
@@ -333,7 +381,7 @@ class VolatileOutStream(OutStream):
         self.queued += count
         self.queued_bytes += size
         self.waiting.append(entry)
-        if fits and isinstance(entry, Run):
+        if fits and self.stream is VOLATILE and isinstance(entry, Run):
             largest = min(MAX_JOINING_BYTES, max_data_size(limits.max_frame_bytes))
             room = min(room - count, (room_bytes - size) // packet_size(largest))
             # Where these are larger, so are those that follow, as a rule.
@@ -362,12 +410,6 @@ class VolatileOutStream(OutStream):
         self.waiting.extend(behind)
 
     def discard(self) -> list[Entry]:
-        """End every message that has not ended; returns them."""
+        """As `OutStream.discard`, and also what has joined the open run."""
         self.close_run()
-        discarded = [entry for entry in (*self.in_flight, *self.waiting) if not entry.done]
-        self.finish(discarded, DeliveryState.DISCARDED)
-        self.in_flight_bytes = 0
-        self.in_flight.clear()
-        self.waiting.clear()
-        self.empty_places = 0
-        return discarded
+        return super().discard()

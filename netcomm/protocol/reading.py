@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from netcomm.limits import Limits
+from netcomm.message import Stream
 from netcomm.protocol.events import PauseReading
 from netcomm.protocol.remote_peer import Connection, Emit
 
@@ -17,12 +18,15 @@ class Reading:
         self._emit = emit
         self._stopped = False
 
-    def is_full(self, connection: Connection) -> bool:
-        """Whether more bytes wait for callbacks than an admitted connection may add to."""
-        return connection.owner.inbox.pending_bytes > self._most_pending(connection)
+    def is_full(self, connection: Connection, stream: Stream | None) -> bool:
+        """Whether more bytes of a stream wait to be handed over than an admitted connection may add to.
+
+        stream: None for the messages of a snakeMQ peer.
+        """
+        return connection.owner.inbox.pending_bytes[stream] > self._most_pending(connection)
 
     def _most_pending(self, connection: Connection) -> int:
-        """So many bytes may wait for callbacks, for more to be taken from a connection."""
+        """So many bytes of a stream may wait to be handed over, for more to be taken from a connection."""
         # A netcomm peer keeps to the window by itself, but for one large message, and for what an earlier process sent:
         # as long as it does, it is read, so that its pings are answered.
         if connection.session.legacy:
@@ -30,16 +34,20 @@ class Reading:
         return self._limits.window_bytes + self._limits.max_frame_bytes
 
     def has_room(self, connection: Connection) -> bool:
-        """Whether so few bytes wait for callbacks that a connection that was paused may be read again."""
-        return connection.owner.inbox.pending_bytes <= self._limits.window_bytes // 2
+        """Whether so few bytes wait to be handed over that a connection that was paused may be read again.
+
+        Other streams than the one that it was paused for may have a full window, for as long as they like.
+        """
+        most = self._limits.window_bytes // 2 if connection.session.legacy else self._limits.window_bytes
+        return all(size <= most for size in connection.owner.inbox.pending_bytes.values())
 
     def pause(self, connection: Connection) -> None:
         """Read nothing from a connection."""
         self._set(connection, True)
 
-    def pause_if_full(self, connection: Connection) -> None:
-        """Messages have come on an admitted connection."""
-        if self.is_full(connection):
+    def pause_if_full(self, connection: Connection, stream: Stream | None) -> None:
+        """Messages of a stream have come on an admitted connection."""
+        if self.is_full(connection, stream):
             self.pause(connection)
 
     def resume(self, connection: Connection) -> None:

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from netcomm.limits import Limits
 from netcomm.logs import Log
-from netcomm.message import Delivery
+from netcomm.message import Delivery, Stream
 from netcomm.protocol import frames
 from netcomm.protocol.admission import Contender, Present
 from netcomm.protocol.batch import Entry
-from netcomm.protocol.events import DELIVERIES_ENDED, Delete, DeleteBelow, Dropped, Event, Received
+from netcomm.protocol.events import DELIVERIES_ENDED, Call, Delete, DeleteBelow, Dropped, Event, Received
 from netcomm.protocol.inbox import Inbox
 from netcomm.protocol.outbox import Outbox
 from netcomm.protocol.session import Ahead, Session
@@ -113,6 +112,9 @@ class RemotePeer:
     connection: the one that has the ident, None where none has.
     challenger: a second connection that says the same ident; it waits until the first one has shown that it lives.
     ahead: what the ping on the first one waits behind, which asks for that; None without a challenger.
+    made_up: whether its ident was made up, as its latest HELLO says: no other process ever has it.
+    ended_boot_id: that of the process that was connected last, once this has said that it ends; else None.
+    given_up: why no message waits for it any more; None while messages do.
     bytes_sent, bytes_received: counted by the rooms that send and receive.
     """
 
@@ -123,13 +125,18 @@ class RemotePeer:
         "_emit",
         "_received",
         "_refused",
+        "_told_of_left_out",
+        "_watched",
         "ahead",
         "bytes_received",
         "bytes_sent",
         "challenger",
         "connection",
+        "ended_boot_id",
+        "given_up",
         "ident",
         "inbox",
+        "made_up",
         "outbox",
     )
 
@@ -141,7 +148,12 @@ class RemotePeer:
         self.connection: Connection | None = None
         self.challenger: Connection | None = None
         self.ahead: Ahead | None = None
+        self.made_up = False
+        self.ended_boot_id: bytes | None = None
+        self.given_up: str | None = None
         self._refused = False
+        self._told_of_left_out = False  # that it gets no envelopes
+        self._watched: dict[Delivery, list[Callable[[Delivery], object]]] = {}
         self._delivered = self._dropped = self._received = self._connects = 0
         self.bytes_sent = self.bytes_received = 0
 
@@ -161,17 +173,18 @@ class RemotePeer:
         return (
             self.connection is None
             and self.outbox.idle
-            and not self.inbox.pending_bytes
-            and not self.inbox.durable
-            and self.outbox.durable is None
+            and self.inbox.is_empty
+            # From a process that is gone, nothing comes that a position could be missed for.
+            and (not self.inbox.has_position or self.given_up is not None)
+            and not self.outbox.durables
         )
 
     def next_expiry(self) -> float | None:
         """When a message to it may expire, in memory or in the storage, or None."""
         when = self.outbox.next_expiry()
-        durable = self.outbox.durable
-        if durable is not None and durable.expires_at is not None:
-            return durable.expires_at if when is None else min(when, durable.expires_at)
+        for durable in self.outbox.durables.values():
+            if durable.expires_at is not None:
+                when = durable.expires_at if when is None else min(when, durable.expires_at)
         return when
 
     def stats(self) -> PeerStats:
@@ -202,8 +215,10 @@ class RemotePeer:
         connection.peer = self
         self.connection = connection
         self._refused = False
+        self.ended_boot_id = self.given_up = None
         session = connection.session
         session.admit()
+        self.made_up = session.remote is not None and session.remote.made_up
         if session.remote is None:
             # Established once it has kept the connection for a moment, or has sent something. A snakeMQ peer that
             # refuses an ident closes without a word, and crashes on whatever comes behind it.
@@ -267,9 +282,9 @@ class RemotePeer:
         if not payloads:
             return
         try:
-            received = Received(
-                self.ident, fresh.stream, state.epoch, state.redelivered_below, runs, payloads, _size(payloads)
-            )
+            size = _size(payloads) + fresh.envelope_bytes
+            received = Received(self.ident, fresh.stream, state.epoch, state.redelivered_below, runs, payloads, size)
+            received.envelope_bytes = fresh.envelope_bytes
             self._note_received(received)
         except BaseException:  # no memory, perhaps: they have not come
             state.next_seq -= len(payloads)
@@ -278,17 +293,17 @@ class RemotePeer:
     def receive_legacy(self, frame: frames.Messages) -> None:
         """Messages have come from it, as a snakeMQ peer sends them."""
         items = frame.items
-        runs = [(0, 1, uuid, ttl, flags) for uuid, ttl, flags, _ in items]
+        runs: list[frames.MessageRun] = [(0, 1, uuid, ttl, flags, None) for uuid, ttl, flags, _ in items]
         payloads = [item[3] for item in items]
         self._note_received(Received(self.ident, None, 0, 0, runs, payloads, _size(payloads)))
 
     def _note_received(self, received: Received) -> None:
-        inbox = self.inbox
-        count, pending_bytes = len(received.payloads), inbox.pending_bytes + received.size
+        pending_bytes, stream = self.inbox.pending_bytes, received.stream
+        count, pending = len(received.payloads), pending_bytes[stream] + received.size
         self._emit(received)
         # No call is behind that, which could fail: all of it has happened, or nothing.
         self._received += count
-        inbox.pending_bytes = pending_bytes
+        pending_bytes[stream] = pending
 
     def mark_handled(self, received: Received, start: int, stop: int) -> Position | None:
         """The callbacks of messages `start` to `stop` of these have returned.
@@ -297,23 +312,46 @@ class RemotePeer:
         """
         payloads = received.payloads
         whole = stop - start == len(payloads)
-        self.inbox.pending_bytes -= received.size if whole else _size(payloads[start:stop])
+        self.inbox.pending_bytes[received.stream] -= received.size if whole else _size(payloads[start:stop])
+        if received.envelope_bytes and not whole:
+            self.inbox.pending_bytes[received.stream] -= frames.envelope_bytes(received.runs, start, stop)
         if received.stream is None:
             return None
         return self.inbox.mark_handled(received.stream, received.epoch, received.runs[0][0] + stop)
 
     # -- Messages to it ---------------------------------------------------------------------------------------
 
+    def note_left_out(self, batch: Sequence[Entry]) -> None:
+        """Messages go to it as a snakeMQ peer: the first time that one has an envelope, say that it is left out."""
+        if not self._told_of_left_out and any(entry.envelope is not None for entry in batch):
+            self._told_of_left_out = True
+            log.warning(
+                "%r is a snakeMQ peer: the subject and the headers of messages for it are left out. Put what it needs"
+                " into the data, or let it use netcomm",
+                self.ident,
+            )
+
     def deliver(self, delivered: Sequence[Entry]) -> None:
-        """Messages have ended: it has handled them."""
+        """Messages of a stream have ended: it has handled them."""
         if not delivered:
             return
         for entry in delivered:
             self._delivered += entry.count
         self._emit(DELIVERIES_ENDED)
-        if delivered[0].persistent:
-            assert self.outbox.durable is not None
-            self._emit(DeleteBelow(self.ident, self.outbox.durable.deletable_below()))
+        if self._watched:
+            self._call_watchers([delivery for entry in delivered for delivery in entry.deliveries()])
+        stream = delivered[0].stream
+        if stream.durable:
+            self._emit(DeleteBelow(self.ident, self.outbox.durables[stream].deletable_below(), stream))
+
+    def watch(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        """Let a function be called with a Delivery once the message, which has not ended, has."""
+        self._watched.setdefault(delivery, []).append(function)
+
+    def _call_watchers(self, ended: Sequence[Delivery]) -> None:
+        for delivery in ended:
+            for function in self._watched.pop(delivery, ()):
+                self._emit(Call(function, delivery))
 
     def reject(self, rejected: Sequence[Entry], limits: Limits) -> bool:
         """Messages have ended: they are larger than it accepts; returns whether the storage has some of them.
@@ -322,12 +360,20 @@ class RemotePeer:
         """
         assert self.connection is not None
         remote = self.connection.session.remote
-        log.warning(
-            "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
-            len(rejected),
-            self.ident,
-            limits.max_frame_bytes if remote is None else remote.max_frame_bytes,
-        )
+        stream = rejected[0].stream
+        if remote is None and stream > Stream.DURABLE:
+            log.warning(
+                "%d messages for %r rejected: it speaks snakeMQ's protocol, which has nothing but plain messages",
+                len(rejected),
+                self.ident,
+            )
+        else:
+            log.warning(
+                "%d messages for %r rejected: larger than it accepts (frames of %d bytes)",
+                len(rejected),
+                self.ident,
+                limits.max_frame_bytes if remote is None else remote.max_frame_bytes,
+            )
         return self.drop(rejected)
 
     def drop(self, entries: Sequence[Entry]) -> bool:
@@ -337,9 +383,14 @@ class RemotePeer:
         deliveries: list[Delivery] = [delivery for entry in entries for delivery in entry.deliveries()]
         self._dropped += len(deliveries)
         self._emit(Dropped(deliveries))
-        stored = [delivery.seq for delivery in deliveries if delivery.persistent]
-        if stored:
-            self._emit(Delete(self.ident, stored))
+        if self._watched:
+            self._call_watchers(deliveries)
+        stored: dict[Stream, list[int]] = {}
+        for delivery in deliveries:
+            if delivery.persistent:
+                stored.setdefault(delivery.stream, []).append(delivery.seq)
+        for stream, seqs in stored.items():
+            self._emit(Delete(self.ident, seqs, stream))
         return bool(stored)
 
 
@@ -380,17 +431,19 @@ class RemotePeers:
     def __iter__(self) -> Iterator[RemotePeer]:
         return iter(self._by_ident.values())
 
-    def get_or_add(self, ident: str, position: Position | None = None) -> RemotePeer:
-        """The peer of an ident.
-
-        position: where its durable stream goes on, as a storage has kept it, for a peer that is not known yet.
-        """
+    def get_or_add(self, ident: str) -> RemotePeer:
+        """The peer of an ident."""
         peer = self._by_ident.get(ident)
         if peer is None:
             self._forget_idle_peers()
-            inbox = Inbox(self._stores_positions, position)
+            inbox = Inbox(self._stores_positions)
             peer = self._by_ident[ident] = RemotePeer(ident, Outbox(self._limits, self.new_epoch()), inbox, self._emit)
         return peer
+
+    def open_stream(self, peer: RemotePeer, stream: Stream) -> None:
+        """Let messages of a stream go to a peer, if they could not before."""
+        if not peer.outbox.has(stream):
+            peer.begin(peer.outbox.open(stream, self.new_epoch()))
 
     def new_epoch(self) -> int:
         """An epoch that no stream has had."""
@@ -401,23 +454,35 @@ class RemotePeers:
     def _forget_idle_peers(self) -> None:
         """Keep strangers' idents from filling the memory: the oldest of too many idle peers are forgotten.
 
+        Those that were given up come first, for they don't come back, as a rule.
         To a forgotten peer, and from it, volatile streams begin anew: what it sends again is not recognised.
         """
         excess = len(self._by_ident) - self._limits.max_idle_peers
         if excess <= 0:
             return
         excess += self._limits.max_idle_peers // 10  # so that not every new peer makes it search
-        idle = (ident for ident, peer in self._by_ident.items() if peer.may_be_forgotten)
-        for ident in list(islice(idle, excess)):
+        idle = [peer for peer in self if peer.may_be_forgotten]
+        idle.sort(key=lambda peer: peer.given_up is None)  # and among equals, the oldest first
+        for ident in [peer.ident for peer in idle[:excess]]:
             del self._by_ident[ident]
             self._forgotten(ident)
 
+    def watch(self, delivery: Delivery, function: Callable[[Delivery], object]) -> bool:
+        """Let a function be called with a Delivery once the message has ended: see `Messaging.call_soon`.
+
+        Returns False where it has ended already.
+        """
+        if delivery.done:
+            return False
+        self.get_or_add(delivery.ident).watch(delivery, function)
+        return True
+
     # -- What the peer's users ask ----------------------------------------------------------------------------
 
-    def has_room(self, ident: str, size: int) -> bool:
-        """Whether a transient message of `size` bytes on the wire may be queued for `ident` now."""
+    def has_room(self, ident: str, stream: Stream, size: int) -> bool:
+        """Whether a transient message of `size` bytes on the wire may be queued in a stream to `ident` now."""
         peer = self._by_ident.get(ident)
-        return peer is None or peer.outbox.has_room(size)
+        return peer is None or peer.outbox.has_room(stream, size)
 
     def has_small_backlog(self, ident: str) -> bool:
         """Whether so few messages are queued for `ident` that each should go out by itself."""
@@ -432,7 +497,7 @@ class RemotePeers:
     @property
     def may_end(self) -> bool:
         """Whether ending now would neither discard a message, nor leave one behind that can be delivered now."""
-        return not any(peer.outbox.queued if peer.connected else peer.outbox.volatile.queued for peer in self)
+        return not any(peer.outbox.queued if peer.connected else peer.outbox.transient for peer in self)
 
     def connected_idents(self) -> list[str]:
         """The peers that messages can flow to, in the order of their names."""

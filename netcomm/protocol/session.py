@@ -42,7 +42,7 @@ def _unwatched(when: float) -> None:
     pass
 
 
-SessionEvent = Identified | frames.Begin | frames.Data | frames.Messages | frames.Ack | frames.Skip
+SessionEvent = Identified | frames.Begin | frames.Data | frames.Messages | frames.Ack | frames.Skip | frames.Goodbye
 # The frames that come out as they are.
 _PASSED_ON = frozenset({frames.Begin, frames.Data, frames.Messages, frames.Ack, frames.Skip})
 
@@ -55,6 +55,7 @@ class State(enum.Enum):
     IDENTIFIED = enum.auto()
     LEGACY = enum.auto()
     EXTENDED = enum.auto()
+    ENDED = enum.auto()
 
 
 _IDENTIFIED = State.IDENTIFIED
@@ -66,8 +67,18 @@ _ALLOWED: dict[State, frozenset[type]] = {
     State.IDENTIFIED: frozenset(),
     State.LEGACY: frozenset({frames.Messages, frames.Ping, frames.Pong, frames.Incompatible}),
     State.EXTENDED: frozenset(
-        {frames.Begin, frames.Data, frames.Ack, frames.Skip, frames.Ping, frames.Pong, frames.Refuse}
+        {
+            frames.Begin,
+            frames.Data,
+            frames.Ack,
+            frames.Skip,
+            frames.Ping,
+            frames.Pong,
+            frames.Refuse,
+            frames.Goodbye,
+        }
     ),
+    State.ENDED: frozenset(),
 }
 
 
@@ -176,7 +187,7 @@ class Session:
         self._last_received = now
         if self._waits_since is not None:
             self.excuse(now)
-        if self._error is not None:
+        if self._error is not None or self._state is State.ENDED:
             return
         if len(self._output) > _MAX_OUTPUT:
             self._error = RemoteProtocolError("pings, and nobody reads the answers")
@@ -220,6 +231,11 @@ class Session:
                     )
                 case frames.Refuse(code, text):
                     raise ConnectionRefusedByPeer(text, code)
+                case frames.Goodbye():
+                    self._enter(State.ENDED)
+                    self._frames.clear()  # what follows it has no meaning
+                    self._error = None
+                    return frame
         if self._error is not None and self._state is not _IDENTIFIED:
             raise self._error
         return None
@@ -258,6 +274,11 @@ class Session:
         """Tell the other side why the connection is about to be closed, if it can understand that."""
         if self.remote is not None:
             self._output.append(encode.refuse(code, text, self.remote.max_frame_bytes))
+
+    def say_goodbye(self) -> None:
+        """Tell the other side that this process ends, if it can understand that, and has accepted this one."""
+        if self.extended and self.established:
+            self._output.append(encode.GOODBYE)
 
     def barrier(self, frame: frames.Ack) -> bytes:
         """A packet to go behind what `frame` acknowledges; a legacy peer's answer to it comes out as that frame."""

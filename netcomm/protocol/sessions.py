@@ -44,6 +44,7 @@ class Sessions:
         *,
         peer_id: bytes,
         boot_id: bytes,
+        made_up: bool,
         peers: RemotePeers,
         deadlines: Deadlines[Action],
         emit: Emit,
@@ -62,6 +63,7 @@ class Sessions:
         self._limits = limits
         self._peer_id = peer_id
         self._boot_id = boot_id
+        self._hello_flags = frames.IDENT_MADE_UP if made_up else 0
         self._peers = peers
         self._deadlines = deadlines
         self._emit = emit
@@ -70,6 +72,7 @@ class Sessions:
             Identified: self._identify,
             frames.Begin: self._begin,
             frames.Skip: self._skip,
+            frames.Goodbye: self._end_process,
             **handlers,
         }
         self._on_connected = on_connected
@@ -102,6 +105,7 @@ class Sessions:
             connector,
             self._limits.max_frame_bytes,
             self._limits.window_bytes,
+            self._hello_flags,
         )
         watch = partial(self._deadlines.set, (self._check, number))
         session = Session(self._ident, hello, self._limits, self._scratch, now, watch)
@@ -167,7 +171,7 @@ class Sessions:
                 if session.legacy and not session.established:
                     self._establish(connection, now)
                 kind = type(event)
-                if kind in _MESSAGES and self.reading.is_full(connection):
+                if kind in _MESSAGES and self.reading.is_full(connection, event.stream):  # type: ignore[union-attr]
                     session.put_back(event)  # until the callbacks of enough messages have returned
                     self.reading.pause(connection)
                     break
@@ -227,13 +231,20 @@ class Sessions:
         """Carry out what `admission` decides of a connection that has said its ident."""
         ident = event.ident
         known = self._peers.get(ident)
-        present = None if known is None else known.present
-        is_own_ident = ident == self._ident
-        match decide(connection.contender, present, is_own_ident=is_own_ident, own_boot_id=self._boot_id):
+        decision = decide(
+            connection.contender,
+            None if known is None else known.present,
+            is_own_ident=ident == self._ident,
+            own_boot_id=self._boot_id,
+            ended_boot_id=None if known is None else known.ended_boot_id,
+        )
+        match decision:
             case Decision.REFUSE_OWN:
                 self._refuse(connection, f"ident {ident!r} is that of this peer itself", now)
             case Decision.REFUSE_TAKEN:
                 self._refuse_duplicate(connection, self._peers[ident], now)
+            case Decision.REFUSE_ENDED:
+                self._close(connection, "its process has ended", now)
             case Decision.ADMIT:
                 self._peers.get_or_add(ident).admit(connection, self._limits, now)
             case Decision.REPLACE:
@@ -315,6 +326,13 @@ class Sessions:
         self._emit(Connected(peer.ident, connection.number))
         self._complaints.forget(connection.connector)
 
+    def _end_process(self, connection: Connection, frame: frames.Goodbye, now: float) -> None:
+        """The process at the other side ends: it says nothing more, and makes no other connection."""
+        peer, remote = connection.owner, connection.session.remote
+        assert remote is not None
+        peer.ended_boot_id = remote.boot_id
+        self._close(connection, "the other side has ended", now)
+
     # -- Ends -------------------------------------------------------------------------------------------------
 
     def stop_receiving(self) -> None:
@@ -322,10 +340,11 @@ class Sessions:
         self.reading.stop(self)
 
     def close_all(self, reason: str, now: float) -> None:
-        """Close every connection."""
+        """Close every connection: this process ends, and says so."""
         for connection in list(self):
             # To close one admits its challenger, and what that has said may close it, too.
             if connection.number in self._by_number:
+                connection.session.say_goodbye()
                 self._close(connection, reason, now)
 
     def _note_fault(self, connection: Connection, error: Exception) -> None:
@@ -358,13 +377,14 @@ class Sessions:
 
     def _disconnect(self, peer: RemotePeer, connection: Connection, reason: str, now: float) -> None:
         peer.disconnect()
-        self._on_disconnected(peer, now)
         if connection.session.established:
             log.info("disconnected from %r at %s: %s", peer.ident, connection.where, reason)
             self._emit(Disconnected(peer.ident))
+        self._on_disconnected(peer, now)
         challenger = peer.take_challenger()
-        if challenger is not None:
-            self._deadlines.discard((self._end_challenge, peer.ident))
-            peer.admit(challenger, self._limits, now)
-            self.reading.resume(challenger)
-            self._process(challenger, now)
+        if challenger is None:
+            return
+        self._deadlines.discard((self._end_challenge, peer.ident))
+        peer.admit(challenger, self._limits, now)
+        self.reading.resume(challenger)
+        self._process(challenger, now)

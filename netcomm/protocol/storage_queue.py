@@ -8,6 +8,7 @@ last counts, and of the seqs that messages may be deleted below, the highest.
 from dataclasses import dataclass
 from typing import Any
 
+from netcomm.message import Stream
 from netcomm.protocol.events import DeleteBelow, StorageRequest, StorePosition
 from netcomm.storage import Position, QueueStorage
 
@@ -41,7 +42,7 @@ class StorageQueue:
     def __init__(self) -> None:
         self._todo: list[StorageRequest] = []
         self._positions: dict[str, Position] = {}
-        self._deletes: dict[str, int] = {}
+        self._deletes: dict[tuple[str, Stream], int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._todo or self._positions or self._deletes)
@@ -61,8 +62,8 @@ class StorageQueue:
         match request:
             case StorePosition(ident, position):
                 self._positions[ident] = position
-            case DeleteBelow(ident, seq):
-                self._deletes[ident] = max(seq, self._deletes.get(ident, 0))
+            case DeleteBelow(ident, seq, stream):
+                self._deletes[ident, stream] = max(seq, self._deletes.get((ident, stream), 0))
             case _:
                 self._todo.append(request)
 
@@ -76,7 +77,7 @@ class StorageQueue:
         jobs += [Job([request]) for request in self._todo]
         self._todo = []
         if with_deletes:
-            jobs += [Job([DeleteBelow(*item)]) for item in self._deletes.items()]
+            jobs += [Job([DeleteBelow(ident, seq, stream)]) for (ident, stream), seq in self._deletes.items()]
             self._deletes = {}
         return jobs
 

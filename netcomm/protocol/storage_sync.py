@@ -3,20 +3,22 @@
 It does no I/O: requests are events, and `answered` is told of the results.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.logs import Log
-from netcomm.message import DURABLE, Delivery, DeliveryState
+from netcomm.message import DURABLE, Delivery, DeliveryOwner, DeliveryState, Stream
 from netcomm.protocol import frames
 from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import (
     DELIVERIES_ENDED,
     Delete,
+    DeleteBelow,
     ErrorReported,
     FindExpired,
     Load,
+    LoadDiscarded,
     Mark,
     Renew,
     StorageRequest,
@@ -39,48 +41,53 @@ class StorageSync:
     stored_time: called with `now` and the system's time, returns the time that is stored with messages sent now.
     """
 
-    def __init__(self, peers: RemotePeers, emit: Emit, wait: Callable[[Delivery, float | None], bool]) -> None:
-        """wait: what `Delivery.wait` calls, for messages that come from the storage."""
+    def __init__(self, peers: RemotePeers, emit: Emit, owner: DeliveryOwner) -> None:
+        """owner: of the Deliveries of messages that come from the storage."""
         self._peers = peers
         self._emit = emit
-        self._wait = wait
+        self._owner = owner
         self._wall_clock = WallClock()
         self.stored_time = self._wall_clock.follow
         self._unstored: dict[str, Position] = {}  # by sender; what the storage has not confirmed
 
     def restore(
-        self, streams: Iterable[StoredStream], positions: Mapping[str, Position], now: float, wall_now: float
+        self,
+        streams: Iterable[StoredStream],
+        positions: Mapping[tuple[str, Stream], Position],
+        now: float,
+        wall_now: float,
     ) -> list[RemotePeer]:
         """Take over what a storage has kept; returns the peers that messages in it go to.
 
+        positions: by sender and stream.
         wall_now: the system's time in seconds since the epoch.
         """
         streams = list(streams)
         self._wall_clock.start(now, wall_now, max([0.0, *(stream.newest_at or 0.0 for stream in streams)]))
         wall_now = self._wall_clock.at(now)
-        for ident, position in positions.items():
-            self._peers.get_or_add(ident, position)
-        receivers = []
+        for (ident, stream), position in positions.items():
+            self._peers.get_or_add(ident).inbox.restore(stream, position)
+        receivers: dict[RemotePeer, None] = {}
         for state in streams:
             peer = self._peers.get_or_add(state.ident)
             expires_at = None if state.next_expiry is None else now + state.next_expiry - wall_now
-            peer.outbox.set_durable(DurableOutStream.restore(state, expires_at))
-            receivers.append(peer)
-        return receivers
+            peer.outbox.add(DurableOutStream.restore(state, expires_at))
+            receivers[peer] = None
+        return list(receivers)
 
     # -- Messages that are being stored -----------------------------------------------------------------------
 
     def number(self, ident: str, deliveries: list[Delivery]) -> int:
-        """Give persistent messages their places, before they are stored; returns the epoch of their stream.
+        """Give persistent messages of one stream their places, before they are stored; returns the stream's epoch.
 
         When the storage has them, `Messaging.send_stored` is called, in the order of these calls; where they could not
         be stored, `not_stored`.
         """
         peer = self._peers.get(ident) or self._peers.get_or_add(ident)
-        if peer.outbox.durable is None:
-            peer.begin(peer.outbox.open_durable(self._peers.new_epoch()))
-        durable = peer.outbox.durable
-        assert durable is not None
+        stream = deliveries[0].stream
+        if stream not in peer.outbox.durables:
+            self._peers.open_stream(peer, stream)
+        durable = peer.outbox.durables[stream]
         durable.number(deliveries)
         return durable.epoch
 
@@ -88,24 +95,26 @@ class StorageSync:
         """Messages that were numbered could not be stored, as far as the storage can tell."""
         for delivery in deliveries:
             delivery.state = DeliveryState.DISCARDED
-        durable = self._peers[ident].outbox.durable
-        assert durable is not None
+        stream = deliveries[0].stream
         gone = [delivery.seq for delivery in deliveries]
-        durable.lose(gone)
-        self._emit(Delete(ident, gone))
+        self._peers[ident].outbox.durables[stream].lose(gone)
+        self._emit(Delete(ident, gone, stream))
 
     # -- What the storage is asked for ------------------------------------------------------------------------
 
     def ask(self, peer: RemotePeer) -> None:
         """Ask for what messages to a peer need before they can go on."""
-        durable = peer.outbox.durable
-        if durable is None:
-            return
-        for request in durable.wants(peer.ident, self._peers.new_epoch):
+        for durable in peer.outbox.durables.values():
+            wanted = durable.wants(peer.ident, self._peers.new_epoch)
+            if wanted:
+                self._request(peer, durable, wanted)
+
+    def _request(self, peer: RemotePeer, durable: DurableOutStream, wanted: list[StorageRequest]) -> None:
+        for request in wanted:
             if isinstance(request, Renew):
                 text = (
-                    f"{peer.ident!r} has more of the durable stream than this storage has ever sent: it was"
-                    " restored from a backup. What it holds is sent again"
+                    f"{peer.ident!r} has more of the stream {durable.stream.name} than this storage has ever sent: it"
+                    " was restored from a backup. What it holds is sent again"
                 )
                 log.warning("%s", text)
                 self._emit(ErrorReported(StorageError(text)))
@@ -119,11 +128,17 @@ class StorageSync:
 
     def find_expired(self, peer: RemotePeer, now: float) -> None:
         """Search for messages to a peer that have expired, if it is time."""
-        durable = peer.outbox.durable
-        if durable is not None and durable.expires_at is not None and durable.expires_at <= now:
-            durable.expires_at = None  # until the answer says
-            from_seq = durable.expirable_from()
-            self._emit(FindExpired(peer.ident, from_seq, self._wall_clock.at(now), _FIND_COUNT))
+        for durable in peer.outbox.durables.values():
+            if durable.expires_at is not None and durable.expires_at <= now:
+                durable.expires_at = None  # until the answer says
+                from_seq, wall_now = durable.expirable_from(), self._wall_clock.at(now)
+                self._emit(FindExpired(peer.ident, from_seq, wall_now, _FIND_COUNT, durable.stream))
+
+    def delete_discarded(self, peer: RemotePeer) -> None:
+        """The peer ends: let the storage forget what was discarded in it, and was not read for the callbacks yet."""
+        for durable in peer.outbox.durables.values():
+            if (below := durable.unread_below()) is not None:
+                self._emit(DeleteBelow(peer.ident, below, durable.stream))
 
     def store_position(self, peer: RemotePeer, position: Position) -> None:
         """Let the storage take a position, before the sender is told of it."""
@@ -147,48 +162,64 @@ class StorageSync:
         self._wall_clock.follow(now, wall_now)
         match request:
             case StorePosition(ident, position):
-                return self._position_stored(self._peers[ident], position)
-            case Load(ident):
-                self._loaded(self._peers[ident], result, now)
-            case FindExpired(ident, _, _, max_count):
+                return self._position_stored(ident, position)
+            case Load():
+                self._loaded(request, result, now)
+            case LoadDiscarded():
+                self._discarded_loaded(request, result, now)
+            case FindExpired():
                 found, next_expiry = result
-                self._expired_found(self._peers[ident], found, next_expiry, len(found) >= max_count, now)
-            case Mark(ident, below):
-                self._marked(self._peers[ident], below)
-            case Renew(ident, epoch):
-                self._renewed(self._peers[ident], epoch)
+                self._expired_found(request, found, next_expiry, now)
+            case Mark(ident, below, stream):
+                self._peers[ident].outbox.durables[stream].marked(below)
+            case Renew(ident, epoch, stream):
+                peer = self._peers[ident]
+                peer.begin(peer.outbox.renew(stream, epoch))
             case _:
                 return None
         peer = self._peers[request.ident]
         self.ask(peer)
         return peer
 
-    def _position_stored(self, peer: RemotePeer, position: Position) -> RemotePeer:
-        if self._unstored.get(peer.ident) == position:
-            del self._unstored[peer.ident]
-        peer.inbox.acknowledge(DURABLE, *position)
+    def _position_stored(self, ident: str, position: Position) -> RemotePeer | None:
+        if self._unstored.get(ident) == position:
+            del self._unstored[ident]
+        peer = self._peers.get(ident)
+        if peer is not None:  # else it was given up, and forgotten
+            peer.inbox.acknowledge(DURABLE, *position)
         self._emit(DELIVERIES_ENDED)
         return peer
 
-    def _loaded(self, peer: RemotePeer, messages: list[StoredMessage], now: float) -> None:
-        deliveries = self._deliveries_of(peer, messages, now)
-        delivered, missing = peer.outbox.load(deliveries)
+    def _loaded(self, request: Load, messages: list[StoredMessage], now: float) -> None:
+        peer, stream = self._peers[request.ident], request.stream
+        deliveries = self._deliveries_of(peer, stream, messages, now)
+        delivered, missing = peer.outbox.load(stream, deliveries)
         peer.deliver(delivered)
         if missing:
             text = f"{missing} messages for {peer.ident!r} that were stored are not in the storage"
             log.error("%s", text)
             self._emit(ErrorReported(StorageCorrupt(text)))
 
+    def _discarded_loaded(self, request: LoadDiscarded, messages: list[StoredMessage], now: float) -> None:
+        peer, stream = self._peers[request.ident], request.stream
+        durable = peer.outbox.durables[stream]
+        discarded = self._deliveries_of(peer, stream, durable.read_discarded(messages), now)
+        for delivery in discarded:
+            delivery.state = DeliveryState.DISCARDED
+        durable.forget_known(discarded)
+        peer.drop(discarded)
+
     def _expired_found(
-        self, peer: RemotePeer, messages: list[StoredMessage], next_expiry: float | None, may_be_more: bool, now: float
+        self, request: FindExpired, messages: list[StoredMessage], next_expiry: float | None, now: float
     ) -> None:
         """`next_expiry` is as the storage says it, in seconds since the epoch."""
-        durable = peer.outbox.durable
-        assert durable is not None
+        peer, stream = self._peers[request.ident], request.stream
+        durable = peer.outbox.durables[stream]
+        may_be_more = len(messages) >= request.max_count
         still_there = [message for message in messages if durable.is_stored(message.seq)]
         expired = []
         looks = [] if next_expiry is None else [now + max(0.0, next_expiry - self._wall_clock.at(now))]
-        for delivery in self._deliveries_of(peer, still_there, now):
+        for delivery in self._deliveries_of(peer, stream, still_there, now):
             assert delivery.expires_at is not None
             if delivery.expires_at <= now:
                 expired.append(delivery)
@@ -205,24 +236,18 @@ class StorageSync:
         durable.expire_stored(expired)
         peer.drop(expired)
 
-    def _marked(self, peer: RemotePeer, below: int) -> None:
-        assert peer.outbox.durable is not None
-        peer.outbox.durable.marked(below)
-
-    def _renewed(self, peer: RemotePeer, epoch: int) -> None:
-        peer.begin(peer.outbox.renew(epoch))
-
-    def _deliveries_of(self, peer: RemotePeer, messages: Sequence[StoredMessage], now: float) -> list[Delivery]:
+    def _deliveries_of(
+        self, peer: RemotePeer, stream: Stream, messages: Sequence[StoredMessage], now: float
+    ) -> list[Delivery]:
         """The Deliveries of stored messages, with the payloads in them: those that `send` returned, if they live."""
-        assert peer.outbox.durable is not None
-        known = peer.outbox.durable.known()
+        known = peer.outbox.durables[stream].known()
         deliveries = []
-        for seq, uuid, data, queued_at, ttl, _ in messages:
+        for seq, uuid, data, queued_at, ttl, envelope in messages:
             delivery = known.get(seq)
             if delivery is None:
                 expires_at = None if ttl is None else now + ttl - self._wall_clock.age(queued_at, now)
-                size = len(data) + frames.OVERHEAD_BYTES
-                delivery = Delivery(peer.ident, uuid, data, size, expires_at, True, self._wait)
+                size = len(data) + len(envelope) + frames.OVERHEAD_BYTES
+                delivery = Delivery(peer.ident, uuid, data, size, expires_at, stream, self._owner, envelope or None)
                 delivery.seq = seq
             delivery.data = data
             deliveries.append(delivery)

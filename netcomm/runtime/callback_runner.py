@@ -8,9 +8,9 @@ from typing import Any
 from netcomm import clocks
 from netcomm.callbacks import Callback
 from netcomm.logs import Log
-from netcomm.message import FLAG_PERSISTENT, Message
+from netcomm.message import FLAG_PERSISTENT, NO_HEADERS, Message
 from netcomm.protocol import frames
-from netcomm.protocol.events import Connected, Disconnected, Dropped, ErrorReported, Event, Received
+from netcomm.protocol.events import Call, Connected, Disconnected, Dropped, ErrorReported, Event, Received
 from netcomm.protocol.messaging import Messaging
 from netcomm.runtime import process
 from netcomm.runtime.dispatcher import Dispatcher
@@ -111,6 +111,8 @@ class CallbackRunner:
                     event.told += 1
             case ErrorReported(error):
                 self.on_error(error)
+            case Call(function, argument):
+                self.call(function, argument)
         if self._life.phase is FORKED:  # by a callback, which has returned
             self._end_child(None)
             return count
@@ -118,6 +120,14 @@ class CallbackRunner:
             with self._loop.mutex:
                 self._loop.hand_on()
         return count
+
+    def call(self, function: Callable[[Any], object], argument: Any) -> None:
+        """From any thread: call a function; what it raises is logged, and goes to `on_error`."""
+        try:
+            function(argument)
+        except self._catches as error:
+            log.error("%r raised", function, exc_info=error)
+            self._report(error)
 
     # -- Messages ---------------------------------------------------------------------------------------------
 
@@ -239,7 +249,7 @@ class CallbackRunner:
 
 
 def _message(item: frames.Item, redelivered_below: int) -> Message:
-    seq, uuid, ttl, flags, data = item
-    return Message(
-        data, uuid, None if ttl == frames.INFINITE_TTL else ttl, flags & FLAG_PERSISTENT, seq < redelivered_below
-    )
+    seq, uuid, ttl, flags, data, envelope = item
+    subject, headers = (None, NO_HEADERS) if envelope is None else (envelope.subject, envelope.headers)
+    left = None if ttl == frames.INFINITE_TTL else ttl
+    return Message(data, uuid, left, flags & FLAG_PERSISTENT, seq < redelivered_below, subject, headers)

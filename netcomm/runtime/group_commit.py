@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from netcomm import clocks
 from netcomm.errors import ReentrantCall, StorageUnavailable
-from netcomm.message import Delivery
+from netcomm.host_storage import HostStorage
+from netcomm.message import Delivery, Stream
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.runtime.lifecycle import RUNNING, Lifecycle
@@ -23,7 +24,7 @@ from netcomm.storage import Append, QueueStorage, StoredMessage
 
 @dataclass(slots=True)
 class _Uncommitted:
-    """Persistent messages of one call.
+    """Persistent messages of one call, which are of one stream.
 
     epoch: that of their stream, once they are numbered, and -1 before.
     at: when they were numbered, in seconds since the epoch.
@@ -42,15 +43,17 @@ class _Uncommitted:
 def _appends(batches: list[_Uncommitted]) -> list[Append]:
     """What is to be stored."""
     messages: list[StoredMessage]
-    appends: dict[tuple[str, int], Append] = {}
+    appends: dict[tuple[str, int, Stream], Append] = {}
     for batch in batches:
-        stream = batch.ident, batch.epoch
-        if stream not in appends:
-            appends[stream] = Append(*stream, [])
-        messages = appends[stream].messages  # type: ignore[assignment]
+        key = batch.ident, batch.epoch, batch.deliveries[0].stream
+        if key not in appends:
+            ident, epoch, stream = key
+            appends[key] = Append(ident, epoch, [], stream)
+        messages = appends[key].messages  # type: ignore[assignment]
         for delivery in batch.deliveries:
-            message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, batch.at, batch.ttl)  # type: ignore[arg-type]
-            messages.append(message)
+            data: bytes = delivery.data  # type: ignore[assignment]
+            envelope = delivery.envelope or b""
+            messages.append(StoredMessage(delivery.seq, delivery.uuid, data, batch.at, batch.ttl, envelope))
     return list(appends.values())
 
 
@@ -78,6 +81,16 @@ class GroupCommit:
         self._is_committing = False  # the thread that has the lock
         self._uncommitted: deque[_Uncommitted] = deque()
 
+    @property
+    def keeps_envelopes(self) -> bool:
+        """Whether the storage keeps the envelopes of messages."""
+        return self._storage.keeps_envelopes
+
+    @property
+    def keeps_streams(self) -> bool:
+        """Whether the storage keeps more than one stream for each receiver."""
+        return isinstance(self._storage, HostStorage)
+
     def is_interrupting(self) -> bool:
         """Whether the caller's thread is in a call of the storage, or about to make one: a finalizer interrupts it."""
         worker = self._worker
@@ -85,7 +98,7 @@ class GroupCommit:
         return is_committing or (worker.is_in_storage and worker.is_current())
 
     def commit(self, ident: str, deliveries: list[Delivery], ttl: float | None) -> None:
-        """Store persistent messages, which have one time to live, and queue them.
+        """Store persistent messages, which are of one stream and have one time to live, and queue them.
 
         Raises what the storage raises; ReentrantCall where a finalizer or a signal handler interrupts the library.
         """

@@ -34,7 +34,7 @@ from netcomm.runtime import process
 from netcomm.runtime.dispatcher import Dispatcher
 from netcomm.runtime.handover import Handover
 from netcomm.runtime.leadership import Leadership
-from netcomm.runtime.lifecycle import Lifecycle
+from netcomm.runtime.lifecycle import TERMINATED, Lifecycle
 from netcomm.transport.link import Link
 
 log = Log("netcomm.runtime.loop")
@@ -78,6 +78,7 @@ class Loop:
         self._waiters = 0
         self._wake_at: float | None = None  # when the loop will look at the deadlines again by itself
         self._deferred: deque[tuple[str, Entry]] = deque()
+        self._steps: deque[Callable[[], None]] = deque()
         self.has_sent = False
         self._eager = False
         self.hand_on: Callable[[], None] = self.process_pending
@@ -139,7 +140,7 @@ class Loop:
             if self.leadership.wanted:
                 return
             # Since another thread found nobody who waits.
-            if self._messaging.has_pending_work or self._deferred or self._handover.untold:
+            if self._messaging.has_pending_work or self._deferred or self._steps or self._handover.untold:
                 self.process_pending()
             when = self._wake_at = self._next_deadline()
         timeout = None if when is None else max(0.0, when - clocks.now())
@@ -177,6 +178,8 @@ class Loop:
         """Write what can be written, and hand on what is for other threads."""
         if self._deferred:
             self.queue_deferred()
+        while self._steps:
+            self._steps.popleft()()
         if self._handover.untold:
             self._handover.tell(clocks.now())
             self.changed.notify_all()  # `terminate` waits for callbacks
@@ -221,6 +224,25 @@ class Loop:
         """The caller was interrupted, by Ctrl-C, while it queued or wrote messages: the connection ends."""
         self._node.abort(ident)
         self._link.ring()
+
+    def discard(self, ident: str) -> int | None:
+        """End every message to a receiver that has not ended; returns how many; None where the peer ends meanwhile.
+
+        One of the peer's own threads does it, for the caller may be interrupted, by Ctrl-C, between any two steps.
+        """
+        counts: list[int] = []
+        self._steps.append(lambda: counts.append(self._discard(ident)))
+        self.wake()
+        self.wait_until(lambda: bool(counts) or self._life.phase is TERMINATED, None)
+        return counts[0] if counts else None
+
+    def _discard(self, ident: str) -> int:
+        count = self._messaging.discard(ident)
+        while self.defers(ident):  # an empty queue takes one message at least
+            self.queue_deferred()
+            count += self._messaging.discard(ident)
+        self.changed.notify_all()
+        return count
 
     # -- Calls that interrupt their own thread ----------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class ManualDispatcher(Dispatcher[T]):
         self._waiting_since = 0.0  # the last call of `dispatch`, or, if later, the first item behind it
         self._warned = False
         self._stopped = False
+        self._closing = False
         self._abandoned = False
 
     def start(self, handle: Callable[[T], int], idle: Callable[[], bool]) -> None:
@@ -78,12 +79,18 @@ class ManualDispatcher(Dispatcher[T]):
         return self._last_thread not in (None, get_ident())
 
     def close(self) -> None:
-        """Close the descriptor."""
-        self._bell.close()
+        """Close the descriptor. Where another thread is in `dispatch`, it does that when it leaves.
+
+        It may be about to wait for the descriptor, whose number something else could have by then.
+        """
+        self._closing = True
+        if self._thread_id in (None, get_ident()):
+            self._bell.close()
 
     def hush(self) -> None:
-        """Let the descriptor be readable no more."""
-        self._bell.clear()
+        """Let the descriptor be readable no more. Where a thread is in `dispatch`, it may be what lets that return."""
+        if self._thread_id is None:
+            self._bell.clear()
 
     def abandon(self) -> None:
         """In a forked child: forget what waits. A thread of the parent may hold the bell's lock for ever."""
@@ -111,7 +118,7 @@ class ManualDispatcher(Dispatcher[T]):
 
     def fileno(self) -> int:
         """See `Peer.fileno`."""
-        number = -1 if self._abandoned else self._bell.receiver.fileno()
+        number = -1 if self._abandoned or self._closing else self._bell.receiver.fileno()
         if number < 0:
             raise LifecycleError(f"peer {self._name!r} has been terminated: its descriptor is closed")
         return number
@@ -134,7 +141,13 @@ class ManualDispatcher(Dispatcher[T]):
             if claimed:
                 self._thread_id = None
                 if not self._abandoned:
-                    self._settle()
+                    self._leave()
+
+    def _leave(self) -> None:
+        if self._closing:
+            self._bell.close()
+        else:
+            self._settle()
 
     def _note_call(self) -> None:
         self._warned = False
@@ -170,10 +183,10 @@ class ManualDispatcher(Dispatcher[T]):
         """Let the descriptor be readable while something waits, and only then."""
         self._waiting_since = clocks.now()
         try:
-            if not self._items and not self._stopped:
+            if not self._items:
                 self._bell.clear()
         finally:
-            if self._items:  # something has come in between, or was interrupted
+            if self._items or self._stopped:  # before, or in between, perhaps as a signal came
                 self._bell.ring()
 
 

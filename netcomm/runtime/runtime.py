@@ -13,13 +13,16 @@ from threading import TIMEOUT_MAX, Thread, get_ident
 from time import monotonic
 
 from netcomm import clocks, logs
+from netcomm.host_storage import HostStorage
 from netcomm.limits import Limits
-from netcomm.message import Delivery, DeliveryState
+from netcomm.message import DURABLE, Delivery, DeliveryState, Stream, check_ident
 from netcomm.protocol.events import Event, StorageRequest
+from netcomm.protocol.extension import Extension
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.remote_peer import PeerStats
 from netcomm.runtime import process
+from netcomm.runtime.attachment import Attachment
 from netcomm.runtime.callback_runner import CallbackRunner, Release, weigh
 from netcomm.runtime.dispatcher import Dispatcher, ThreadDispatcher
 from netcomm.runtime.group_commit import GroupCommit
@@ -29,7 +32,7 @@ from netcomm.runtime.loop import CLOSING_S, Loop, reentrant
 from netcomm.runtime.manual_dispatcher import ManualDispatcher
 from netcomm.runtime.sender import Sender
 from netcomm.runtime.storage_worker import StorageWorker
-from netcomm.storage import QueueStorage
+from netcomm.storage import Position, QueueStorage
 from netcomm.storage_url import open_storage
 from netcomm.transport.acceptor import listen
 from netcomm.transport.addresses import Address
@@ -52,10 +55,12 @@ class Runtime:
         encoding: str | None,
         ttl: float | None,
         persistent: bool,
+        made_up: bool = False,
         on_program_thread: bool = False,
     ) -> None:
         """Make all of it; no thread runs before `start`.
 
+        made_up: whether the ident was made up.
         on_program_thread: whether callbacks run where the program calls `dispatch`, and not on a thread of their own.
 
         Raises StorageError where the storage can't be opened.
@@ -71,7 +76,7 @@ class Runtime:
         try:
             if on_program_thread:
                 self._dispatcher = ManualDispatcher(ident, weigh)
-            self._build(limits, storage, encoding, ttl, persistent)
+            self._build(limits, storage, encoding, ttl, persistent, made_up)
         except BaseException:
             process.leave(self)
             self._dispatcher.close()
@@ -87,6 +92,7 @@ class Runtime:
         encoding: str | None,
         ttl: float | None,
         persistent: bool,
+        made_up: bool,
     ) -> None:
         """The rest of the constructor, which a fork may meet half-way."""
         life, link, name = self._life, self._link, f"netcomm-{self._life.ident}"
@@ -97,15 +103,16 @@ class Runtime:
             peer_id=os.urandom(16) if opened is None else opened.store_id,
             boot_id=os.urandom(16),
             first_epoch=int.from_bytes(os.urandom(8)) >> 1,
-            wait=self.wait_for_delivery,
+            owner=self,
             progress=link.progress,
             stores_positions=opened is not None,
+            made_up=made_up,
         )
-        node = Node(messaging, link)
+        self._node = node = Node(messaging, link)
         worker = None if opened is None else StorageWorker(f"{name}-storage", opened)
         self._worker = worker
         if opened is not None:
-            for request in node.restore(opened.streams(), opened.positions(), *clocks.read()):
+            for request in node.restore(opened.streams(), _positions(opened), *clocks.read()):
                 request.carry_out(opened)
         self._handover = Handover(node) if self._dispatcher.owns_thread else NotedHandover(node)
         store = _no_storage if worker is None else worker.put
@@ -121,7 +128,7 @@ class Runtime:
             self._dispatcher,
             self._handover,
             commit,
-            self.wait_for_delivery,
+            self,
             limits,
             encoding=encoding,
             ttl=ttl,
@@ -284,6 +291,21 @@ class Runtime:
             self._handover.muted = self._handover.attention = True
             self.sender.abandon()
 
+    # -- Extensions -------------------------------------------------------------------------------------------
+
+    def attach(self, extension: Extension) -> Attachment:
+        """Let an extension take part.
+
+        Before or after `start`. Raises ConfigurationError where one of its streams has another one already;
+        LifecycleError.
+        """
+        self._loop.refuse_interruption("attach")
+        with self._loop.mutex:
+            self._life.check(Phase.NEW, RUNNING)
+            self._node.attach(extension, clocks.now())
+            self._loop.wake()
+        return Attachment(self._node, self._loop, self.sender)
+
     # -- On a thread of the program ---------------------------------------------------------------------------
 
     def fileno(self) -> int:
@@ -320,6 +342,18 @@ class Runtime:
             loop.wait_until(lambda: self._is_idle or self._life.phase is TERMINATED, until)
             return self._is_idle
 
+    def discard(self, ident: str) -> int:
+        """See `Peer.discard`."""
+        check_ident(ident)
+        self._life.check_process()
+        self._refuse_waiting("discard")
+        with self._loop.mutex:
+            self._life.check(RUNNING, Phase.TERMINATING)
+            count = self._loop.discard(ident)
+            if count is None:
+                self._life.check_running()
+            return count or 0
+
     @property
     def _is_idle(self) -> bool:
         return self._messaging.peers.idle and not self._loop.has_deferred
@@ -349,6 +383,15 @@ class Runtime:
                 loop.wait_until(lambda: delivery.done or self._life.phase is TERMINATED, until)
         return delivery.state is DeliveryState.DELIVERED
 
+    def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        """See `Delivery.add_done_callback`."""
+        self._life.check_process()
+        self._loop.refuse_interruption("Delivery.add_done_callback")
+        with self._loop.mutex:
+            is_watched = self._messaging.peers.watch(delivery, function)
+        if not is_watched:
+            self.callbacks.call(function, delivery)
+
     # -- Looking ----------------------------------------------------------------------------------------------
 
     def connected_idents(self) -> list[str]:
@@ -364,6 +407,15 @@ class Runtime:
         self._loop.refuse_interruption("stats")
         with self._loop.mutex:
             return self._messaging.peers.stats()
+
+
+def _positions(storage: QueueStorage) -> dict[tuple[str, Stream], Position]:
+    """The positions that a storage has kept, by sender and stream."""
+    positions = {(sender, DURABLE): position for sender, position in storage.positions().items()}
+    if isinstance(storage, HostStorage):
+        for key, (epoch, next_seq, *_) in storage.host_positions().items():
+            positions[key] = Position(epoch, next_seq)
+    return positions
 
 
 def _no_storage(request: StorageRequest) -> None:

@@ -3,14 +3,14 @@
 import enum
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, NoReturn
 
 from netcomm import clocks
 from netcomm.errors import ConfigurationError, MessageTooLarge, QueueFull
 from netcomm.limits import Limits
-from netcomm.message import Delivery, check_ident
+from netcomm.message import BULK, DURABLE, VOLATILE, Delivery, DeliveryOwner, Stream, check_ident
 from netcomm.protocol import frames
 from netcomm.protocol.batch import (
     MAX_BATCH_BYTES,
@@ -58,7 +58,7 @@ class Sender:
         dispatcher: "Dispatcher[Any]",
         handover: Handover,
         commit: GroupCommit | None,
-        wait: Callable[[Delivery, float | None], bool],
+        owner: DeliveryOwner,
         limits: Limits,
         *,
         encoding: str | None,
@@ -68,7 +68,7 @@ class Sender:
         """Make it.
 
         commit: stores persistent messages, None where there is no storage.
-        wait: what `Delivery.wait` calls.
+        owner: of the Deliveries.
         encoding, ttl, persistent: as for `Peer`.
 
         Raises ConfigurationError for a ttl that can't be used.
@@ -79,7 +79,7 @@ class Sender:
         self._dispatcher = dispatcher
         self._handover = handover
         self._group_commit = commit
-        self._wait = wait
+        self._owner = owner
         self._max_data_bytes = frames.max_data_size(limits.max_frame_bytes)
         self._encoding = encoding
         self._ttl = check_ttl(ttl)
@@ -100,35 +100,43 @@ class Sender:
             return run.accepted(joined)
 
     def send(
-        self, ident: str, data: Data, ttl: float | Unset | None, persistent: bool | Unset, timeout: float | None
+        self,
+        ident: str,
+        data: Data,
+        ttl: float | Unset | None,
+        persistent: bool | Unset,
+        timeout: float | None,
+        envelope: bytes | None = None,
     ) -> Delivery:
-        """See `Peer.send`."""
+        """See `Peer.send`. envelope: as on the wire, or None."""
         if ttl is UNSET and persistent is UNSET:
             check_ident(ident)
             ttl, persistent = self._terms
         else:
             ttl, persistent = self._check_terms(ident, ttl, persistent)
-        if type(data) is not bytes or len(data) > self._max_data_bytes:
-            data = self._to_payload(data)
+        if type(data) is not bytes or envelope is not None or len(data) > self._max_data_bytes:
+            data = self._to_payload(data, envelope)
         if persistent:
-            delivery = self._make_delivery(ident, data, ttl, True)
+            self._check_kept(envelope)
+            delivery = self._make_delivery(ident, data, ttl, DURABLE, envelope)
             self._group_commit.commit(ident, [delivery], ttl)  # type: ignore[union-attr]  # as _check_terms has seen
             return delivery
         until = None if timeout is None else monotonic() + timeout
         loop = self._loop
         if loop.is_interrupting():
-            delivery = self._make_delivery(ident, data, ttl, False)
+            delivery = self._make_delivery(ident, data, ttl, VOLATILE, envelope)
             self._defer(ident, delivery)
             return delivery
         with loop.mutex:
             if self._life.phase is not RUNNING:
                 self._life.check_running()
             entry: Entry
-            if ttl is None and len(data) <= MAX_JOINING_BYTES and not self._messaging.peers.has_small_backlog(ident):
-                batch = self._make_batch(ident, [data], None)
+            may_be_joined = ttl is None and envelope is None and len(data) <= MAX_JOINING_BYTES
+            if may_be_joined and not self._messaging.peers.has_small_backlog(ident):
+                batch = self._make_batch(ident, [data], None, VOLATILE, None)
                 entry, delivery = batch.run(), batch.delivery(0)
             else:
-                entry = delivery = self._make_delivery(ident, data, ttl, False)
+                entry = delivery = self._make_delivery(ident, data, ttl, VOLATILE, envelope)
             self._queue(ident, entry, until)
             return delivery
 
@@ -139,12 +147,47 @@ class Sender:
         ttl: float | Unset | None,
         persistent: bool | Unset,
         timeout: float | None,
+        envelope: bytes | None = None,
     ) -> Sequence[Delivery]:
-        """See `Peer.send_many`."""
+        """See `Peer.send_many`. envelope: as on the wire, or None."""
         ttl, persistent = self._check_terms(ident, ttl, persistent)
-        if persistent:
-            stored = [self._make_delivery(ident, self._to_payload(data), ttl, True) for data in items]
-            self._group_commit.commit(ident, stored, ttl)  # type: ignore[union-attr]  # as _check_terms has seen
+        return self._send_all(ident, DURABLE if persistent else VOLATILE, items, ttl, timeout, envelope)
+
+    def send_in(
+        self,
+        ident: str,
+        stream: Stream,
+        items: Sequence[bytes],
+        ttl: float | None,
+        timeout: float | None,
+        envelope: bytes | None,
+    ) -> Sequence[Delivery]:
+        """See `Attachment.send`."""
+        check_ident(ident)
+        check_ttl(ttl)
+        if stream.durable and self._group_commit is None:
+            raise ConfigurationError("the peer has no storage for persistent messages")
+        if stream is Stream.BUS_DURABLE and not self._group_commit.keeps_streams:  # type: ignore[union-attr]
+            raise ConfigurationError("the storage keeps one stream for each receiver: use one that is a HostStorage")
+        if stream is BULK and (largest := max(map(len, items), default=0)) > frames.MAX_BULK_BYTES:
+            raise MessageTooLarge(f"piece of {largest} bytes, {frames.MAX_BULK_BYTES} are allowed in the stream BULK")
+        return self._send_all(ident, stream, items, ttl, timeout, envelope)
+
+    def _send_all(
+        self,
+        ident: str,
+        stream: Stream,
+        items: Iterable[Data],
+        ttl: float | None,
+        timeout: float | None,
+        envelope: bytes | None,
+    ) -> Sequence[Delivery]:
+        if stream.durable:
+            self._check_kept(envelope)
+            stored = [
+                self._make_delivery(ident, self._to_payload(data, envelope), ttl, stream, envelope) for data in items
+            ]
+            self._group_commit.commit(ident, stored, ttl)  # type: ignore[union-attr]  # as the caller has seen
             return stored
         until = None if timeout is None else monotonic() + timeout
         deliveries = Deliveries()
@@ -152,10 +195,10 @@ class Sender:
         while True:
             payloads: list[bytes] = []
             try:
-                self._take_payloads(payloads, itertools.islice(left, MAX_BATCH_COUNT))
+                self._take_payloads(payloads, itertools.islice(left, MAX_BATCH_COUNT), envelope)
             finally:  # also where one of them can't be sent
                 if payloads:
-                    batch = self._make_batch(ident, payloads, ttl)
+                    batch = self._make_batch(ident, payloads, ttl, stream, envelope)
                     deliveries.add(batch)
                     self._queue_run(ident, batch.run(), until)
             if not payloads:
@@ -179,40 +222,58 @@ class Sender:
             raise ConfigurationError("the peer has no storage for persistent messages")
         return ttl, ttl != 0
 
-    def _make_delivery(self, ident: str, data: bytes, ttl: float | None, persistent: bool) -> Delivery:
+    def _check_kept(self, envelope: bytes | None) -> None:
+        """Raise ConfigurationError where the storage would lose the envelope of a message."""
+        if envelope is not None and not self._group_commit.keeps_envelopes:  # type: ignore[union-attr]
+            raise ConfigurationError(
+                "the storage keeps neither subject nor headers, so a persistent message can have none: leave them out,"
+                " or use a storage whose plug-in keeps them"
+            )
+
+    def _make_delivery(
+        self, ident: str, data: bytes, ttl: float | None, stream: Stream, envelope: bytes | None
+    ) -> Delivery:
         expires_at = None if ttl is None else clocks.now() + ttl
         uuid = self._uuid_prefix + (next(self._uuid_counter) << _NUMBER_BITS).to_bytes(8)
         size = len(data) + frames.OVERHEAD_BYTES
-        return Delivery(ident, uuid, data, size, expires_at, persistent, self._wait)
+        if envelope is not None:
+            size += len(envelope)
+        return Delivery(ident, uuid, data, size, expires_at, stream, self._owner, envelope)
 
-    def _make_batch(self, ident: str, payloads: list[bytes], ttl: float | None) -> Batch:
+    def _make_batch(
+        self, ident: str, payloads: list[bytes], ttl: float | None, stream: Stream, envelope: bytes | None
+    ) -> Batch:
         expires_at = None if ttl is None else clocks.now() + ttl
         number = next(self._uuid_counter) << _NUMBER_BITS
-        return Batch(ident, self._uuid_prefix, number, payloads, frames.OVERHEAD_BYTES, expires_at, self._wait)
+        overhead = frames.OVERHEAD_BYTES + (0 if envelope is None else len(envelope))
+        return Batch(ident, self._uuid_prefix, number, payloads, overhead, expires_at, self._owner, envelope, stream)
 
-    def _take_payloads(self, payloads: list[bytes], items: Iterable[Data]) -> None:
+    def _take_payloads(self, payloads: list[bytes], items: Iterable[Data], envelope: bytes | None) -> None:
         """Append the payloads of items, up to the one that reaches MAX_BATCH_BYTES."""
-        left, largest = MAX_BATCH_BYTES, self._max_data_bytes
+        left, largest = MAX_BATCH_BYTES, self._max_data_bytes - (0 if envelope is None else len(envelope))
         for data in items:
             if type(data) is not bytes:
-                data = self._to_payload(data)
+                data = self._to_payload(data, envelope)
             size = len(data)
             if size > largest:
-                self._refuse_size(size)
+                self._refuse_size(size, envelope)
             payloads.append(data)
             left -= size
             if left <= 0:
                 break
 
-    def _to_payload(self, data: Data) -> bytes:
+    def _to_payload(self, data: Data, envelope: bytes | None) -> bytes:
         if type(data) is not bytes:
             data = self._to_bytes(data)
-        if len(data) > self._max_data_bytes:
-            self._refuse_size(len(data))
+        if len(data) + (0 if envelope is None else len(envelope)) > self._max_data_bytes:
+            self._refuse_size(len(data), envelope)
         return data
 
-    def _refuse_size(self, size: int) -> NoReturn:
-        raise MessageTooLarge(f"message of {size} bytes, {self._max_data_bytes} are allowed")
+    def _refuse_size(self, size: int, envelope: bytes | None) -> NoReturn:
+        what = f"message of {size} bytes"
+        if envelope is not None:
+            what += f" with a subject and headers that take {len(envelope)}"
+        raise MessageTooLarge(f"{what}, {self._max_data_bytes} are allowed")
 
     def _to_bytes(self, data: Data) -> bytes:
         if isinstance(data, str):
@@ -256,7 +317,7 @@ class Sender:
         left = entry.count
         while (taken := self._queue_some(ident, entry)) < left:
             left -= taken
-            self._wait_for_room(ident, entry.first_size, until)
+            self._wait_for_room(ident, entry, until)
 
     def _queue_some(self, ident: str, entry: Entry) -> int:
         """With the mutex held: queue what there is room for, and write what should not wait; returns how many."""
@@ -282,11 +343,13 @@ class Sender:
             raise
         return taken
 
-    def _wait_for_room(self, ident: str, size: int, until: float | None) -> None:
+    def _wait_for_room(self, ident: str, entry: Entry, until: float | None) -> None:
+        stream, size = entry.stream, entry.first_size
+
         def room_or_end() -> bool:
             if self._life.phase is not RUNNING:
                 return True
-            return self._messaging.peers.has_room(ident, size) and not self._loop.defers(ident)
+            return self._messaging.peers.has_room(ident, stream, size) and not self._loop.defers(ident)
 
         if self._loop.leadership.is_current():
             raise reentrant("send to a queue that is full")

@@ -81,30 +81,30 @@ class SocketLine:
 class Player:
     """Plays one vector with one implementation."""
 
-    def __init__(self, dial: Callable[[], Line], random: Callable[[int], bytes] = os.urandom) -> None:
-        """Make it; nothing is dialled yet.
+    def __init__(
+        self, dial: Callable[[], Line], random: Callable[[int], bytes] = os.urandom, echoes: bool = False
+    ) -> None:
+        """Make it, and dial.
 
         dial: connects to the implementation.
         random: makes so many bytes; its ident and ids come from it.
+        echoes: the implementation sends each message back. Where the echo is looked for, an ACK may come as well.
         """
         self._dial = dial
+        self._echoes = echoes
         ident = b"tester-" + random(6).hex().encode()
-        hello = b"\0\1" + random(16) + random(16) + vectors.unhex("00000001 04000000 00800000")
+        hello = b"\0\1" + random(16) + random(16) + vectors.unhex("00000001 04000000 00800000 00")
         self._said = {
             "VERSION": encode.version(),
             "HELLO": _packet(FrameType.HELLO, hello),
             "IDENT": _packet(FrameType.IDENT, ident),
         }
-        self._lines: list[Line] = []
+        self._talks: list[_Talk] = []
         self._connect()
 
     def _connect(self) -> None:
-        self._line = self._dial()
-        self._lines.append(self._line)
-        self._greeting: list[Packet] = []
-        self._epoch: bytes | None = None  # of the implementation's volatile stream
-        self._waiting: deque[Packet | None] = deque()  # what was heard while something else was looked for
-        self._last_ack: Packet | None = None  # that was expected
+        self._talk = _Talk(self._dial(), self._echoes)
+        self._talks.append(self._talk)
 
     def play(self, steps: Sequence[Step]) -> None:
         """Go through the steps. Raises Wrong at the first answer that is not the one expected, and OSError."""
@@ -116,67 +116,108 @@ class Player:
 
     def close(self) -> None:
         """End all connections."""
-        for line in self._lines:
-            line.close()
+        for talk in self._talks:
+            talk.line.close()
 
     def _play(self, step: Step) -> None:
         match step.kind:
             case "says":
-                self._line.say(self._bytes(step.words))
+                self._talk.line.say(vectors.unhex(self._hex(step.words)))
             case "hears" if step.words[0] == "REFUSE":
-                self._expect_refusal(int(step.words[1]))
+                self._talk.expect_refusal(int(step.words[1]))
             case "hears":
-                expected = self._bytes(step.words)
-                self._expect((expected[4], expected[5:]))
+                self._talk.expect(self._hex(step.words))
             case "open":
-                self._line.say(encode.PING)
-                self._expect((FrameType.PONG, b""))
+                self._talk.line.say(encode.PING)
+                self._talk.expect(encode.PONG.hex())
+            case "probed":
+                self._talk.expect_ping()
             case "closed":
-                self._expect_end()
+                self._talk.expect_end()
+            case "first":
+                self._talk = self._talks[0]
+            case "last":
+                self._talk = self._talks[-1]
             case kind:
                 if kind == "cut":
-                    self._line.close()
+                    self._talk.line.close()
                 self._connect()
 
-    def _bytes(self, words: Sequence[str]) -> bytes:
-        """What these words stand for."""
-        found, hexes = b"", ""
-        for word in words:
-            if word[0].isupper():
-                found += vectors.unhex(hexes) + self._named(word)
-                hexes = ""
-            else:
-                hexes += word + " "
-        return found + vectors.unhex(hexes)
+    def _hex(self, words: Sequence[str]) -> str:
+        """What these words stand for, in hex."""
+        return " ".join(self._named(word) if word[0].isupper() else word for word in words)
 
-    def _named(self, word: str) -> bytes:
-        if word == "EPOCH":
-            while self._epoch is None:
-                self._read("its BEGIN")
-            return self._epoch
-        if word == "OWN-IDENT":
-            while len(self._greeting) < 3:
-                self._read("its IDENT")
-            return _packet(FrameType.IDENT, self._greeting[2][1])
-        return self._said[word]
+    def _named(self, word: str) -> str:
+        name, _, more = word.partition("+")
+        match name:
+            case "EPOCH":
+                return self._talks[0].begin()[1:9].hex()
+            case "SEQ":
+                return (int.from_bytes(self._talks[0].begin()[9:17]) + int(more or 0)).to_bytes(8).hex()
+            case "OWN-IDENT":
+                return _packet(FrameType.IDENT, self._talk.ident()).hex()
+        return self._said[word].hex()
 
-    # -- What is heard ----------------------------------------------------------------------------------------
 
-    def _expect(self, expected: Packet) -> None:
-        while (packet := self._hear()) != expected:
-            if packet is None:
+class _Talk:
+    """What is heard on one connection."""
+
+    def __init__(self, line: Line, echoes: bool) -> None:
+        self.line = line
+        self._passes_acks = echoes
+        self._greeting: list[Packet] = []
+        self._begins: list[bytes] = []  # of the implementation's volatile stream
+        self._pings = 0  # that came, and were not expected yet
+        self._pongs = True  # a PING has its answer at once
+        self._waiting: deque[Packet | None] = deque()  # what was heard while something else was looked for
+        self._last_ack: Packet | None = None  # that was expected
+
+    def begin(self) -> bytes:
+        """The payload of the first BEGIN of the implementation's volatile stream."""
+        while not self._begins:
+            self._read("its BEGIN")
+        return self._begins[0]
+
+    def ident(self) -> bytes:
+        """The ident of the implementation."""
+        while len(self._greeting) < 3:
+            self._read("its IDENT")
+        return self._greeting[2][1]
+
+    def expect(self, digits: str) -> None:
+        """Look for a packet; `??` is any byte. What may come before it is passed over."""
+        likeness = vectors.pattern(digits)
+        packet = vectors.unhex(digits.replace("?", "0"))
+        expected = packet[4], packet[5:]
+        if expected[0] == FrameType.BEGIN:
+            if not likeness.fullmatch(_packet(FrameType.BEGIN, self.begin())):
+                raise Wrong(f"BEGIN {self.begin().hex()} instead of {_describe(expected)}")
+            return
+        while (found := self._hear()) is None or not likeness.fullmatch(_packet(*found)):
+            if found is None:
                 raise Wrong("the connection is closed")
-            if packet != self._last_ack and not _lags(packet, expected):
-                raise Wrong(f"{_describe(packet)} instead of {_describe(expected)}")
+            passed_over = self._passes_acks and found[0] == FrameType.ACK != expected[0]
+            if found != self._last_ack and not _lags(found, expected) and not passed_over:
+                raise Wrong(f"{_describe(found)} instead of {_describe(expected)}")
         if expected[0] == FrameType.ACK:
             self._last_ack = expected
 
-    def _expect_refusal(self, code: int) -> None:
+    def expect_refusal(self, code: int) -> None:
+        """Look for a REFUSE with this code, and any text."""
         packet = self._hear_but_acks()
         if packet is None or packet[0] != FrameType.REFUSE or packet[1][:2] != code.to_bytes(2):
             raise Wrong(f"{_describe(packet)} instead of REFUSE {code}")
 
-    def _expect_end(self) -> None:
+    def expect_ping(self) -> None:
+        """Look for a PING, and leave it without an answer."""
+        self._pongs = False
+        while not self._pings:
+            self._read("a PING")
+        self._pings -= 1
+        self._pongs = True
+
+    def expect_end(self) -> None:
+        """Look for the end of the connection."""
         packet = self._hear_but_acks()
         if packet is not None:
             raise Wrong(f"{_describe(packet)} where the connection should be closed")
@@ -198,7 +239,7 @@ class Player:
 
         wanted: what must come before the end, if anything must.
         """
-        packet = self._line.hear()
+        packet = self.line.hear()
         if packet is None:
             if wanted is not None:
                 raise Wrong(f"the connection is closed before {wanted}")
@@ -209,18 +250,39 @@ class Player:
             self._greet(packet)
         elif kind == FrameType.BEGIN and len(payload) == 25:
             if payload[0] == 0:
-                self._epoch = payload[1:9]
+                self._begins.append(payload)
         elif kind == FrameType.PING:
-            self._line.say(encode.PONG)
+            self._pings += 1
+            if self._pongs:
+                self.line.say(encode.PONG)
+        elif kind == FrameType.BATCH:
+            self._take_apart(packet)
         elif kind in _KINDS:
             self._waiting.append(packet)
+
+    def _take_apart(self, packet: Packet) -> None:
+        """Take a BATCH for the DATA that it stands for."""
+        payload = packet[1]
+        count = int.from_bytes(payload[32:34])
+        seq, number = int.from_bytes(payload[:8]), int.from_bytes(payload[16:24])
+        sizes = [int.from_bytes(payload[34 + 4 * place :][:4]) for place in range(count)]
+        at = 34 + 4 * count
+        if not sizes or at + sum(sizes) != len(payload):
+            raise Wrong(f"{_describe(packet)}: the sizes do not add up")
+        if not payload[31] & 1 and seq < int.from_bytes(self.begin()[17:]):
+            raise Wrong(f"{_describe(packet)}: it was sent before, on an earlier connection")
+        for place, size in enumerate(sizes):
+            following = ((number + place) % (1 << 64)).to_bytes(8)
+            head = (seq + place).to_bytes(8) + payload[8:16] + following + payload[24:32]
+            self._waiting.append((FrameType.DATA, head + payload[at : at + size]))
+            at += size
 
     def _greet(self, packet: Packet) -> None:
         expected = (FrameType.VERSION, FrameType.HELLO, FrameType.IDENT)[len(self._greeting)]
         kind, payload = packet
         right = {
             FrameType.VERSION: payload == b"\0\0\0\1",
-            FrameType.HELLO: len(payload) >= 46 and payload[:2] != b"\0\0" and payload[34:38] == bytes(4),
+            FrameType.HELLO: _is_hello_of_a_listener(payload),
             FrameType.IDENT: 1 <= len(payload) <= 255,
         }
         if kind != expected or not right[expected]:
@@ -228,7 +290,19 @@ class Player:
         self._greeting.append(packet)
 
 
-def _packet(kind: FrameType, payload: bytes) -> bytes:
+def _is_hello_of_a_listener(payload: bytes) -> bool:
+    version, connector = payload[:2], payload[34:38]
+    max_frame_bytes, window_bytes = int.from_bytes(payload[38:42]), int.from_bytes(payload[42:46])
+    return (
+        len(payload) >= 47
+        and version != b"\0\0"
+        and connector == bytes(4)
+        and max_frame_bytes >= 33
+        and window_bytes > 0
+    )
+
+
+def _packet(kind: int, payload: bytes) -> bytes:
     return (len(payload) + 1).to_bytes(4) + bytes([kind]) + payload
 
 
@@ -250,7 +324,7 @@ def _describe(packet: Packet | None) -> str:
 
 
 def all_vectors(page: str) -> Iterator[Vector]:
-    """The vectors of behaviour, and the frames that close a connection, each as such a vector."""
+    """The vectors of behaviour that need no echo, and the frames that close a connection, each as such a vector."""
     yield from vectors.behaviour(page)
     greeting = Step("says", ("VERSION", "HELLO"))
     ending = Step("hears", ("REFUSE", "3")), Step("closed", ())
@@ -264,9 +338,14 @@ def all_vectors(page: str) -> Iterator[Vector]:
                 yield Vector(f"{head}, behind the IDENT", (greeting, identified, answer, closing, *ending))
 
 
-def judge(vector: Vector, dial: Callable[[], Line]) -> str | None:
+def echo_vectors(page: str) -> list[Vector]:
+    """The vectors of behaviour for an implementation that sends each message back to its sender."""
+    return vectors.behaviour(page, "vectors-echo")
+
+
+def judge(vector: Vector, dial: Callable[[], Line], echoes: bool = False) -> str | None:
     """Play a vector; returns what is wrong with the answers, or None. Raises OSError where nobody listens."""
-    player = Player(dial)
+    player = Player(dial, echoes=echoes)
     try:
         player.play(vector.steps)
     except Wrong as error:
@@ -280,6 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Play the vectors of docs/protocol.md with an implementation; 1 if an answer is wrong, 2 if nobody listens."""
     parser = argparse.ArgumentParser(prog="python -m netcomm.testing.conformance", description=main.__doc__)
     parser.add_argument("place", metavar="HOST:PORT", help="where the implementation listens")
+    parser.add_argument("--echo", action="store_true", help="it sends messages back: play the vectors for that")
     parser.add_argument("--page", type=Path, default=PAGE, help="docs/protocol.md")
     parser.add_argument("--wait", type=float, default=5.0, metavar="S", help="so long may each answer take")
     options = parser.parse_args(arguments)
@@ -292,9 +372,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"the page can't be read, name it with --page: {error}")
     wrong = count = 0
-    for vector in all_vectors(page):
+    for vector in echo_vectors(page) if options.echo else all_vectors(page):
         try:
-            complaint = judge(vector, lambda: SocketLine(address, options.wait))
+            complaint = judge(vector, lambda: SocketLine(address, options.wait), options.echo)
         except OSError as error:
             print(f"can't connect to {options.place}: {error}", file=sys.stderr)
             return 2

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-_REPEATED = re.compile(r"([0-9a-f]{2})\*(\d+)")
-_STEP = re.compile(r"    (says|hears|cut|again|open|closed)\b *(.*)")
+_REPEATED = re.compile(r"([0-9a-f]{2}|\?\?)\*(\d+)")
+_STEP = re.compile(r"    (says|hears|cut|again|first|last|probed|open|closed)\b *(.*)")
 
 
 def block(page: str, name: str) -> str:
@@ -15,7 +15,18 @@ def block(page: str, name: str) -> str:
 
 def unhex(text: str) -> bytes:
     """Bytes in hex, with spaces anywhere between them; `61*255` is the byte 61, 255 times."""
-    return bytes.fromhex(_REPEATED.sub(lambda found: found[1] * int(found[2]), text))
+    return bytes.fromhex(_repeat(text))
+
+
+def pattern(text: str) -> re.Pattern[bytes]:
+    """What bytes have to look like: as for `unhex`, and `??` is any byte."""
+    digits = re.sub(r"\s", "", _repeat(text))
+    pairs = [digits[place : place + 2] for place in range(0, len(digits), 2)]
+    return re.compile(b"".join(b"." if pair == "??" else re.escape(bytes.fromhex(pair)) for pair in pairs), re.DOTALL)
+
+
+def _repeat(text: str) -> str:
+    return _REPEATED.sub(lambda found: found[1] * int(found[2]), text)
 
 
 def frames(page: str, name: str) -> list[tuple[str, bytes]]:
@@ -26,7 +37,7 @@ def frames(page: str, name: str) -> list[tuple[str, bytes]]:
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a vector of behaviour: says, hears, cut, again, open or closed; and what is said or heard."""
+    """One line of a vector of behaviour, such as says, hears, cut, or open; and what is said or heard."""
 
     kind: str
     words: tuple[str, ...]
@@ -43,10 +54,10 @@ class Vector:
     steps: tuple[Step, ...]
 
 
-def behaviour(page: str) -> list[Vector]:
-    """The vectors of behaviour. Raises ValueError for a line that is none of them."""
+def behaviour(page: str, name: str = "vectors-behaviour") -> list[Vector]:
+    """The vectors of behaviour in a block. Raises ValueError for a line that is none of them."""
     found: list[tuple[str, list[Step]]] = []
-    for line in block(page, "vectors-behaviour").splitlines():
+    for line in block(page, name).splitlines():
         if not line.startswith(" "):
             found.append((line, []))
             continue

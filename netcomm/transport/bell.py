@@ -1,7 +1,6 @@
 """`Bell`: a descriptor that is readable while it is rung, for the main loops of programs."""
 
 import selectors
-from contextlib import suppress
 
 from netcomm.transport.waker import Waker
 
@@ -29,9 +28,11 @@ class Bell(Waker):
         with self._lock:
             if self._closed or not self._rung:
                 return
-            # First: if a signal's handler raises when the byte has been read, the next ring sends one. And once more
-            # behind it: a finalizer may have rung in between, and its byte has been read, too.
-            self._rung = False
-            with suppress(BlockingIOError):
+            # No call stands before `try`: a byte that is left where nothing is rung would never be read. And a signal's
+            # handler may raise when the byte has been read: the next ring has to send one.
+            try:
                 self.receiver.recv(16)
-            self._rung = False
+            except BlockingIOError:
+                pass  # a ring was interrupted before it sent its byte
+            finally:
+                self._rung = False

@@ -51,6 +51,9 @@ class Connection:
             self.positions: Collection[Document] = db[f"{prefix}positions"]
             self.messages: Collection[Document] = db[f"{prefix}messages"]
             self.parts: Collection[Document] = db[f"{prefix}parts"]
+            self.host: Collection[Document] = db[f"{prefix}host"]
+            self.rows: Collection[Document] = db[f"{prefix}rows"]
+            self.row_parts: Collection[Document] = db[f"{prefix}row_parts"]
         except BaseException as error:
             self._client.close()
             if isinstance(error, InvalidName):

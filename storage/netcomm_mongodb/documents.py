@@ -3,16 +3,18 @@
 Collections, with their prefix ("netcomm_" by default):
 
 - `meta`: `head`, `lease`, and `clock`, which tells the server's time.
-- `streams`: `_id` the receiver; `epoch`, `next_seq`, `sent_below`, `floor`, `count`, `size`, `gone`, `gaps`, `version`,
-  `checksum`.
+- `streams`: `_id` the receiver, or receiver and number (`ident`, `stream`) for other streams than DURABLE; `epoch`,
+  `next_seq`, `sent_below`, `floor`, `count`, `size`, `gone`, `gaps`, `version`, `checksum`.
 - `positions`: `_id` the sender; `epoch`, `next_seq`, `version`, `checksum`.
-- `messages`: `_id` is "STREAM.SEQ", STREAM a hash of the receiver, SEQ 16 hexadecimal digits; `uuid`, `queued_at`,
-  `ttl`, `size`, `data`, `parts`, `checksum`; `token` and `attempt`: the owner's incarnation, and which of its appends
-  it was. Those that expire have `stream` and `expires_at` too, with the sparse index `by_expiry` on both.
+- `messages`: `_id` is "STREAM.SEQ", STREAM a hash of the receiver and the stream's number, SEQ 16 hexadecimal digits;
+  `uuid`, `queued_at`, `ttl`, `size`, `data`, `parts`, `checksum`; `token` and `attempt`: the owner's incarnation, and
+  which of its appends it was; `envelope`, where there is one. Those that expire have `stream` and `expires_at` too,
+  with the sparse index `by_expiry` on both.
 - `parts`: the payloads that are too large for one document; `_id` is "STREAM.SEQ.PART".
 
 `head` has `schema`, `store_id`, `incarnation`, `checksum`; `owner`, `owner_name`, `lease_s`, `taken_at`; `n`; and the
-journal: `streams` and `positions`, whose entries are like the documents of those collections.
+journal: `streams` and `positions`, whose entries are like the documents of those collections. `host_documents` tells
+what a host has in the head, and its collections.
 
 BSON's integers have a sign: `epoch` and `next_seq` from 2**63 on are stored as negative numbers.
 """
@@ -20,7 +22,6 @@ BSON's integers have a sign: `epoch` and `next_seq` from 2**63 on are stored as 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from hashlib import blake2b
 from itertools import chain
 from struct import Struct
@@ -30,19 +31,23 @@ from zlib import crc32
 
 from bson.int64 import Int64
 
+from netcomm.message import DURABLE
+from netcomm.message import Stream as StreamNumber
 from netcomm.storage import Position, StoredMessage
 from netcomm_mongodb.errors import Damaged
 
 Document = dict[str, Any]
 _T = TypeVar("_T")
+StreamKey = tuple[str, StreamNumber]
+"""The receiver, and which of the durable streams to it."""
 
-SCHEMA = 1
+SCHEMA = 2
+"""Version 1 had no hosts, no envelopes, and no other streams than DURABLE."""
 HEAD, LEASE, CLOCK = "head", "lease", "clock"
 BY_EXPIRY = "by_expiry"
 
 _PART_BYTES = 8 * 2**20  # BSON documents end at 16 MiB
 
-_IDENTITY = Struct(">16sq")
 _STREAM_VALUES = Struct(">qqqqqqq")
 _POSITION_VALUES = Struct(">qqq")
 _MESSAGE_KEY = Struct(">qd?d")
@@ -56,6 +61,7 @@ class Stream:
     gaps: where each range begins and ends that was never stored, one after the other.
     count, size: of the messages that are there.
     version: the `n` of the update that made it so.
+    number: which of the streams to the receiver it is.
     """
 
     ident: str
@@ -68,11 +74,17 @@ class Stream:
     gone: tuple[int, ...] = ()
     gaps: tuple[int, ...] = ()
     version: int = 0
+    number: StreamNumber = DURABLE
+
+    @property
+    def place(self) -> StreamKey:
+        """The receiver, and which of the streams it is."""
+        return self.ident, self.number
 
     @property
     def key(self) -> str:
         """What the stream's messages have in their `_id`, in front of the seq."""
-        return blake2b(self.ident.encode(), digest_size=12).hexdigest()
+        return key_of(self.ident, b"" if self.number == DURABLE else bytes([self.number]))
 
     def id(self, seq: int) -> str:
         """The `_id` of a message."""
@@ -100,10 +112,10 @@ class Stream:
     def document(self) -> Document:
         """The stream as the head and `streams` have it."""
         return {
-            "_id": self.ident,
-            "epoch": _signed(self.epoch),
-            "next_seq": _signed(self.next_seq),
-            "sent_below": _signed(self.sent_below),
+            "_id": stream_id(self.place),
+            "epoch": signed(self.epoch),
+            "next_seq": signed(self.next_seq),
+            "sent_below": signed(self.sent_below),
             "floor": Int64(self.floor),
             "count": Int64(self.count),
             "size": Int64(self.size),
@@ -116,34 +128,38 @@ class Stream:
     @classmethod
     def from_document(cls, document: Document) -> Self:
         """The stream of a document. Raises Damaged, and what `decoded` makes Damaged of."""
+        id = document["_id"]
+        ident, number = (id, DURABLE) if isinstance(id, str) else (id["ident"], StreamNumber(id["stream"]))
         stream = cls(
-            document["_id"],
-            _unsigned(document["epoch"]),
-            _unsigned(document["next_seq"]),
-            _unsigned(document["sent_below"]),
+            ident,
+            unsigned(document["epoch"]),
+            unsigned(document["next_seq"]),
+            unsigned(document["sent_below"]),
             int(document["floor"]),
             int(document["count"]),
             int(document["size"]),
             tuple([int(seq) for seq in document["gone"]]),
             tuple([int(seq) for seq in document["gaps"]]),
             int(document["version"]),
+            number,
         )
         if document["checksum"] != stream._checksum():
-            raise _not_as_stored(f"the stream to {stream.ident!r}")
+            raise not_as_stored(f"the stream to {stream.ident!r}")
         return stream
 
     def _checksum(self) -> int:
         values = _STREAM_VALUES.pack(
-            _signed(self.epoch),
-            _signed(self.next_seq),
-            _signed(self.sent_below),
+            signed(self.epoch),
+            signed(self.next_seq),
+            signed(self.sent_below),
             self.floor,
             self.count,
             self.size,
             self.version,
         )
         lists = b"".join([seq.to_bytes(8) for seq in (len(self.gone), *self.gone, *self.gaps)])
-        return crc32(lists, crc32(self.ident.encode(), crc32(values)))
+        number = b"" if self.number == DURABLE else bytes([self.number])
+        return crc32(number, crc32(lists, crc32(self.ident.encode(), crc32(values))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +174,8 @@ class PositionRecord:
         """The position as the head and `positions` have it."""
         return {
             "_id": self.ident,
-            "epoch": _signed(self.position.epoch),
-            "next_seq": _signed(self.position.next_seq),
+            "epoch": signed(self.position.epoch),
+            "next_seq": signed(self.position.next_seq),
             "version": Int64(self.version),
             "checksum": self._checksum(),
         }
@@ -167,59 +183,26 @@ class PositionRecord:
     @classmethod
     def from_document(cls, document: Document) -> Self:
         """The position of a document. Raises Damaged, and what `decoded` makes Damaged of."""
-        position = Position(_unsigned(document["epoch"]), _unsigned(document["next_seq"]))
+        position = Position(unsigned(document["epoch"]), unsigned(document["next_seq"]))
         found = cls(document["_id"], position, int(document["version"]))
         if document["checksum"] != found._checksum():
-            raise _not_as_stored(f"the position of {found.ident!r}")
+            raise not_as_stored(f"the position of {found.ident!r}")
         return found
 
     def _checksum(self) -> int:
-        values = _POSITION_VALUES.pack(_signed(self.position.epoch), _signed(self.position.next_seq), self.version)
+        values = _POSITION_VALUES.pack(signed(self.position.epoch), signed(self.position.next_seq), self.version)
         return crc32(self.ident.encode(), crc32(values))
 
 
-@dataclass(frozen=True, slots=True)
-class HeadRecord:
-    """The document `head`.
-
-    owner: what the owner calls itself, None where there is none; owner_name: which process it is, for people.
-    lease_s, taken_at: for how long the owner has the storage, and the server's time when it took it.
-    n: counts the updates.
-    streams, positions: the journal.
-    """
-
-    store_id: bytes
-    incarnation: int
-    owner: str | None
-    owner_name: str
-    lease_s: float
-    taken_at: datetime
-    n: int
-    streams: tuple[Stream, ...]
-    positions: tuple[PositionRecord, ...]
-
-    @classmethod
-    def from_document(cls, document: Document) -> Self:
-        """The head of a document. Raises Damaged, and what `decoded` makes Damaged of."""
-        head = cls(
-            bytes(document["store_id"]),
-            int(document["incarnation"]),
-            document["owner"],
-            str(document.get("owner_name")),
-            float(document.get("lease_s", 0.0)),
-            document.get("taken_at", datetime.min),
-            int(document["n"]),
-            tuple([Stream.from_document(entry) for entry in document["streams"]]),
-            tuple([PositionRecord.from_document(entry) for entry in document["positions"]]),
-        )
-        if document["checksum"] != identity_checksum(head.store_id, head.incarnation):
-            raise _not_as_stored("its identity")
-        return head
+def stream_id(place: StreamKey) -> str | Document:
+    """The `_id` of a stream."""
+    ident, number = place
+    return ident if number == DURABLE else {"ident": ident, "stream": int(number)}
 
 
-def identity_checksum(store_id: bytes, incarnation: int) -> int:
-    """The checksum of the head."""
-    return crc32(_IDENTITY.pack(store_id, incarnation))
+def key_of(name: str, kind: bytes) -> str:
+    """What documents have in their `_id` in place of a name of a kind."""
+    return blake2b(name.encode(), digest_size=12, person=kind).hexdigest()
 
 
 def message_document(key: str, message: StoredMessage, token: int, attempt: int) -> tuple[Document, list[Document]]:
@@ -231,7 +214,7 @@ def message_document(key: str, message: StoredMessage, token: int, attempt: int)
         "uuid": message.uuid,
         "queued_at": float(message.queued_at),
         "ttl": None if message.ttl is None else float(message.ttl),
-        "size": Int64(len(data)),
+        "size": Int64(len(data) + len(message.envelope)),
         "data": data,
         "parts": 0,
         "token": Int64(token),
@@ -241,23 +224,44 @@ def message_document(key: str, message: StoredMessage, token: int, attempt: int)
     if message.ttl is not None:
         document["stream"] = key
         document["expires_at"] = float(message.queued_at + message.ttl)
+    if message.envelope:
+        document["envelope"] = message.envelope
     if len(data) <= _PART_BYTES:
         return document, []
+    return document, split(document, {"token": Int64(token), "attempt": Int64(attempt)})
+
+
+def split(document: Document, marks: Document) -> list[Document]:
+    """Move the payload of a document, if it is too large for one, to documents of its own, and return these.
+
+    marks: what they have besides.
+    """
+    id, data = document["_id"], document["data"]
+    if len(data) <= _PART_BYTES:
+        return []
     pieces = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
     document.update(data=b"", parts=len(pieces))
-    return document, [
-        {"_id": f"{id}.{index:04x}", "data": piece, "token": Int64(token), "attempt": Int64(attempt)}
-        for index, piece in enumerate(pieces)
-    ]
+    return [{"_id": f"{id}.{index:04x}", "data": piece, **marks} for index, piece in enumerate(pieces)]
+
+
+def own_parts(document: Document) -> Document:
+    """A filter for the documents that `split` made of this one. There may be more, as debris."""
+    id = document["_id"]
+    return {"_id": {"$gte": f"{id}.", "$lt": f"{id}.{document['parts']:04x}"}}
 
 
 def stored_message(stream: Stream, document: Document) -> StoredMessage:
     """The message of a document, with the payload in it. Raises Damaged, and what `decoded` makes Damaged of."""
     message = StoredMessage(
-        seq_of(document), document["uuid"], document["data"], document["queued_at"], document["ttl"]
+        seq_of(document),
+        document["uuid"],
+        document["data"],
+        document["queued_at"],
+        document["ttl"],
+        document.get("envelope", b""),
     )
     if document["checksum"] != _message_checksum(stream.key, message):
-        raise _not_as_stored(f"message {message.seq} to {stream.ident!r}")
+        raise not_as_stored(f"message {message.seq} to {stream.ident!r}")
     return message
 
 
@@ -266,7 +270,7 @@ def decoded(decode: Callable[[Document], _T], document: Document) -> _T:
     try:
         return decode(document)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, StructError) as error:
-        raise _not_as_stored(f"the document {document.get('_id')!r}") from error
+        raise not_as_stored(f"the document {document.get('_id')!r}") from error
 
 
 def seq_of(document: Document) -> int:
@@ -279,23 +283,27 @@ def total_size(documents: list[Document]) -> int:
     return sum([decoded(lambda document: int(document["size"]), document) for document in documents])
 
 
-def _not_as_stored(what: str) -> Damaged:
+def not_as_stored(what: str) -> Damaged:
+    """The error that says so."""
     return Damaged(f"{what} is not what was stored")
 
 
 def _message_checksum(key: str, message: StoredMessage) -> int:
     ttl = message.ttl
     values = _MESSAGE_KEY.pack(message.seq, message.queued_at, ttl is None, ttl or 0.0)
-    return crc32(message.data, crc32(message.uuid, crc32(values, crc32(key.encode()))))
+    checksum = crc32(message.data, crc32(message.uuid, crc32(values, crc32(key.encode()))))
+    return crc32(message.envelope, checksum)
 
 
 def _pairs(values: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-def _signed(number: int) -> Int64:
+def signed(number: int) -> Int64:
+    """A number below 2**64 as BSON has it."""
     return Int64(number - 2**64 if number >= 2**63 else number)
 
 
-def _unsigned(number: int) -> int:
+def unsigned(number: int) -> int:
+    """The number below 2**64 that BSON has so."""
     return number % 2**64

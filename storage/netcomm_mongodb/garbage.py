@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pymongo.errors import PyMongoError
 
 from netcomm.logs import Log
+from netcomm_mongodb.documents import StreamKey
 from netcomm_mongodb.head import Head
 from netcomm_mongodb.messages import Messages
 
@@ -25,51 +26,51 @@ class GarbageCollector:
     """Knows which messages are no longer wanted, and which of them are still there; one thread at a time.
 
     name: what texts call the storage.
-    acknowledged: by receiver, the seq below which messages have arrived, where the floor has not been raised to it.
+    acknowledged: by stream, the seq below which messages have arrived, where the floor has not been raised to it.
         Any thread may read it.
     """
 
     def __init__(self, name: str, head: Head, messages: Messages) -> None:
-        self.acknowledged: dict[str, int] = {}
+        self.acknowledged: dict[StreamKey, int] = {}
         self._name = name
         self._head = head
         self._messages = messages
         # Streams of which messages that are gone have not been removed.
-        self._unswept: set[str] = set()
+        self._unswept: set[StreamKey] = set()
 
     def load(self) -> None:
         """Note what the owner before this one may have left, once the head is loaded."""
         self._unswept = set(self._head.journal_streams)
 
-    def delete_below(self, ident: str, seq: int) -> None:
+    def delete_below(self, place: StreamKey, seq: int) -> None:
         """Note that the messages of a stream below a seq have arrived; they are deleted once there are many."""
-        stream = self._head.streams.get(ident)
+        stream = self._head.streams.get(place)
         if stream is None:
             return
         # Messages that are appended later are not meant.
         below = min(seq, stream.next_seq)
-        if below > max(stream.floor, self.acknowledged.get(ident, 0)):
-            self.acknowledged[ident] = below
+        if below > max(stream.floor, self.acknowledged.get(place, 0)):
+            self.acknowledged[place] = below
             if below - stream.floor >= _LATE_DELETES:
-                self._raise_floor(ident)
+                self._raise_floor(place)
 
-    def delete(self, ident: str, seqs: Sequence[int]) -> None:
+    def delete(self, place: StreamKey, seqs: Sequence[int]) -> None:
         """Delete single messages of a stream."""
         for start in range(0, len(seqs), _SINGLE_DELETES):
-            stream = self._head.streams.get(ident)
+            stream = self._head.streams.get(place)
             if stream is None:
                 return
             found, size = self._messages.count_listed(stream, set(seqs[start : start + _SINGLE_DELETES]))
             if found:
                 self._head.commit([stream.without(found, size)])
-                self._unswept.add(ident)
-                self._sweep_if_possible(ident)
+                self._unswept.add(place)
+                self._sweep_if_possible(place)
         self.compact_when_long()
 
     def delete_acknowledged(self) -> None:
         """Delete all messages that have arrived."""
-        for ident in list(self.acknowledged):
-            self._raise_floor(ident)
+        for place in list(self.acknowledged):
+            self._raise_floor(place)
 
     def collect(self) -> bool:
         """Remove messages of one stream that are gone; returns whether there are more."""
@@ -90,32 +91,32 @@ class GarbageCollector:
 
     def compact(self) -> None:
         """Compact the journal."""
-        for ident in self._unswept & self._head.journal_streams:
-            self._sweep(ident)
+        for place in self._unswept & self._head.journal_streams:
+            self._sweep(place)
         self._head.compact()
 
-    def _raise_floor(self, ident: str) -> None:
-        below = self.acknowledged[ident]
-        while (stream := self._head.streams[ident]).floor < below:
+    def _raise_floor(self, place: StreamKey) -> None:
+        below = self.acknowledged[place]
+        while (stream := self._head.streams[place]).floor < below:
             floor, count, size = self._messages.count_below(stream, below)
             self._head.commit([stream.without_below(floor, count, size)])
-            self._unswept.add(ident)
-            self._sweep_if_possible(ident)
-        del self.acknowledged[ident]
+            self._unswept.add(place)
+            self._sweep_if_possible(place)
+        del self.acknowledged[place]
         self.compact_when_long()
 
-    def _sweep_if_possible(self, ident: str) -> None:
+    def _sweep_if_possible(self, place: StreamKey) -> None:
         try:
-            self._sweep(ident)
+            self._sweep(place)
         except PyMongoError as error:
             _log.debug("%s: messages that are gone stay for now: %s", self._name, error)
 
-    def _sweep(self, ident: str) -> None:
+    def _sweep(self, place: StreamKey) -> None:
         """Remove the messages of a stream that the head says are gone."""
-        stream = self._head.streams[ident]
+        stream = self._head.streams[place]
         if stream.gone:
             self._messages.remove_gone(stream)
-            self._head.forget_gone(ident)
+            self._head.forget_gone(place)
         if stream.floor:
             self._messages.remove_below_floor(stream)
-        self._unswept.discard(ident)
+        self._unswept.discard(place)

@@ -10,6 +10,8 @@ came in between (`n` counts the updates). So an owner that was taken for dead ca
 - The entries of streams and positions in the head are its journal. Once it is long, they go to `PREFIXstreams` and
   `PREFIXpositions`, each under the condition that no later one is there, and leave the head with its next update. So
   the head is read first, and those collections after it.
+- What a host keeps has a part of the head, and a journal, of its own: `host_part`. Updates that don't concern the host
+  leave it as it is.
 """
 
 import os
@@ -19,24 +21,16 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from bson.int64 import Int64
-from pymongo import ReplaceOne
-from pymongo.collection import Collection as Documents
-from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from netcomm.errors import StorageError, StorageLocked, StorageUnavailable
 from netcomm.storage import Position
+from netcomm_mongodb.bulk import replace_older
 from netcomm_mongodb.connection import Connection
-from netcomm_mongodb.documents import (
-    HEAD,
-    SCHEMA,
-    Document,
-    HeadRecord,
-    PositionRecord,
-    Stream,
-    decoded,
-    identity_checksum,
-)
-from netcomm_mongodb.errors import Damaged, only_duplicates
+from netcomm_mongodb.documents import HEAD, SCHEMA, Document, PositionRecord, Stream, StreamKey, decoded
+from netcomm_mongodb.errors import Damaged
+from netcomm_mongodb.head_record import HeadRecord, identity_checksum
+from netcomm_mongodb.host_part import HostPart, HostUpdate
 
 _TRIES = 5
 
@@ -49,8 +43,10 @@ class Head:
     owner: what this owner calls itself in the head.
     lease_s: for how long the storage stays locked after its owner crashed.
     lost: why this owner no longer is one; None while it is.
-    streams: all streams, by receiver.
-    journal_streams, journal_positions: the receivers, and the positions by sender, that the journal has.
+    streams: all streams.
+    journal_streams, journal_positions: the streams, and the positions by sender, that the journal has.
+    host: what the head has for a host.
+    n: counts the updates of the head.
     commit_in_doubt: whether the last update may have happened or not; the next one undoes it.
 
     All but `owner` and `lease_s` is changed by the methods of this class alone; `lost` and `streams` may be read by any
@@ -61,12 +57,13 @@ class Head:
         self.owner = secrets.token_hex(16)
         self.lease_s = lease_s
         self.lost: str | None = None
-        self.streams: dict[str, Stream] = {}
-        self.journal_streams: set[str] = set()
+        self.streams: dict[StreamKey, Stream] = {}
+        self.journal_streams: set[StreamKey] = set()
         self.journal_positions: dict[str, PositionRecord] = {}
+        self.host = HostPart()
         self.commit_in_doubt = False
         self._connection = connection
-        self._n = 0
+        self.n = 0
 
     def take(self, found: HeadRecord) -> bool:
         """Become the owner, unless the head has changed since it was found; returns whether it succeeded."""
@@ -75,6 +72,7 @@ class Head:
             {"_id": HEAD, "owner": found.owner, "n": Int64(found.n)},
             {
                 "$set": {
+                    "schema": SCHEMA,
                     "owner": self.owner,
                     "owner_name": f"process {os.getpid()} on {platform.node()}",
                     "lease_s": self.lease_s,
@@ -90,10 +88,11 @@ class Head:
     def load(self) -> HeadRecord:
         """Read the streams and the journal, as the owner; returns the head that was found."""
         found = self.check_owner()
-        self._n = found.n
+        self.n = found.n
         self.streams = load_streams(self._connection, found)
-        self.journal_streams = {stream.ident for stream in found.streams}
+        self.journal_streams = {stream.place for stream in found.streams}
         self.journal_positions = {position.ident: position for position in found.positions}
+        self.host.load(self._connection, found.host, found.records)
         return found
 
     def leave(self) -> None:
@@ -119,56 +118,63 @@ class Head:
         return found
 
     def commit(
-        self, streams: Collection[Stream] = (), positions: Collection[PositionRecord] = (), release: bool = False
+        self,
+        streams: Collection[Stream] = (),
+        positions: Collection[PositionRecord] = (),
+        host: HostUpdate | None = None,
+        release: bool = False,
     ) -> None:
-        """Change streams and positions, all of them or none."""
+        """Change streams and positions, and what the host has, all of them or none."""
         for _ in range(_TRIES):
-            n = self._n + 1
-            new = {stream.ident: replace(stream, version=n) for stream in streams}
+            n = self.n + 1
+            new = {stream.place: replace(stream, version=n) for stream in streams}
             journal_streams = self.journal_streams | new.keys()
             journal_positions = self.journal_positions | {
                 position.ident: replace(position, version=n) for position in positions
             }
             change: Document = {
                 "n": Int64(n),
-                "streams": [(new.get(ident) or self.streams[ident]).document() for ident in journal_streams],
+                "streams": [(new.get(place) or self.streams[place]).document() for place in journal_streams],
                 "positions": [position.document() for position in journal_positions.values()],
             }
+            host_change = self.host.change(n, host)
+            change |= host_change.fields
             if release:
                 change["owner"] = None
             self.commit_in_doubt = True
             done = self._connection.meta.update_one(
-                {"_id": HEAD, "owner": self.owner, "n": Int64(self._n)}, {"$set": change}
+                {"_id": HEAD, "owner": self.owner, "n": Int64(self.n)}, {"$set": change}
             )
             self.commit_in_doubt = False
             if done.matched_count:
-                self._n = n
+                self.n = n
                 self.streams.update(new)
                 self.journal_streams = journal_streams
                 self.journal_positions = journal_positions
+                self.host.changed(host_change)
                 return
             # An earlier update, whose answer was lost, has happened: this one is to take its place.
             found = self.check_owner()
-            if found.n < self._n:
+            if found.n < self.n:
                 raise Damaged("it was put back to an earlier state while it was open")
-            self._n = found.n
+            self.n = found.n
         raise StorageUnavailable(
             f"{self._connection.name} is being changed by somebody else; what was accepted before is kept"
         )
 
-    def forget_gone(self, ident: str) -> None:
+    def forget_gone(self, place: StreamKey) -> None:
         """Leave the seqs of single messages out of a stream, once the messages are removed."""
-        self.streams[ident] = replace(self.streams[ident], gone=())
+        self.streams[place] = replace(self.streams[place], gone=())
 
     def compact(self) -> None:
         """Bring the journal's entries to their collections; the next update of the head leaves them out.
 
         Messages that the entries say are gone must have been removed before.
         """
-        streams = [self.streams[ident].document() for ident in self.journal_streams]
+        streams = [self.streams[place].document() for place in self.journal_streams]
         positions = [position.document() for position in self.journal_positions.values()]
-        _replace_older(self._connection.streams, streams)
-        _replace_older(self._connection.positions, positions)
+        replace_older(self._connection.streams, streams)
+        replace_older(self._connection.positions, positions)
         self.journal_streams = set()
         self.journal_positions = {}
 
@@ -213,15 +219,15 @@ def find_head(connection: Connection) -> HeadRecord:
     return decoded(HeadRecord.from_document, document)
 
 
-def load_streams(connection: Connection, head: HeadRecord, which: Document | None = None) -> dict[str, Stream]:
+def load_streams(connection: Connection, head: HeadRecord, which: Document | None = None) -> dict[StreamKey, Stream]:
     """The streams of `streams`, or those that a filter chooses, and all of the head, which was read before."""
     found = {}
     for document in connection.streams.find(which):
         stream = decoded(Stream.from_document, document)
-        found[stream.ident] = stream
+        found[stream.place] = stream
     for stream in head.streams:
-        if stream.ident not in found or found[stream.ident].version <= stream.version:
-            found[stream.ident] = stream
+        if stream.place not in found or found[stream.place].version <= stream.version:
+            found[stream.place] = stream
     return found
 
 
@@ -236,23 +242,3 @@ def load_positions(connection: Connection) -> dict[str, Position]:
         if position.ident not in found or found[position.ident].version <= position.version:
             found[position.ident] = position
     return {ident: position.position for ident, position in found.items()}
-
-
-def _replace_older(collection: Documents[Document], documents: list[Document]) -> None:
-    """Put documents in place of earlier versions of them; where they are already, or later ones, they are left."""
-    ids = [document["_id"] for document in documents]
-    there = {found["_id"] for found in collection.find({"_id": {"$in": ids}}, {"_id": 1})}
-    new = [document for document in documents if document["_id"] not in there]
-    old = [document for document in documents if document["_id"] in there]
-    try:
-        if new:
-            collection.insert_many(new, ordered=False)
-    except BulkWriteError as error:
-        if not only_duplicates(error):
-            raise
-        old = documents  # they were put there meanwhile
-    if old:
-        collection.bulk_write(
-            [ReplaceOne({"_id": entry["_id"], "version": {"$lt": entry["version"]}}, entry) for entry in old],
-            ordered=False,
-        )

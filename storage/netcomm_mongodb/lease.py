@@ -16,9 +16,10 @@ from pymongo import ReturnDocument
 from netcomm.errors import StorageError, StorageLocked
 from netcomm.logs import Log
 from netcomm_mongodb.connection import Connection
-from netcomm_mongodb.documents import CLOCK, LEASE, HeadRecord
+from netcomm_mongodb.documents import CLOCK, LEASE
 from netcomm_mongodb.errors import translated
 from netcomm_mongodb.head import Head
+from netcomm_mongodb.head_record import HeadRecord
 
 _log = Log("netcomm.mongodb")
 

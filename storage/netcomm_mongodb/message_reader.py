@@ -9,6 +9,7 @@ from pymongo import ASCENDING, DESCENDING
 from netcomm.storage import StoredMessage, StoredStream
 from netcomm_mongodb.connection import Connection
 from netcomm_mongodb.documents import BY_EXPIRY, Document, Stream, decoded, seq_of, stored_message
+from netcomm_mongodb.parts import is_whole
 
 _MAX_LIMIT = 2**31 - 1
 _READ_AHEAD = 10_000
@@ -30,7 +31,7 @@ class MessageReader:
             if message is None:
                 continue
             found.append(message)
-            max_bytes -= len(message.data)
+            max_bytes -= len(message.data) + len(message.envelope)
             if max_bytes <= 0:
                 break
         return found
@@ -63,6 +64,7 @@ class MessageReader:
             oldest_at=oldest_at,
             next_expiry=next_expiry,
             newest_at=newest_at,
+            stream=stream.number,
         )
 
     def _find(
@@ -100,23 +102,9 @@ class MessageReader:
 
     def _message(self, stream: Stream, document: Document) -> StoredMessage | None:
         """The message of a document; None if it has been deleted in the meantime."""
-        if document.get("parts"):
-            data = self._join_parts(document)
-            if data is None:
-                return None
-            document["data"] = data
-        return decoded(partial(stored_message, stream), document)
-
-    def _join_parts(self, document: Document) -> bytes | None:
-        id = document["_id"]
-        # There may be more, as debris.
-        own = {"_id": {"$gte": f"{id}.", "$lt": f"{id}.{document['parts']:04x}"}}
-        pieces = self._connection.parts.find(own, sort=[("_id", ASCENDING)])
-        data = b"".join([piece["data"] for piece in pieces])
-        # Messages go before their parts.
-        if len(data) != document.get("size") and self._connection.messages.find_one({"_id": id}, {"_id": 1}) is None:
+        if not is_whole(self._connection.messages, self._connection.parts, document):
             return None
-        return data
+        return decoded(partial(stored_message, stream), document)
 
     def _first_expiry(self, stream: Stream, from_seq: int, when: Document) -> float | None:
         mortal = {"stream": stream.key, "expires_at": when}

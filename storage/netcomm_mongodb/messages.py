@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pymongo import ASCENDING
-from pymongo.collection import Collection as Documents
-from pymongo.errors import BulkWriteError, PyMongoError
+from pymongo.errors import PyMongoError
 
-from netcomm.errors import StorageError, StorageLocked, StorageUnavailable
+from netcomm.errors import StorageError, StorageLocked
 from netcomm.logs import Log
 from netcomm.storage import Append
+from netcomm_mongodb.bulk import remove_range, slices
 from netcomm_mongodb.connection import Connection
-from netcomm_mongodb.documents import BY_EXPIRY, Document, Stream, message_document, seq_of, total_size
-from netcomm_mongodb.errors import only_duplicates
+from netcomm_mongodb.documents import BY_EXPIRY, Document, Stream, StreamKey, message_document, seq_of, total_size
 from netcomm_mongodb.head import Head
+from netcomm_mongodb.inserter import Inserter
 
 _log = Log("netcomm.mongodb")
 
@@ -50,7 +50,7 @@ class _Attempt:
             if message.seq > next_seq:
                 gaps += (next_seq, message.seq)
             next_seq = message.seq + 1
-            size += len(message.data)
+            size += len(message.data) + len(message.envelope)
             document, parts = message_document(key, message, self.token, self.number)
             self.messages.append(document)
             self.parts += parts
@@ -69,6 +69,7 @@ class Messages:
     def __init__(self, connection: Connection, head: Head) -> None:
         self._connection = connection
         self._head = head
+        self._inserter = Inserter(connection, head, "token", "attempt")
         self._token = 0
         self._attempts = 0
         self._has_parts = False
@@ -91,22 +92,23 @@ class Messages:
             self._head.commit()  # an append whose messages may be in the way must not be accepted any more
         self._attempts += 1
         attempt = _Attempt(self._token, self._attempts)
-        changed: dict[str, Stream] = {}
+        changed: dict[StreamKey, Stream] = {}
         for append in batch:
-            stream = changed.get(append.ident) or self._head.streams.get(append.ident)
+            place = append.ident, append.stream
+            stream = changed.get(place) or self._head.streams.get(place)
             if stream is None:
-                stream = Stream(append.ident, append.epoch)
+                stream = Stream(append.ident, append.epoch, number=append.stream)
             stream = attempt.add(stream, append)
             if attempt.parts:
                 self._has_parts = True
             if len(stream.gaps) > 2 * _MAX_GAPS:
                 stream = self._without_oldest_gaps(stream)
-            changed[append.ident] = stream
+            changed[place] = stream
         try:
             for part in attempt.parts:
-                self._insert(self._connection.parts, [part])
+                self._inserter.insert(self._connection.parts, [part])
             if attempt.messages:
-                self._insert(self._connection.messages, attempt.messages)
+                self._inserter.insert(self._connection.messages, attempt.messages)
             self._head.commit(changed.values())
         except StorageLocked:
             self._withdraw(attempt)
@@ -120,30 +122,6 @@ class Messages:
             gaps = gaps[2:]
         return replace(stream, gaps=gaps)
 
-    def _insert(self, collection: Documents[Document], documents: list[Document]) -> None:
-        try:
-            collection.insert_many(documents, ordered=False)
-        except BulkWriteError as error:
-            if not only_duplicates(error):
-                raise
-            # Debris of an append that failed, or the same document, sent twice by the driver.
-            for failure in error.details["writeErrors"]:
-                self._replace_debris(collection, documents[failure["index"]])
-
-    def _replace_debris(self, collection: Documents[Document], document: Document) -> None:
-        found = collection.find_one({"_id": document["_id"]}, {"token": 1, "attempt": 1})
-        # Exactly that: an owner after this one may have replaced it meanwhile.
-        if (
-            found is not None
-            and found["token"] <= self._token
-            and collection.replace_one(found, document).matched_count
-        ):
-            return
-        self._head.check_owner()
-        raise StorageUnavailable(
-            f"{self._connection.name}: a message was in the way; nothing was stored, trying again may help"
-        )
-
     def _withdraw(self, attempt: _Attempt) -> None:
         """Remove what this owner, which no longer is one, has inserted and could not have accepted."""
         try:
@@ -151,9 +129,8 @@ class Messages:
                 (self._connection.messages, attempt.messages),
                 (self._connection.parts, attempt.parts),
             ):
-                for start in range(0, len(documents), _DELETE_SLICE):
-                    ids = [document["_id"] for document in documents[start : start + _DELETE_SLICE]]
-                    collection.delete_many({"_id": {"$in": ids}, "token": attempt.token, "attempt": attempt.number})
+                for some in slices([document["_id"] for document in documents]):
+                    collection.delete_many({"_id": {"$in": some}, "token": attempt.token, "attempt": attempt.number})
         except PyMongoError as error:
             _log.debug("%s: debris is left: %s", self._connection.name, error)
 
@@ -191,13 +168,7 @@ class Messages:
         self._remove(stream.id(0), stream.id(stream.floor))
 
     def _remove(self, start: str, end: str) -> None:
-        """Remove the messages, and the parts, from an `_id` to below another; in slices, to leave others a turn."""
-        messages, parts = self._connection.messages, self._connection.parts
-        for collection in (messages, parts) if self._has_parts else (messages,):
-            full = True
-            while full:
-                within = {"_id": {"$gte": start, "$lt": end}}
-                found = list(collection.find(within, {"_id": 1}, sort=[("_id", ASCENDING)], limit=_DELETE_SLICE))
-                full = len(found) == _DELETE_SLICE
-                if found:
-                    collection.delete_many({"_id": {"$gte": start, "$lte": found[-1]["_id"]}})
+        """Remove the messages, and the parts, from an `_id` to below another."""
+        remove_range(self._connection.messages, start, end)
+        if self._has_parts:
+            remove_range(self._connection.parts, start, end)

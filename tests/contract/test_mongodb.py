@@ -13,7 +13,7 @@ from pymongo.database import Database
 from netcomm.errors import ConfigurationError, StorageCorrupt, StorageError, StorageLocked, StorageUnavailable
 from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream
 from netcomm.storage_url import open_storage
-from netcomm.testing import QueueStorageContract
+from netcomm.testing import HostStorageContract
 from netcomm_mongodb import MongoQueueStorage
 from tests.contract.mongodb_server import mongodb_url, own_mongodb
 
@@ -49,7 +49,7 @@ def database(url: str) -> Iterator[Callable[[str], Any]]:
         yield lambda name: found[prefix + name]
 
 
-class TestMongodb(QueueStorageContract):
+class TestMongodb(HostStorageContract):
     def open_storage(self, place: str, read_only: bool = False) -> QueueStorage:
         return MongoQueueStorage.from_url(place, read_only)
 
@@ -254,7 +254,7 @@ def test_a_damaged_position_is_noticed(url: str, database: Callable[[str], Any])
 
 def test_a_storage_of_a_newer_netcomm_is_left_alone(url: str, database: Callable[[str], Any]) -> None:
     MongoQueueStorage.from_url(url).close()
-    database("meta").update_one({"_id": "head"}, {"$set": {"schema": 2}})
+    database("meta").update_one({"_id": "head"}, {"$set": {"schema": 3}})
     before = database("meta").find_one({"_id": "head"})
     with pytest.raises(StorageError, match="newer netcomm"):
         MongoQueueStorage.from_url(url)

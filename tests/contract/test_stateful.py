@@ -20,7 +20,7 @@ from netcomm.errors import StorageUnavailable
 from netcomm.memory_storage import MemoryQueueStorage
 from netcomm_mongodb import MongoQueueStorage
 from netcomm_sqlite import SqliteQueueStorage
-from tests.contract.host_machine import HostMachine
+from tests.contract.host_machine import HostMachine, Sketch, sketches
 from tests.contract.mongodb_server import mongodb_url, own_mongodb
 from tests.contract.storage_machine import Draft, StorageMachine, batches
 
@@ -98,16 +98,23 @@ def test_what_a_host_keeps_in_a_file(tmp_path: Path) -> None:
 
 
 class LostAnswer:
-    """A collection of which one update fails, before or after the server has made it."""
+    """A collection of which each change fails, before or after the server has made it."""
 
     def __init__(self, collection: Any, is_made: bool) -> None:
         self._collection = collection
         self._is_made = is_made
 
-    def update_one(self, *arguments: Any) -> None:
-        if self._is_made:
-            self._collection.update_one(*arguments)
-        raise AutoReconnect("the answer got lost")
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._collection, name)
+        if name not in ("update_one", "insert_many"):
+            return method
+
+        def change(*arguments: Any, **options: Any) -> None:
+            if self._is_made:
+                method(*arguments, **options)
+            raise AutoReconnect("the answer got lost")
+
+        return change
 
 
 class MongodbMachine(StorageMachine):
@@ -144,6 +151,14 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         "messages._MAX_GAPS": 3,
         "storage._POSITIONS_SLICE": 2,
         "garbage._SINGLE_DELETES": 3,
+        "bulk._SLICE": 3,
+        "rows._FEW": 2,
+        "row_reader._READ_AHEAD": 4,
+        "sweeper._JOURNAL_RECORDS": 3,
+        "sweeper._WAITING": 4,
+        "sweeper._FAILED": 2,
+        "sweeper._AGE": 5,
+        "sweeper._LOGS": 1,
     }.items():
         monkeypatch.setattr(f"netcomm_mongodb.{name}", value)
     # pymongo's threads look for their end this often.
@@ -158,5 +173,69 @@ def test_mongodb(mongodb_url: str) -> None:
         # With a long lease, its thread does nothing: the order of things is that of the calls.
         url = f"{mongodb_url}&netcomm_prefix=stateful{next(numbers)}_&netcomm_lease_s=3600"
         return MongodbMachine(lambda read_only: MongoQueueStorage.from_url(url, read_only))
+
+    run(make, examples=25, steps=30)
+
+
+class MongodbHostMachine(HostMachine):
+    """With steps whose answers get lost."""
+
+    @rule(
+        found=st.lists(sketches, min_size=1, max_size=2),
+        where=st.sampled_from(["meta", "rows"]),
+        is_made=st.booleans(),
+        then=st.sampled_from(["again", "nothing", "death"]),
+    )
+    def commit_without_answer(self, found: list[Sketch], where: str, is_made: bool, then: str) -> None:
+        storage: Any = self.storage
+        steps = self.steps_of(found)
+        connection = storage._connection
+        collection = getattr(connection, where)
+        setattr(connection, where, LostAnswer(collection, is_made))
+        try:
+            storage.commit(steps)
+            raised = False
+        except StorageUnavailable:
+            raised = True
+        finally:
+            setattr(connection, where, collection)
+        assert raised or where == "rows"
+        self.last = steps
+        if then == "nothing" and raised:
+            self.last = []
+            self.both_keep_the_same()
+            storage.commit([])  # until the owner's next change, others may see what it could not be sure of
+            return
+        if not raised or (then == "death" and where == "meta" and is_made):
+            self.model.commit(steps)
+        if then == "death":
+            self.die_and_open()
+            self.both_keep_the_same()
+        if raised:
+            self.commit_again()
+
+
+@pytest.mark.usefixtures("_small_steps")
+def test_what_a_host_keeps_in_mongodb(mongodb_url: str) -> None:
+    numbers = itertools.count()
+
+    def make() -> HostMachine:
+        url = f"{mongodb_url}&netcomm_prefix=host{next(numbers)}_&netcomm_lease_s=3600"
+        opened: list[Any] = []
+
+        def opens(read_only: bool) -> MongoQueueStorage:
+            opened.append(MongoQueueStorage.from_url(url, read_only))
+            return opened[-1]
+
+        def die() -> Callable[[bool], MongoQueueStorage]:
+            """What a dead process leaves, once its lease is over."""
+            storage = next(storage for storage in reversed(opened) if not storage._read_only)
+            storage._connection.meta.update_one({"_id": "head"}, {"$set": {"owner": None}})
+            storage._owner.stop()
+            storage._closed = True
+            storage._connection.close()
+            return opens
+
+        return MongodbHostMachine(opens, die=die)
 
     run(make, examples=25, steps=30)

@@ -140,6 +140,27 @@ def _bugs() -> Iterator[RuntimeBug]:
         "integration/test_backpressure::test_a_send_that_waits_goes_on_when_there_is_room_and_everything_arrives_in_order",
     )
     yield _bug(
+        "a subject lost where other messages may join",
+        "sender:Sender.send",
+        "may_be_joined = ttl is None and envelope is None and",
+        "may_be_joined = ttl is None and",
+        "integration/test_envelopes::test_thousands_of_them_between_plain_ones_keep_the_order",
+    )
+    yield _bug(
+        "headers not stored",
+        "group_commit:_appends",
+        'delivery.envelope or b""',
+        'b""',
+        "integration/test_envelopes::test_they_survive_the_sender",
+    )
+    yield _bug(
+        "a frame without room for the subject",
+        "sender:Sender._to_payload",
+        "(0 if envelope is None else len(envelope))",
+        "0",
+        "integration/test_envelopes::test_what_does_not_fit_into_a_frame_with_them_is_refused",
+    )
+    yield _bug(
         "what a finalizer sends is dropped where the queue is full",
         "loop:Loop.queue_deferred",
         "left.append((ident, entry))",
@@ -266,11 +287,12 @@ def _bugs() -> Iterator[RuntimeBug]:
         "unit/test_manual_dispatcher::test_what_was_interrupted_is_handled_again_and_keeps_its_place",
     )
     yield _bug(
-        "the descriptor tells of the end only once",
+        "the descriptor tells of the end only once, and not where it comes while dispatch looks",
         "manual_dispatcher:ManualDispatcher._settle",
-        "if not self._items and not self._stopped:",
-        "if not self._items:",
+        "if self._items or self._stopped:",
+        "if self._items:",
         "unit/test_manual_dispatcher::test_the_descriptor_is_readable_from_the_end_on",
+        "unit/test_wake_ups::test_the_end_at_any_step_of_dispatch_is_told_to_the_main_loop",
     )
     yield _bug(
         "the node is told of callbacks when the next message comes",
@@ -315,6 +337,20 @@ def _bugs() -> Iterator[RuntimeBug]:
         "(self._handover.report_at, self._dispatcher.overdue_at)",
         "(self._handover.report_at,)",
         "integration/test_manual_dispatch::test_a_program_that_does_not_dispatch_is_warned_once",
+    )
+    yield _bug(
+        "what comes while the descriptor is cleared is not told",
+        "manual_dispatcher:ManualDispatcher._settle",
+        "if self._items or self._stopped:",
+        "if self._stopped:",
+        "unit/test_wake_ups::test_what_comes_at_any_step_of_dispatch_wakes_the_main_loop",
+    )
+    yield _bug(
+        "the descriptor is closed under a thread that waits for it",
+        "manual_dispatcher:ManualDispatcher.close",
+        "if self._thread_id in (None, get_ident()):",
+        "if True:",
+        "unit/test_wake_ups::test_a_descriptor_that_a_thread_is_about_to_wait_for_is_not_closed_before",
     )
 
 

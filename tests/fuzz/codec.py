@@ -7,8 +7,8 @@ from unittest.mock import patch
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.limits import Limits
-from netcomm.message import Delivery
-from netcomm.protocol import decode, encode, frames
+from netcomm.message import Delivery, Stream
+from netcomm.protocol import decode, encode, envelope, frames
 from netcomm.protocol.session import Identified
 from tests.fuzz import reference
 from tests.fuzz.reference import Packet
@@ -46,7 +46,12 @@ def packets_of(parsed: Sequence[object]) -> list[Packet]:
             case frames.Data(stream):
                 for item in frame.items:
                     assert stream == item[3] & 1, "a message in the wrong stream"
-                    found.append((reference.DATA, struct.pack(">Q16sII", *item[:4]) + item[4]))
+                    assert bool(item[3] & (reference.ENVELOPE | reference.ENVELOPES)) == (item[5] is not None)
+                    body = struct.pack(">Q16sII", *item[:4]) + reference.in_words(fields_of(item[5])) + item[4]
+                    found.append((reference.DATA, body))
+                sizes = [len(envelope.encode(item[5])) for item in frame.items if item[5] is not None]
+                assert sum(sizes) <= frame.envelope_bytes
+                assert frame.envelope_bytes == frames.envelope_bytes(frame.runs, 0, len(frame.payloads))
             case frames.Messages(items):
                 found += [(reference.MESSAGE, struct.pack(">16sII", *item[:3]) + item[3]) for item in items]
             case frames.Version(number):
@@ -59,8 +64,8 @@ def packets_of(parsed: Sequence[object]) -> list[Packet]:
                 found.append((reference.PING, b""))
             case frames.Pong():
                 found.append((reference.PONG, b""))
-            case frames.Hello(version, peer_id, boot_id, connector, max_frame, window):
-                fields = struct.pack(">H16s16sIII", version, peer_id, boot_id, connector, max_frame, window)
+            case frames.Hello(version, peer_id, boot_id, connector, max_frame, window, flags):
+                fields = struct.pack(">H16s16sIIIB", version, peer_id, boot_id, connector, max_frame, window, flags)
                 found.append((reference.HELLO, fields))
             case frames.Begin(stream, epoch, first, last) | frames.Ack(stream, epoch, first, last):
                 kind = reference.BEGIN if isinstance(frame, frames.Begin) else reference.ACK
@@ -70,9 +75,30 @@ def packets_of(parsed: Sequence[object]) -> list[Packet]:
             case frames.Refuse(code, text):
                 assert text.isprintable()
                 found.append((reference.REFUSE, struct.pack(">H", code)))
+            case frames.Goodbye():
+                found.append((reference.GOODBYE, b""))
             case _:
                 raise AssertionError(f"a frame of an unknown kind: {frame!r}")
     return found
+
+
+def fields_of(read: envelope.Envelope | None) -> reference.Envelope | None:
+    """An envelope as the reference has it: only what is there."""
+    if read is None:
+        return None
+    fields = {
+        "subject": read.subject,
+        "exchange": read.exchange,
+        "id": read.id,
+        "ref": read.ref,
+        "consumer": read.consumer,
+        "ms left": read.ms_left,
+        "codec": read.codec,
+        "priority": read.priority,
+        "attempt": read.attempt,
+        "headers": sorted(read.headers.items()) or None,
+    }
+    return {"kind": read.kind, **{name: value for name, value in fields.items() if value is not None}}
 
 
 def as_read(packets: Sequence[Packet]) -> list[Packet]:
@@ -81,8 +107,9 @@ def as_read(packets: Sequence[Packet]) -> list[Packet]:
         reference.INCOMPATIBLE: 0,
         reference.PING: 0,
         reference.PONG: 0,
-        reference.HELLO: 46,
+        reference.HELLO: 47,
         reference.REFUSE: 2,
+        reference.GOODBYE: 0,
     }
     return [(kind, payload[: kept[kind]] if kind in kept else payload) for kind, payload in packets]
 
@@ -139,7 +166,11 @@ def _check_writing(frame: frames.Frame) -> None:
         case frames.Data():
             (again,) = back
             assert isinstance(again, frames.Data)
-            assert again.items == [(*item[:3], item[3] & 1, item[4]) for item in frame.items]
+            envelope_flags = [0 if item[5] is None else frames.FLAG_ENVELOPE for item in frame.items]
+            assert again.items == [
+                (*item[:3], item[3] & 1 | flag, *item[4:])
+                for item, flag in zip(frame.items, envelope_flags, strict=True)
+            ]
         case frames.Messages(items):
             assert back == [frames.Messages([(*item[:2], item[2] & 1, item[3]) for item in items])]
         case _:
@@ -156,7 +187,9 @@ def write(frame: frames.Frame) -> bytes:
         case frames.Ident(name):
             return encode.ident(name)
         case frames.Messages(items):
-            return b"".join(encode.messages([_delivery(0, *item) for item in items], 0.0))
+            return b"".join(
+                b"".join(encode.messages(Stream(item[2] & 1), [_delivery((0, *item, None))], 0.0)) for item in items
+            )
         case frames.Ping():
             return encode.PING
         case frames.Pong():
@@ -167,17 +200,25 @@ def write(frame: frames.Frame) -> bytes:
             return encode.begin(frame)
         case frames.Data():
             # One by one: a SKIP would come between those that do not follow each other.
-            return b"".join(b"".join(encode.data([_delivery(*item)], item[0], 0.0)) for item in frame.items)
+            return b"".join(
+                b"".join(encode.data(frame.stream, [_delivery(item)], item[0], 0.0)) for item in frame.items
+            )
         case frames.Ack():
             return encode.ack(frame)
         case frames.Skip(stream, next_seq):
             return encode.skip(stream, next_seq)
         case frames.Refuse(code, text):
             return encode.refuse(code, text)  # type: ignore[arg-type] # unknown codes are read, so they can be written
+        case frames.Goodbye():
+            return encode.GOODBYE
 
 
-def _delivery(seq: int, uuid: bytes, ttl: int, flags: int, data: bytes) -> Delivery:
+def _delivery(item: frames.Item) -> Delivery:
+    seq, uuid, ttl, flags, data, its_envelope = item
+    raw = None if its_envelope is None else envelope.encode(its_envelope)
+    size = frames.packet_size(len(data) + len(raw or b""))
     expires_at = None if ttl == frames.INFINITE_TTL else float(ttl)
-    delivery = Delivery("x", uuid, data, frames.packet_size(len(data)), expires_at, bool(flags & 1), not_waited_for)
+    stream = Stream(flags & frames.STREAM_FLAGS)
+    delivery = Delivery("x", uuid, data, size, expires_at, stream, not_waited_for, raw)
     delivery.seq = seq
     return delivery

@@ -72,6 +72,9 @@ def _expected(stream: bytes, barriers: int, limits: Limits) -> tuple[list[Packet
             pongs += 1
         elif kind in (reference.INCOMPATIBLE, reference.REFUSE):
             ending = _REFUSED
+        elif kind == reference.GOODBYE:
+            events.append((kind, payload))
+            ending = ""  # what follows it has no meaning
         elif kind == reference.UNEXPECTED:
             ending = _BROKEN
     wrong_version = len(heard) > 1 and heard[-1][0] == reference.UNEXPECTED and heard[-2][0] == reference.VERSION

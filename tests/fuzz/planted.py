@@ -19,10 +19,28 @@ DEFECTS = {
         Mutation(
             "durable-is-volatile",
             "protocol.decode:_last_data",
-            "DURABLE if flags & FLAG_PERSISTENT else VOLATILE",
-            "VOLATILE",
+            "_parse_stream(flags & STREAM_FLAGS)",
+            "_parse_stream(0)",
         ),
-        Mutation("sizes-believed", "protocol.decode:_parse_batch", "if start + sum(sizes) != end:", "if False:"),
+        Mutation("sizes-believed", "protocol.decode:Reader._parse_batch", "if start + sum(sizes) != end:", "if False:"),
+        Mutation(
+            "envelope-longer-than-its-size",
+            "protocol.envelope:decode",
+            "if place > len(raw):",
+            "if False:",
+        ),
+        Mutation(
+            "bytes-behind-an-envelope",
+            "protocol.envelope:decode",
+            "if place < len(raw) and not fields & _LATER:",
+            "if False:",
+        ),
+        Mutation(
+            "envelope-larger-than-its-packet",
+            "protocol.decode:Reader._parse_enveloped",
+            "if head_end > end:",
+            "if False:",
+        ),
         Mutation(
             "everybody-is-a-netcomm-peer",
             "protocol.session:Session.admit",

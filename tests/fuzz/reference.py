@@ -3,15 +3,20 @@
 It is given all bytes at once, so that it has no state between chunks that could go wrong.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
-HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
+HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH, GOODBYE = range(0x80, 0x88)
 # Stands in place of a packet that the state of the connection does not allow.
 UNEXPECTED = -1
 
+# Flags of DATA and BATCH.
+ENVELOPE, ENVELOPES = 0x08, 0x10
+
 Packet = tuple[int, bytes]
+Envelope = dict[str, Any]
 
 # Bytes of payload, from and to; None where the limits alone are a bound.
 LENGTHS: dict[int, tuple[int, int | None]] = {
@@ -21,18 +26,19 @@ LENGTHS: dict[int, tuple[int, int | None]] = {
     MESSAGE: (24, None),
     PING: (0, None),
     PONG: (0, None),
-    HELLO: (46, None),
+    HELLO: (47, None),
     BEGIN: (25, 25),
     DATA: (32, None),
     ACK: (25, 25),
     SKIP: (9, 9),
     REFUSE: (2, None),
     BATCH: (38, None),
+    GOODBYE: (0, None),
 }
 _AWAIT_VERSION = {VERSION, INCOMPATIBLE, REFUSE}
 _AWAIT_IDENT = {HELLO, IDENT, INCOMPATIBLE, REFUSE}
 _LEGACY = {MESSAGE, PING, PONG, INCOMPATIBLE}
-_EXTENDED = {BEGIN, DATA, ACK, SKIP, PING, PONG, REFUSE}
+_EXTENDED = {BEGIN, DATA, ACK, SKIP, PING, PONG, REFUSE, GOODBYE}
 
 
 class Reading(NamedTuple):
@@ -58,7 +64,12 @@ def read(stream: bytes, handshake_limit: int, limit: int) -> Reading:
         if kind in LENGTHS:
             if not _is_valid(kind, payload):
                 return Reading(packets, True)
-            packets += _messages(payload) if kind == BATCH else [(kind, payload)]
+            if kind == BATCH:
+                packets += _messages(payload)
+            elif kind == DATA:
+                packets.append((kind, _message(payload)))
+            else:
+                packets.append((kind, payload))
         if kind == IDENT:
             allowed = limit
         start = end
@@ -77,26 +88,55 @@ def _is_valid(kind: int, payload: bytes) -> bool:
     if kind == HELLO:
         max_frame, window = int.from_bytes(payload[38:42]), int.from_bytes(payload[42:46])
         return payload[:2] != b"\0\0" and max_frame >= 33 and window > 0
+    if kind == DATA:
+        flags = payload[31]
+        return not flags & ENVELOPES and (not flags & ENVELOPE or envelope(payload[32:]) is not None)
     if kind == BATCH:
         sizes, left = _sizes(payload)
-        return (
+        flags = payload[31]
+        if flags & ENVELOPE:
+            if flags & ENVELOPES or envelope(left) is None:
+                return False
+            left = _behind_envelope(left)
+        if not (
             0 < len(sizes) <= (len(payload) - 34) // 4
             and sum(sizes) == len(left)
             and int.from_bytes(payload[:8]) + len(sizes) <= 2**64
-        )
+        ):
+            return False
+        return not flags & ENVELOPES or None not in map(envelope, _cut(left, sizes))
     if kind in (BEGIN, ACK) and payload[17:25] < payload[9:17]:  # sent below, first seq; received seq, next seq
         return False
     return kind not in (BEGIN, ACK, SKIP) or payload[0] < 2
 
 
 def _messages(payload: bytes) -> Iterator[Packet]:
-    """The DATA packets that a BATCH stands for."""
+    """The DATA packets that a BATCH stands for, with their envelopes in words."""
     sizes, left = _sizes(payload)
+    flags = payload[31]
+    shared = envelope(left) if flags & ENVELOPE else None
+    if shared is not None:
+        left = _behind_envelope(left)
     seq, prefix, number = int.from_bytes(payload[:8]), payload[8:16], int.from_bytes(payload[16:24])
-    for place, size in enumerate(sizes):
+    for place, data in enumerate(_cut(left, sizes)):
         uuid = prefix + ((number + place) % 2**64).to_bytes(8)
-        yield DATA, (seq + place).to_bytes(8) + uuid + payload[24:32] + left[:size]
-        left = left[size:]
+        its = envelope(data) if flags & ENVELOPES else shared and _counted_on(shared, place)
+        if flags & ENVELOPES:
+            data = _behind_envelope(data)
+        yield DATA, (seq + place).to_bytes(8) + uuid + payload[24:32] + in_words(its) + data
+
+
+def _message(payload: bytes) -> bytes:
+    """The payload of a DATA packet, with its envelope in words."""
+    if not payload[31] & ENVELOPE:
+        return payload
+    return payload[:32] + in_words(envelope(payload[32:])) + _behind_envelope(payload[32:])
+
+
+def _cut(data: bytes, sizes: list[int]) -> list[bytes]:
+    """The data of each message of a BATCH."""
+    ends = list(accumulate(sizes, initial=0))
+    return [data[start:end] for start, end in pairwise(ends)]
 
 
 def _sizes(payload: bytes) -> tuple[list[int], bytes]:
@@ -105,8 +145,95 @@ def _sizes(payload: bytes) -> tuple[list[int], bytes]:
     return [int.from_bytes(payload[place : place + 4]) for place in range(34, end, 4)], payload[end:]
 
 
+# -- Envelopes ----------------------------------------------------------------------------------------------------
+
+
+def in_words(fields: Envelope | None) -> bytes:
+    """An envelope in a form that two readers of one can compare; nothing where there is none."""
+    return b"" if fields is None else repr(sorted(fields.items())).encode()
+
+
+def envelope(data: bytes) -> Envelope | None:
+    """The envelope that stands in front of data; None where none does that this page allows."""
+    end = 2 + int.from_bytes(data[:2])
+    if not 5 <= end <= len(data):
+        return None
+    fields: Envelope = {"kind": data[2]}
+    bits, left = int.from_bytes(data[3:5]), data[5:end]
+    try:
+        for bit, (name, kind) in enumerate(_FIELDS.items()):
+            if bits & 1 << bit:
+                size = _SIZES[kind] if kind in _SIZES else int.from_bytes(left[: _LENGTHS[kind]]) + _LENGTHS[kind]
+                if size > len(left) or not left:
+                    return None
+                if (value := _VALUES[kind](left[:size])) != []:  # no headers are the same as none
+                    fields[name] = value
+                left = left[size:]
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    return None if left and bits < 1 << len(_FIELDS) else fields
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value)
+
+
+def _text(value: bytes) -> str:
+    if len(value) < 2:
+        raise ValueError
+    return value[1:].decode()
+
+
+def _headers(value: bytes) -> list[tuple[str, str]]:
+    if len(value) < 2:
+        raise ValueError
+    left = value[2:]
+    found: dict[str, str] = {}
+    while left:
+        key_end = 1 + left[0]
+        end = key_end + 2 + int.from_bytes(left[key_end : key_end + 2])
+        key = _text(left[:key_end])
+        if key_end + 2 > len(left) or end > len(left) or key in found:
+            raise ValueError
+        found[key] = left[key_end + 2 : end].decode()
+        left = left[end:]
+    return sorted(found.items())
+
+
+_FIELDS = {
+    "subject": "text",
+    "exchange": "text",
+    "id": "u64",
+    "ref": "u64",
+    "consumer": "u32",
+    "ms left": "u32",
+    "codec": "u8",
+    "priority": "u8",
+    "attempt": "u8",
+    "headers": "headers",
+}
+_SIZES = {"u64": 8, "u32": 4, "u8": 1}
+_LENGTHS = {"text": 1, "headers": 2}
+_VALUES: dict[str, Callable[[bytes], Any]] = {
+    "text": _text,
+    "headers": _headers,
+    "u64": _number,
+    "u32": _number,
+    "u8": _number,
+}
+
+
+def _behind_envelope(data: bytes) -> bytes:
+    return data[2 + int.from_bytes(data[:2]) :]
+
+
+def _counted_on(fields: Envelope, place: int) -> Envelope:
+    """The envelope of a message so many places behind the one that it was made for."""
+    return {name: (value + place) % 2**64 if name in ("id", "ref") else value for name, value in fields.items()}
+
+
 def spoken(packets: list[Packet]) -> Iterator[Packet]:
-    """The packets that the states of a connection let through; the last may be UNEXPECTED, or a refusal."""
+    """The packets that the states of a connection let through; the last may be UNEXPECTED, a refusal, or GOODBYE."""
     allowed = _AWAIT_VERSION
     greeted = False
     for kind, payload in packets:
@@ -123,5 +250,5 @@ def spoken(packets: list[Packet]) -> Iterator[Packet]:
             greeted = True
         elif kind == IDENT:
             allowed = _EXTENDED if greeted else _LEGACY
-        elif kind in (INCOMPATIBLE, REFUSE):
+        elif kind in (INCOMPATIBLE, REFUSE, GOODBYE):
             return

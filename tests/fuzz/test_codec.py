@@ -62,7 +62,7 @@ def test_a_batch_is_read_as_its_messages_and_the_gaps_between_them(
         expected.append((helpers.DATA, seq))
         delivery.seq = seq
         seq += 1
-    frames, error = read([helpers.ident("b"), b"".join(encode.data(batch, first, 0.0))], Limits())
+    frames, error = read([helpers.ident("b"), b"".join(encode.data(batch[0].stream, batch, first, 0.0))], Limits())
     assert error is None
     found = packets_of(frames[1:])
     assert [
@@ -83,7 +83,7 @@ def test_a_run_is_read_as_its_messages(
 ) -> None:
     run = Batch("b", prefix, number, payloads, helpers.OVERHEAD, None, helpers.not_waited_for).run()
     run.seq = seq
-    stream = b"".join(encode.data([run], seq, 0.0, max_frame_bytes))
+    stream = b"".join(encode.data(run.stream, [run], seq, 0.0, max_frame_bytes))
     frames, error = read([helpers.ident("b"), stream], Limits(max_frame_bytes=max_frame_bytes))
     assert error is None
     assert packets_of(frames[1:]) == [

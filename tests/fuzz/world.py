@@ -12,7 +12,7 @@ the network be well again. What must hold then:
 from enum import IntEnum, auto
 
 from netcomm.memory_storage import MemoryQueueStorage
-from netcomm.message import Delivery, DeliveryState
+from netcomm.message import VOLATILE, Delivery, DeliveryState
 from netcomm.protocol.events import ErrorReported
 from netcomm.protocol.frames import packet_size
 from tests.fuzz.codec import LIMITS
@@ -29,6 +29,8 @@ _ALL = 1 << 20
 # packet, and the longest chunk. An empty message takes 4 bytes of a BATCH, and counts as a packet by itself.
 _MAX_WAITING_BYTES = LIMITS.window_bytes + LIMITS.max_frame_bytes
 _MAX_READ_BYTES = (4 + LIMITS.max_frame_bytes + 0x100) * packet_size(0) // 4
+
+_SUBJECT = b"\0\x0d\0\0\5\1s" + bytes(8)  # and an id
 
 # What a stranger can say with one step.
 FRAMES = [
@@ -63,6 +65,13 @@ FRAMES = [
     helpers.batch(2, b"z", b"last but one", flags=1, ttl=1),
     helpers.batch(2**64 - 2, b"last but one", b"last"),
     helpers.batch(5),
+    helpers.netcomm_handshake("b", flags=1),
+    helpers.netcomm_handshake("stranger", boot=b"G" * 16, flags=1),
+    helpers.goodbye(),
+    helpers.data(0, _SUBJECT + b"x", flags=8),
+    helpers.data(1, _SUBJECT[:-1], flags=8),
+    helpers.batch(0, b"x", b"y" * 30, flags=8, shared=_SUBJECT),
+    helpers.batch(2, _SUBJECT + b"z", _SUBJECT, flags=0x11),
 ]
 
 
@@ -169,7 +178,7 @@ class World(Net):
         ttl = 0.0 if how & 0x40 else 1.0 if how & 0x20 else None
         if host.storage is not None and how & 0x80:
             delivery = host.send_persistent(to, payload, ttl)
-        elif host.messaging.peers.has_room(to, packet_size(len(payload))):
+        elif host.messaging.peers.has_room(to, VOLATILE, packet_size(len(payload))):
             delivery = host.send(to, payload, ttl)
         else:
             return

@@ -167,11 +167,14 @@ def threads_of(peer: Peer) -> list[str]:
 
 
 def terminate_in_time(peer: Peer, timeout: float) -> None:
-    """Terminate a peer: it must return half a second after `timeout` at the latest, and the loop must have ended."""
+    """Terminate a peer: it must return two seconds after `timeout` at the latest, and the loop must have ended.
+
+    Nothing that it could wait for in vain ends so soon, and a busy machine has that much time to let threads run.
+    """
     started = time.monotonic()
     peer.terminate(timeout)
     took = time.monotonic() - started
-    assert took < timeout + 0.5
+    assert took < timeout + 2
     assert not peer.is_alive()
 
 
@@ -241,12 +244,12 @@ class Program:
         """What it has written to stderr so far."""
         return "".join(self._errors)
 
-    def line(self) -> str:
+    def line(self, timeout: float = DEADLINE_S) -> str:
         """The next line of its output."""
         try:
-            line = self._lines.get(timeout=DEADLINE_S)
+            line = self._lines.get(timeout=timeout)
         except queue.Empty:
-            raise AssertionError(f"no line within {DEADLINE_S:g} s: {self.errors}") from None
+            raise AssertionError(f"no line within {timeout:g} s: {self.errors}") from None
         assert line, f"it has ended: {self.errors}"
         return line.rstrip("\n")
 

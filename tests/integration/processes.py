@@ -20,7 +20,9 @@ _TERMINAL = {"TERM": "xterm", "COLUMNS": "100"}
 class Program:
     """A Python program that runs; `with` ends it. Its standard output and error are read together."""
 
-    def __init__(self, *arguments: str | Path, terminal: bool = False) -> None:
+    def __init__(
+        self, *arguments: str | Path, terminal: bool = False, python: str = sys.executable, **environment: str
+    ) -> None:
         """Start it. With `terminal`, it believes that somebody looks at what it prints."""
         search_path = os.pathsep.join([str(ROOT), str(ROOT / "storage"), *filter(None, [os.environ.get("PYTHONPATH")])])
         reading, writing = pty.openpty() if terminal else os.pipe()
@@ -28,11 +30,11 @@ class Program:
         previous = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "error", *map(str, arguments)],
+                [python, "-W", "error", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=writing,
                 stderr=writing,
-                env={**os.environ, "PYTHONPATH": search_path, "PYTHONIOENCODING": "utf-8", **_TERMINAL},
+                env={**os.environ, "PYTHONPATH": search_path, "PYTHONIOENCODING": "utf-8", **_TERMINAL, **environment},
             )
         finally:
             signal.signal(signal.SIGINT, previous)
@@ -66,6 +68,12 @@ class Program:
     def output(self) -> str:
         with self._changed:
             return "\n".join(self._lines)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        with self._changed:
+            return self._ended
 
     def wait_for(self, text: str) -> str:
         """Wait for a line that contains a text; returns the first one."""

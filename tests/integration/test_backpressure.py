@@ -116,7 +116,7 @@ def test_a_full_queue_raises_at_once_or_after_the_time_that_was_asked(scene: Sce
             started = time.monotonic()
             with pytest.raises(QueueFull):
                 send()
-            assert least <= time.monotonic() - started < least + 0.5
+            assert least <= time.monotonic() - started < least + 3
         assert scene.bob.stats().peers["niess"].queued == before
 
 

@@ -220,7 +220,7 @@ def _position(frame_type: int, next_seq: int, stream: int = 0) -> bytes:
         (_begin() + _data(1), "seq 1 where 0 was expected"),
         (_begin() + _data(0) + _data(2), "seq 2 where 1 was expected"),
         (_begin() + _begin(), "second BEGIN"),
-        (_begin(stream=2), "unknown stream 2"),
+        (_begin(stream=3), "unknown stream 3"),
         (_begin(first_seq=1), "sent_below 0 under first seq 1"),
         (_ack(2, 1), "ACK of more than has arrived"),
         (_ack(0, 0, stream=1), "not begun"),
@@ -364,14 +364,14 @@ def _random_payload(chance: random.Random) -> bytes:
 def test_who_connects_and_says_too_little_is_closed_in_time(echo: Site, said: bytes) -> None:
     started = time.monotonic()
     closed_after(echo, said)
-    assert time.monotonic() - started < HANDSHAKE_S + 1
+    assert time.monotonic() - started < HANDSHAKE_S + 3
     echo.wait_for_log(f"no complete handshake within {HANDSHAKE_S:g} s")
 
 
 def test_an_identified_netcomm_peer_that_begins_no_stream_is_closed_in_time(echo: Site) -> None:
     started = time.monotonic()
     closed_after(echo, netcomm_handshake())
-    assert time.monotonic() - started < HANDSHAKE_S + 1
+    assert time.monotonic() - started < HANDSHAKE_S + 3
     echo.wait_for_log(f"no complete handshake within {HANDSHAKE_S:g} s")
 
 

@@ -27,6 +27,17 @@ def test_a_netcomm_listener_answers_all_vectors_twice_over_tcp() -> None:
             assert len(lines) > 90
 
 
+def test_a_netcomm_listener_that_sends_messages_back_answers_the_vectors_for_that(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        niess.on_message.add(lambda ident, message: niess.send(ident, message.data, ttl=message.ttl))
+        result = conformance.main([f"127.0.0.1:{niess.address[1]}", "--echo", "--wait", WAIT])
+    output = capsys.readouterr().out
+    assert result == 0, output
+    assert len(output.splitlines()) > 9
+
+
 def test_a_listener_with_a_defect_is_found_out(capsys: pytest.CaptureFixture[str]) -> None:
     defect = Mutation(
         "no word to another VERSION",

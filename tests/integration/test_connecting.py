@@ -506,7 +506,7 @@ def test_a_name_service_that_hangs_holds_up_nobody_else(monkeypatch: pytest.Monk
                     _talk(bob, niess)
                 started = time.monotonic()
                 bob.terminate(1)
-                assert time.monotonic() - started < 1.5
+                assert time.monotonic() - started < 4
                 assert not bob.is_alive()
     finally:
         release.set()

@@ -362,14 +362,19 @@ def test_a_process_that_dies_is_told_of(
 def test_when_nothing_moves_it_gives_up_and_reports_what_is_lost(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(director, "_STALL_S", 1.0)
-    cut = director.FaultProxy.cut
+    cut, go_on, patience_s = director.FaultProxy.cut, director._Child.go_on, director._STALL_S
 
     def cut_for_good(self: director.FaultProxy, reset: bool = False) -> int:
+        monkeypatch.setattr(director, "_STALL_S", 1.0)  # not before: on a busy machine, processes start slowly
         self.refuse()
         return cut(self, reset)
 
+    def report(self: director._Child) -> None:
+        monkeypatch.setattr(director, "_STALL_S", patience_s)
+        go_on(self)
+
     monkeypatch.setattr(director.FaultProxy, "cut", cut_for_good)
+    monkeypatch.setattr(director._Child, "go_on", report)
     monkeypatch.setattr(sys, "argv", ["netcomm", "demo", str(folder)])
     with pytest.raises(SystemExit) as exited:
         cli.main()

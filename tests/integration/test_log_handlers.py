@@ -135,7 +135,7 @@ def ends_in_time(peer: Peer, timeout: float) -> None:
     """Terminate a peer; the log's handlers get a quarter of a second at the least."""
     started = time.monotonic()
     peer.terminate(timeout)
-    assert time.monotonic() - started < timeout + 1
+    assert time.monotonic() - started < timeout + 3
     assert not peer.is_alive()
 
 

@@ -295,7 +295,7 @@ def test_the_thread_that_dispatches_does_not_wait_for_itself(pair: Pair) -> None
     pair.wait_readable()
     started = time.monotonic()
     pair.niess.terminate(DEADLINE_S)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < DEADLINE_S / 2
     assert pair.got == [b"1"]
     assert not delivery.done
 
@@ -305,7 +305,7 @@ def test_a_callback_that_terminates_the_peer_is_the_last_one_and_counts_as_retur
     deliveries = pair.bob.send_many("niess", [b"1", b"2"])
     started = time.monotonic()
     assert pair.dispatch_until(1) == 1
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < DEADLINE_S / 2
     assert deliveries[0].wait(DEADLINE_S)
     assert not deliveries[1].done
     assert pair.got == [b"1"]

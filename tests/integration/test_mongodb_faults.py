@@ -364,6 +364,7 @@ def test_closing_ends_also_while_the_server_is_away(own_mongodb: MongodbServer, 
         assert {3, 4} <= {found.seq for found in read_all(storage)}
 
 
+@pytest.mark.timeout(300)  # above the time that the server gets for one answer
 def test_a_hundred_thousand_messages_keep_their_order(own_mongodb: MongodbServer, place: str) -> None:
     # FerretDB reads them all for each query, which takes its time on a busy machine.
     url = f"{own_mongodb.url}{place}&socketTimeoutMS=120000"
@@ -415,7 +416,7 @@ class LossyCollection:
 
 
 def make_lossy(storage: MongoQueueStorage, chance: random.Random, late: list[Callable[[], object]]) -> LossyCollection:
-    for name in ("meta", "streams", "positions", "messages", "parts"):
+    for name in ("meta", "streams", "positions", "messages", "parts", "host", "rows", "row_parts"):
         lossy = LossyCollection(getattr(storage._connection, name), chance, late)
         setattr(storage._connection, name, lossy)
     return lossy
@@ -485,7 +486,7 @@ def test_changes_that_fail_are_undone_however_late_they_come(
                     lossy.deliver(len(late))
                     model.check(heir)
             finally:
-                storage._lease.stop()
+                storage._owner.stop()
                 storage._connection.close()
             late.clear()
 

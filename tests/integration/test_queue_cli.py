@@ -23,6 +23,7 @@ from netcomm import SnakemqConnector, SnakemqListener
 from netcomm.cli import output as cli_output
 from netcomm.cli.queue import command
 from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.protocol.envelope import of_message
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm.storage_url import open_storage
 from tests.integration.processes import ROOT, WAIT_S, Program, run
@@ -525,6 +526,27 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
     monkeypatch.setattr(netcomm.storage_url, "_entry_points", lambda: [point])
     Shelf.the_shelf.append([Append("bob", EPOCH, [message(seq) for seq in range(5)])])
     return Shelf.the_shelf
+
+
+def test_subject_and_headers_are_shown_and_exported(shelf: Shelf, tmp_path: Path) -> None:
+    raw = of_message("weather", {"traceparent": "00-\x1b[31m"})
+    assert raw is not None
+    kept = [message(seq)._replace(envelope=envelope) for seq, envelope in ((5, raw), (6, b"\0\1\2"))]
+    shelf.append([Append("bob", EPOCH, kept)])
+    rows = queue_here("show", "shelf:", "bob", "--from", "4").output.splitlines()
+    assert [row.rpartition("  ")[2] for row in rows[1:]] == [
+        "hello",
+        "[weather traceparent=00-·[31m] hello",
+        "[damaged: envelope of 3 bytes] hello",
+    ]
+    lines = queue_here("show", "shelf:", "bob", "--from", "4", "--json").output.splitlines()
+    plain, with_both, damaged = (json.loads(line) for line in lines)
+    assert not plain.keys() & {"subject", "headers", "envelope"}
+    assert (with_both["subject"], with_both["headers"]) == ("weather", {"traceparent": "00-\x1b[31m"})
+    assert damaged["envelope"] == "damaged: envelope of 3 bytes"
+    assert "weather" not in queue_here("show", "shelf:", "bob", "--no-preview").output
+    assert queue_here("export", "shelf:", "-o", tmp_path / "out.jsonl").exit_code == 0
+    assert [entry.get("subject") for entry in exported(tmp_path / "out.jsonl")] == [None] * 5 + ["weather", None]
 
 
 def test_every_plug_in_will_do(shelf: Shelf, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ class NetcommReceiver:
             Received(event.ident, uuid, None if ttl == _INFINITE else ttl, flags, data)
             for event in self._host.happened(events.Received)
             if isinstance(event, events.Received)
-            for _, uuid, ttl, flags, data in event.items
+            for _, uuid, ttl, flags, data, _ in event.items
         ]
         written = bytes(self._end.out)
         answers = b"".join(written[packet.start : packet.end] for packet in split(written) if packet.kind != _HELLO)

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import pytest
 
-from netcomm.message import Delivery
+from netcomm.message import DURABLE, VOLATILE, Delivery
 from netcomm.protocol import encode, frames
 from tests.interop.helpers import packet as pack
 from tests.interop.in_process import (
@@ -287,8 +287,10 @@ class Sent:
 
     def written_by_netcomm(self) -> bytes:
         expires_at = None if self.ttl is None else float(self.ttl)
-        delivery = Delivery("bob", self.uuid, self.data, 0, expires_at, self.persistent, not_waited_for)
-        return b"".join(encode.messages([delivery], 0.0))
+        delivery = Delivery(
+            "bob", self.uuid, self.data, 0, expires_at, DURABLE if self.persistent else VOLATILE, not_waited_for
+        )
+        return b"".join(encode.messages(delivery.stream, [delivery], 0.0))
 
 
 def _some_sent(chance: Chance) -> list[Sent]:

@@ -24,7 +24,7 @@ from tests.interop.helpers import (
 )
 from tests.unit import helpers
 
-UNKNOWN_TO_NETCOMM = [*range(6, 0x80), *range(0x87, 0x100)]
+UNKNOWN_TO_NETCOMM = [*range(6, 0x80), *range(0x88, 0x100)]
 UNKNOWN_TO_SNAKEMQ = range(6, 0x100)
 PAYLOAD_SIZES = (0, 1, 8, 300)
 
@@ -36,6 +36,7 @@ EXTENSION_PACKETS = [
     encode.skip(Stream.VOLATILE, 9),
     encode.refuse(frames.RefuseCode.DUPLICATE_IDENT, "somebody else has it"),
     helpers.batch(0, b"nor this", b"for snakeMQ"),
+    encode.GOODBYE,
 ]
 
 

@@ -142,3 +142,20 @@ def test_long_idents_are_known_to_both(role: str) -> None:
         pair.snake.send(name)
         assert pair.watch.messages.wait_for_count(1)[0][0] == cut
         assert pair.peer.send(cut, b"").wait(WAIT_S)
+
+
+def test_snakemq_gets_messages_without_subject_and_headers_and_one_warning_says_so(
+    role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connected_pair(role) as pair:
+        deliveries = [pair.peer.send("snake", payload(1, 100), subject="weather", headers={"traceparent": "00-ab"})]
+        deliveries += pair.peer.send_many("snake", [payload(2, 200_000), b""], headers={"traceparent": "00-cd"})
+        received = pair.snake.wait_for("message", 3)
+        assert [delivery.wait(WAIT_S) for delivery in deliveries] == [True] * 3
+        assert [event["sha256"] for event in received] == [
+            digest(item) for item in (payload(1, 100), payload(2, 200_000), b"")
+        ]
+        pair.assert_undisturbed()
+    warnings = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("'snake' is a snakeMQ peer")

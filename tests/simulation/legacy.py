@@ -126,7 +126,7 @@ class LegacyProcess:
                 self._flush(ident)
             elif kind == 3 and side.ident is not None:
                 uuid, ttl, flags = struct.unpack_from(">16sII", payload)
-                item = (0, uuid, ttl, flags, payload[24:])
+                item = (0, uuid, ttl, flags, payload[24:], None)
                 self.oracle.handed_over(self, side.ident, item, False, Stream(flags & 1))
                 if self.trap is not None or self.world.now < self.node.raises_until:  # the callback raises
                     self.trap = None

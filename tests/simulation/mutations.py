@@ -124,7 +124,7 @@ def _catalogue() -> Iterator[Mutation]:
         "frame.first_seq, frame.first_seq, frame.sent_below + 3)",
     )
     yield Mutation("BEGIN not answered", f"{inbox}.begin", "known.begun = known.ack_due = True", "known.begun = True")
-    yield Mutation("stored positions not restored", f"{sync}.restore", "(ident, position)", "(ident)")
+    yield Mutation("stored positions not restored", f"{sync}.restore", ".inbox.restore(stream, position)", "")
     yield Mutation(
         "a message too many counted as handed over",
         f"{peer}.mark_handled",
@@ -134,8 +134,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "what waits for callbacks miscounted",
         f"{peer}.mark_handled",
-        "pending_bytes -= received.size if whole",
-        "pending_bytes -= received.size // 2 if whole",
+        "pending_bytes[received.stream] -= received.size if whole",
+        "pending_bytes[received.stream] -= received.size // 2 if whole",
     )
     yield Mutation("reading not resumed", f"{messaging}.mark_handled", "if connection.paused", "if False")
     yield Mutation(
@@ -231,8 +231,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "too much deleted",
         f"{durable}.deletable_below",
-        "min(self.acknowledged_below, self.load_from)",
-        "max(self.acknowledged_below, self.load_from)",
+        "min(self.acknowledged_below,",
+        "max(self.acknowledged_below,",
     )
     yield Mutation(
         "mark forgotten",
@@ -241,7 +241,7 @@ def _catalogue() -> Iterator[Mutation]:
         "0",
     )
     yield Mutation("mark not moved on", f"{durable}.marked", "self._marking = False", "pass")
-    yield Mutation("ended messages not deleted", f"{peer}.drop", "if stored:", "if False:")
+    yield Mutation("ended messages not deleted", f"{peer}.drop", "self._emit(Delete(self.ident, seqs, stream))", "pass")
     yield Mutation(
         "the epoch of an ACK is ignored", f"{outbox}.acknowledge", "if ack.epoch != state.epoch:", "if False:", seed=324
     )
@@ -264,6 +264,41 @@ def _catalogue() -> Iterator[Mutation]:
         "if stream.sent_below > stream.next_seq",
         "if False",
         seed=163,
+    )
+    # Envelopes
+    add_run = "protocol.encode:_add_run"
+    yield Mutation(
+        "the envelope lost when a message is sent again",
+        add_run,
+        "first_envelope, shared = batch.envelope",
+        "first_envelope, shared = None if run.resent else batch.envelope",
+    )
+    yield Mutation(
+        "each frame of a run with the envelope of the first",
+        add_run,
+        "envelope.behind(first_envelope, start)",
+        "first_envelope",
+    )
+    yield Mutation(
+        "the envelope of the message before",
+        "protocol.decode:Reader._to_envelope",
+        "raw != self._raw_envelope",
+        "len(raw) != len(self._raw_envelope)",
+    )
+    yield Mutation("ids not counted on in a frame", "protocol.frames:items", "envelope.behind(index)", "envelope")
+    yield Mutation("the envelope of a stored message lost", f"{sync}._deliveries_of", "envelope or None", "None")
+    yield Mutation("the size of a stored message without its envelope", f"{sync}._deliveries_of", "+ len(envelope)", "")
+    yield Mutation(
+        "a plain message joins a run with an envelope",
+        "protocol.open_run:OpenRun.of",
+        "and batch.envelope is None",
+        "",
+    )
+    yield Mutation(
+        "envelopes that wait for callbacks miscounted",
+        f"{peer}.mark_handled",
+        "if received.envelope_bytes and not whole:",
+        "if False:",
     )
     # The node
     yield Mutation(
@@ -313,8 +348,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "what was received lost",
         f"{node}._act_on",
-        "case Received():\n                dispatch.append(event)",
-        "case Received():\n                pass",
+        "(for_extensions if extensions.claims(event) else dispatch).append(event)",
+        "pass",
     )
     yield Mutation("connections not closed", f"{node}._act_on", "self._link.close(connection, farewell)", "pass")
     yield Mutation("reading goes on", f"{node}._act_on", "self._link.pause(connection, paused)", "pass")
@@ -353,8 +388,8 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation(
         "an answer for the wrong question",
         f"{sync}.answered",
-        "self._marked(self._peers[ident], below)",
-        "self._marked(self._peers[ident], below + 5)",
+        "durables[stream].marked(below)",
+        "durables[stream].marked(below + 5)",
     )
     # Callbacks
     yield Mutation(
@@ -402,6 +437,89 @@ def _catalogue() -> Iterator[Mutation]:
     yield Mutation("challenger not read", f"{sessions}._disconnect", "self.reading.resume(challenger)", "pass")
 
 
+def _discarding() -> Iterator[Mutation]:
+    out, durable = "protocol.out_stream:OutStream", "protocol.durable_out_stream:DurableOutStream"
+    discarding = "protocol.discarding:Discarding"
+    yield Mutation(
+        "what was discarded in flight does not count in the window",
+        f"{out}.discard",
+        "self._discarded.append((first.seq, last.seq + last.count, size))",
+        "self.in_flight_bytes -= size",
+        symptom="whose window has",
+    )
+    yield Mutation(
+        "what was discarded in flight counts for ever", f"{out}.acknowledge", "if self._discarded:", "if False:"
+    )
+    yield Mutation(
+        "what was discarded counts though the receiver does not have it",
+        f"{out}.requeue",
+        "if self._discarded:",
+        "if False:",
+    )
+    yield Mutation(
+        "what is discarded in the storage alone is not read",
+        f"{durable}.discard",
+        "self._discarded_in_storage.append(",
+        "str(",
+        symptom="lost",
+    )
+    yield Mutation(
+        "more is dropped than was discarded",
+        f"{durable}.read_discarded",
+        "if message.seq < part.below and",
+        "if",
+        symptom="dropped as discarded",
+    )
+    yield Mutation(
+        "a load brings back what was discarded",
+        f"{durable}.discard",
+        "self.load_from = self.added_below",
+        "pass",
+    )
+    yield Mutation(
+        "messages wait for a made-up ident that has ended",
+        f"{discarding}.disconnected",
+        'self._give_up(peer, "it has ended")',
+        "pass",
+        symptom="stuck",
+    )
+    yield Mutation(
+        "a made-up ident is given up as soon as its connection breaks",
+        f"{discarding}.disconnected",
+        "now + self._away_s",
+        "now",
+        symptom="dropped as discarded",
+    )
+    yield Mutation(
+        "idents that were not made up are given up",
+        f"{discarding}.disconnected",
+        "if not peer.made_up:",
+        "if False:",
+        symptom="dropped as discarded",
+    )
+    yield Mutation(
+        "an ident that has come back stays given up",
+        "protocol.remote_peer:RemotePeer.admit",
+        "self.ended_boot_id = self.given_up = None",
+        "self.ended_boot_id = None",
+        symptom="dropped as discarded",
+    )
+    yield Mutation(
+        "messages that are sent to one that has ended wait",
+        "protocol.messaging:Messaging.send",
+        "if peer.given_up is not None:",
+        "if False:",
+        symptom="stuck",
+    )
+    yield Mutation(
+        "nobody is told that messages in the storage were discarded",
+        f"{discarding}.discard",
+        "if stored:",
+        "if False:",
+        symptom="nobody was told",
+    )
+
+
 def _regressions() -> Iterator[Mutation]:
     """Defects that netcomm had until a schedule showed them, as they were."""
     durable = "protocol.durable_out_stream:DurableOutStream"
@@ -412,6 +530,14 @@ def _regressions() -> Iterator[Mutation]:
         "if True:",
         symptom="KeyError",
         seed=6,
+    )
+    yield Mutation(
+        "what was discarded and partly arrived counts for ever",
+        "protocol.outbox:Outbox.acknowledge",
+        "state.free_discarded(ack.next_seq)",
+        "pass",
+        symptom="stuck",
+        seed=464,
     )
     yield Mutation(
         "the receiver told of more than the storage has allowed",
@@ -500,6 +626,6 @@ def _regressions() -> Iterator[Mutation]:
     )
 
 
-CATALOGUE = list(_catalogue())
+CATALOGUE = [*_catalogue(), *_discarding()]
 REGRESSIONS = list(_regressions())
 MUTATIONS = [*CATALOGUE, *REGRESSIONS]

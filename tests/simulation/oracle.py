@@ -6,7 +6,8 @@ from typing import Any
 
 from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.protocol import durable_out_stream as memory
-from netcomm.protocol.frames import INFINITE_TTL, packet_size
+from netcomm.protocol.envelope import Envelope, encode
+from netcomm.protocol.frames import INFINITE_TTL, Item, packet_size
 from tests.simulation.world import End, Violation, World
 
 # So long may it take until messages that are over are found in a storage, some at a time.
@@ -17,16 +18,19 @@ class Sent:
     """One message that a user sent, or tried to send, and all that became of it."""
 
     __slots__ = (
+        "accepted_as",
         "acceptor",
         "data",
         "deliverable",
         "delivered",
         "delivery",
         "drops",
+        "envelope",
         "first_written_at",
         "handed",
         "handed_by_impostor",
         "number",
+        "packed_envelope",
         "persistent",
         "receiver",
         "sender",
@@ -44,8 +48,11 @@ class Sent:
         self.ttl = ttl
         self.persistent = persistent
         self.sent_at = now
+        self.envelope: Envelope | None = None
+        self.packed_envelope: bytes | None = None
         self.sender: Any = None  # the process that tried to send it
         self.acceptor: Any = None  # the process that `send` returned in
+        self.accepted_as = 0  # its number among all that were accepted
         self.delivery: Delivery | None = None  # where the user keeps it
         self.first_written_at: float | None = None
         self.handed: list[Any] = []  # the processes that handed it over
@@ -53,6 +60,16 @@ class Sent:
         self.untold = False  # it was dropped, and the process died before it could say so
         self.delivered = False  # the sender was told so
         self.drops: list[tuple[Any, DeliveryState]] = []
+
+    def put_into(self, envelope: Envelope) -> None:
+        """Send it with an envelope."""
+        self.envelope = envelope
+        self.packed_envelope = encode(envelope)
+
+    @property
+    def size(self) -> int:
+        """What a frame has of it, in bytes: the data and the envelope."""
+        return len(self.data) + len(self.packed_envelope or b"")
 
     def __str__(self) -> str:
         kind = "persistent" if self.persistent else "transient"
@@ -66,6 +83,7 @@ class Oracle:
     def __init__(self, world: World) -> None:
         self.world = world
         self.messages: dict[bytes, Sent] = {}
+        self.accepted_count = 0
         self._kept: list[Sent] = []  # accepted, with a Delivery that has not ended
         self._mortal: list[Sent] = []  # accepted, with a ttl, and perhaps still waiting
         self._last: dict[tuple[int, str, bool], int] = {}  # by receiving process and stream: the last number
@@ -83,21 +101,24 @@ class Oracle:
     def accepted(self, message: Sent, process: Any) -> None:
         self.world.trace(f"{process.node.name}: accepts {message}")
         message.acceptor = process
+        self.accepted_count += 1
+        message.accepted_as = self.accepted_count
         if message.ttl and not process.legacy:
             self._mortal.append(message)
         if message.delivery is not None:
             self._kept.append(message)
 
-    def written(self, uuids: list[bytes]) -> None:
+    def written(self, process: Any, uuids: list[bytes]) -> None:
         for uuid in uuids:
             message = self.messages[uuid]
+            has_ended = any(earlier is process for earlier, _ in message.drops)
+            if has_ended or (not process.legacy and self._is_discarded(message, process)):
+                raise Violation(f"{message} is sent, and had ended")
             if message.first_written_at is None:
                 message.first_written_at = self.world.now
 
-    def handed_over(
-        self, process: Any, ident: str, item: tuple[int, bytes, int, int, bytes], marked: bool, stream: Stream | None
-    ) -> None:
-        _, uuid, ttl, flags, data = item
+    def handed_over(self, process: Any, ident: str, item: Item, marked: bool, stream: Stream | None) -> None:
+        _, uuid, ttl, flags, data, envelope = item
         message = self.messages.get(uuid)
         if message is None:
             raise Violation(f"{process.node.name} got a message that nobody has sent: {uuid.hex()}")
@@ -105,9 +126,11 @@ class Oracle:
         self.world.trace(f"{node.name}: hands over {message.number}{' (redelivered)' if marked else ''}")
         if message.receiver != node.ident or sender.node.ident != ident:
             raise Violation(f"{message} came to {node.name} as from {ident}")
-        if data != message.data or flags != message.persistent or not self._ttl_fits(ttl, message):
+        if data != message.data or flags & 1 != message.persistent or not self._ttl_fits(ttl, message):
             raise Violation(f"{message} came with other contents")
         legacy = process.legacy or sender.legacy
+        if envelope != (None if legacy else message.envelope):
+            raise Violation(f"{message} came in another envelope: {envelope}")
         rewound = sender.node.went_back_after(message)
         if not process.legacy:
             # A process that dies right after it has told so may not have told its storage.
@@ -176,6 +199,8 @@ class Oracle:
             raise Violation(f"{message} was dropped twice")
         ended = any(earlier is not state for _, earlier in message.drops) or message.delivered
         excused = process.node.went_back_after(message) or self._nobody_knows(message, process)
+        # Whoever gives a message up asks no receiver whether it has told an earlier process.
+        excused = excused or (state is DeliveryState.DISCARDED and process is not message.acceptor)
         if ended and not excused:
             raise Violation(f"{message} has ended twice, as {state.value} at last")
         if message.acceptor is None and message.sender is process:
@@ -194,10 +219,52 @@ class Oracle:
                 raise Violation(f"{message} was reported as expired after it had been handed over")
         elif state is DeliveryState.REJECTED:
             limit = min(node.limits.max_frame_bytes, node.world_nodes[message.receiver].limits.max_frame_bytes)
-            if len(message.data) + 33 <= limit:
+            if message.size + 33 <= limit:
                 raise Violation(f"{message} was rejected, and fits")
-        elif state is not DeliveryState.DISCARDED or message.persistent:
+        elif state is not DeliveryState.DISCARDED or not self._may_be_discarded(message, process):
             raise Violation(f"{message} was dropped as {state.value}")
+
+    @staticmethod
+    def _is_discarded(message: Sent, process: Any) -> bool:
+        """Whether the user of a process has given a message up."""
+        return 0 < message.accepted_as <= process.discards.get(message.receiver, 0)
+
+    def _may_be_discarded(self, message: Sent, process: Any) -> bool:
+        if self._is_discarded(message, process) or (process.ending and not message.persistent):
+            return True
+        # An earlier process may have stored it, and died before `send` returned.
+        if message.acceptor is None and message.sender is not process and message.receiver in process.discards:
+            return True
+        receiver = process.node.world_nodes[message.receiver]
+        if not receiver.made_up:
+            return False
+        if receiver.said_goodbye:
+            return True
+        # Where nobody was connected for long enough; nobody tells of a connection that was not established.
+        since = process.disconnected_at.get(message.receiver, 0.0)
+        away_s = process.node.limits.made_up_ident_away_s
+        is_connected = process.messaging.peers.is_connected(message.receiver)
+        return not is_connected and self.world.now >= since + away_s - 1e-5
+
+    def check_discarded(self, process: Any, ident: str) -> None:
+        """Everything for a receiver has just been given up."""
+        peer = process.messaging.peers.get(ident)
+        if peer is not None and (peer.outbox.queued or peer.outbox.has_waiting):
+            raise Violation(f"{process.node.name} has discarded what waits for {ident}, and something waits")
+        for message in self._kept:
+            if message.acceptor is process and message.receiver == ident and not message.delivery.done:  # type: ignore[union-attr]
+                raise Violation(f"{message} was discarded, and has not ended")
+
+    @staticmethod
+    def check_pending(process: Any, ident: str, pending: int) -> None:
+        """A receiver holds no more of one stream than its window, or one message; an earlier sender's may be there."""
+        node, sender = process.node, process.node.world_nodes[ident]
+        excused = sender.legacy or sender.went_back or sender.had_impostor or node.had_impostor or node.impostor
+        if excused or sender.incarnation > 1 or sender.forgets or node.forgets:
+            return
+        window = min(node.limits.window_bytes, sender.limits.window_bytes)
+        if pending > max(window, packet_size(min(node.limits.max_frame_bytes, sender.limits.max_frame_bytes))):
+            raise Violation(f"{pending} bytes from {ident} wait at {node.name}, whose window has {window}")
 
     def dropped_untold(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -266,20 +333,22 @@ class Oracle:
             allowed = min(allowed, receiver.limits.window_bytes)
         if process.incarnation > 1:
             allowed += max(allowed, packet_size(process.node.limits.max_frame_bytes))
-        if outbox.in_flight_bytes > allowed and outbox.in_flight > 1:
-            raise Violation(f"{outbox.in_flight_bytes} bytes are in flight, {allowed} are allowed")
+        for stream in outbox:
+            if stream.in_flight_bytes > allowed and sum(entry.count for entry in stream.in_flight) > 1:
+                raise Violation(
+                    f"{stream.in_flight_bytes} bytes of {stream.stream.name} are in flight, {allowed} are allowed"
+                )
 
     @staticmethod
     def check_progress(connection: Any, process: Any) -> None:
         """A connection that has nothing to send has nothing that waits, unless somebody is asked for something."""
         if connection is None or connection.peer is None or connection.peer.connection is not connection:
             return
-        outbox = connection.peer.outbox
-        if outbox.in_flight_bytes:
-            return  # an acknowledgement will come
-        for stream in outbox._streams:
+        for stream in connection.peer.outbox:
+            if stream.in_flight_bytes:
+                continue  # an acknowledgement will come
             waiting = len(stream.waiting) - stream.empty_places
-            if stream is outbox.durable:
+            if isinstance(stream, memory.DurableOutStream):
                 if stream._marking or stream._loading or stream.renewing:
                     continue
                 waiting += stream.stored
@@ -304,7 +373,7 @@ class Oracle:
         core, sender = process.messaging, process.node.world_nodes[ident]
         inbox = core.peers[ident].inbox
         # A sender that comes back with an epoch that it has left is told of more than there is.
-        if inbox.pending_bytes or ident in core.storage_sync._unstored or sender.went_back:
+        if not inbox.is_empty or ident in core.storage_sync._unstored or sender.went_back:
             return
         for stream, state in inbox._streams.items():
             if state.handed_seq != state.next_seq:
@@ -313,10 +382,9 @@ class Oracle:
     @staticmethod
     def check_memory(process: Any) -> None:
         """However much is stored, only a part of it may be in memory."""
-        for peer in process.messaging.peers:
-            ident, durable = peer.ident, peer.outbox.durable
-            if durable is None:
-                continue
+        for ident, durable in [
+            (peer.ident, out) for peer in process.messaging.peers for out in peer.outbox.durables.values()
+        ]:
             loaded = len(durable.waiting) + len(durable.in_flight)
             most = max(memory._MAX_LOADED, memory._MAX_LOADED // 2 + memory._LOAD_COUNT)
             if loaded > most:
@@ -352,7 +420,7 @@ class Oracle:
         for message in self.messages.values():
             self._check_end(message, nodes)
         for node in nodes.values():
-            if not node.legacy:
+            if not node.legacy and not node.gone:
                 self._check_counters(node)
 
     def _check_end(self, message: Sent, nodes: dict[str, Any]) -> None:
@@ -361,7 +429,9 @@ class Oracle:
             return
         node = acceptor.node
         if not message.handed and not message.drops and not message.untold:
-            survives = acceptor.alive or message.persistent
+            survives = acceptor.alive or (message.persistent and not node.made_up)
+            if message.accepted_as <= node.discards.get(message.receiver, 0) or nodes[message.receiver].made_up:
+                survives = acceptor.alive  # a process that ends deletes what it has not told of
             # An impostor of the receiver, which knows nothing, keeps a backup from being recognised.
             unseen = node.went_back and nodes[message.receiver].had_impostor
             if survives and not (node.went_back_after(message) or unseen):
@@ -376,16 +446,19 @@ class Oracle:
     def _check_counters(node: Any) -> None:
         for peer in node.process.messaging.peers:
             ident, outbox = peer.ident, peer.outbox
-            counters = {"in_flight_bytes": outbox.in_flight_bytes, "pending_bytes": peer.inbox.pending_bytes}
-            for stream in outbox._streams:
+            counters = {"pending_bytes": sum(peer.inbox.pending_bytes.values())}
+            for stream in outbox:
                 name = stream.stream.name
+                counters[f"{name} in_flight_bytes"] = stream.in_flight_bytes
+                if not peer.connected:  # it has not said how much it has of what was discarded in flight
+                    counters[f"{name} in_flight_bytes"] -= stream._discarded_bytes
                 counters[f"{name} queued"] = stream.queued
                 counters[f"{name} queued_bytes"] = stream.queued_bytes
                 counters[f"{name} in flight"] = len(stream.in_flight)
                 counters[f"{name} waiting"] = len(stream.waiting) - stream.empty_places
-            if outbox.durable is not None:
-                counters["stored"] = outbox.durable.stored
-                counters["loaded_bytes"] = outbox.durable.loaded_bytes
+            for durable in outbox.durables.values():
+                counters[f"{durable.stream.name} stored"] = durable.stored
+                counters[f"{durable.stream.name} loaded_bytes"] = durable.loaded_bytes
             wrong = {name: value for name, value in counters.items() if value}
             if wrong:
                 raise Violation(f"{node.name} has nothing left for {ident}, and counts {wrong}")

@@ -5,7 +5,7 @@ the threads take turns. A *trap* kills the process at a named point in the midst
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,7 @@ from netcomm.callbacks import Callback
 from netcomm.connections import BufferUpdated, Closed, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.limits import Limits
-from netcomm.message import Delivery
+from netcomm.message import DURABLE, VOLATILE, Delivery
 from netcomm.protocol import decode, events
 from netcomm.protocol.batch import Batch, Run
 from netcomm.protocol.frames import Data, Frame, FrameType, Messages, Ping, packet_size
@@ -33,6 +33,7 @@ TRAPS = (
     "marked",
     "renewed",
     "position",
+    "discarded",
     "deleted",
     "callback",
     "written",
@@ -47,6 +48,7 @@ STARVING = ("write", "receive_into")
 # Behind what the storage has done, by the kind of request.
 _TRAPS_BEHIND = {
     events.Load: "loaded",
+    events.LoadDiscarded: "discarded",
     events.Mark: "marked",
     events.Renew: "renewed",
     events.StorePosition: "position",
@@ -84,6 +86,9 @@ class Process:
         self.alive = True
         self.ending = False
         self.untold_fault = False
+        self.discards: dict[str, int] = {}  # by receiver: up to which accepted message its user has given them up
+        self.disconnected_at: dict[str, float] = {}
+        self.pending: dict[tuple[str, Any], int] = {}  # by sender and stream: the bytes that wait for callbacks
         self.trap: str | None = node.first_trap
         node.first_trap = None
         self.storage = node.storage
@@ -111,13 +116,15 @@ class Process:
             peer_id=self.storage.store_id if self.storage is not None else self.rng.randbytes(16),
             boot_id=self.rng.randbytes(16),
             first_epoch=self.rng.getrandbits(63),
-            wait=_no_wait,
+            owner=_NO_OWNER,
             progress=self._progress,
             stores_positions=self.storage is not None,
+            made_up=node.made_up,
         )
         self.core = Node(self.messaging, self, node.budget)
         if self.storage is not None:
-            for request in self.core.restore(self.storage.streams(), self.storage.positions(), self.now, self.wall):
+            positions = {(sender, DURABLE): position for sender, position in self.storage.positions().items()}
+            for request in self.core.restore(self.storage.streams(), positions, self.now, self.wall):
                 request.carry_out(self.storage)
             self._keeper = self._keep()
             self._resume_keeper()
@@ -166,7 +173,7 @@ class Process:
         self._settle()
         connection = self.messaging.sessions.get(end.number)
         if connection is not None and connection.peer is not None:
-            pending = connection.peer.inbox.pending_bytes
+            pending = max(connection.peer.inbox.pending_bytes.values(), default=0)
             limits = self.node.limits
             if pending > limits.window_bytes + READ_BYTES + 2 * packet_size(limits.max_frame_bytes):
                 raise Violation(f"{self.node.name} holds {pending} bytes that were not handed over")
@@ -251,8 +258,10 @@ class Process:
 
     def _note_written(self, frames: list[Frame]) -> None:
         for frame in frames:
-            if isinstance(frame, Data | Messages):
-                self.oracle.written([item[-4] for item in frame.items])
+            if isinstance(frame, Data):
+                self.oracle.written(self, [item[1] for item in frame.items])
+            elif isinstance(frame, Messages):
+                self.oracle.written(self, [item[0] for item in frame.items])
 
     def _write(self, number: int, end: End, packets: bytes) -> None:
         behind_skip = _behind_last_skip(packets)
@@ -298,6 +307,12 @@ class Process:
                     continue
                 case events.ErrorReported(error):
                     self._failed(error)
+                case events.Received():
+                    key = event.ident, event.stream
+                    self.pending[key] = self.pending.get(key, 0) + event.size
+                    self.oracle.check_pending(self, event.ident, self.pending[key])
+                case events.Disconnected(ident):
+                    self.disconnected_at[ident] = self.world.now
                 case events.Connected(ident):
                     other = self.node.world_nodes[ident]
                     self.met.setdefault(ident, (self.world.now, other.incarnation))
@@ -331,12 +346,21 @@ class Process:
             self.oracle.check_told(self)
             self._ticking = False
 
+    def discard(self, ident: str) -> None:
+        """The user gives up what waits for a receiver."""
+        self.world.trace(f"{self.node.name}: discards what waits for {ident}")
+        self.discards[ident] = self.oracle.accepted_count
+        self.messaging.discard(ident)
+        self.oracle.check_discarded(self, ident)
+        self._settle()
+
     # -- Callers ----------------------------------------------------------------------------------------------
 
     def send(self, messages: list[Sent], release: float) -> None:
         """Send messages to one receiver; `release` is how likely the user is to keep no Delivery."""
         numbered = False
-        for (persistent, ttl), group in groupby(messages, lambda message: (message.persistent, message.ttl)):
+        alike = groupby(messages, lambda message: (message.persistent, message.ttl, message.envelope is None))
+        for (persistent, ttl, _), group in alike:
             batch = list(group)
             receiver = batch[0].receiver
             if persistent:
@@ -363,7 +387,7 @@ class Process:
     def _gathered(self, message: Sent, release: float) -> bool:
         """Whether a message has joined those that wait for its receiver; not, where its uuid would be another one."""
         open_run = self.messaging.open_runs.get(message.receiver)
-        if message.ttl is not None or open_run is None:
+        if message.ttl is not None or message.envelope is not None or open_run is None:
             return False
         batch, place = open_run.run.batch, open_run.run.stop + open_run.taken
         next_uuid = batch.uuid_prefix + (batch.number + place).to_bytes(8)
@@ -381,9 +405,16 @@ class Process:
     def _make_delivery(self, message: Sent, release: float) -> Delivery:
         message.sender = self
         expires_at = None if message.ttl is None else self.now + message.ttl
-        size = packet_size(len(message.data))
+        size, envelope = packet_size(message.size), message.packed_envelope
         delivery = Delivery(
-            message.receiver, message.uuid, message.data, size, expires_at, message.persistent, _no_wait
+            message.receiver,
+            message.uuid,
+            message.data,
+            size,
+            expires_at,
+            DURABLE if message.persistent else VOLATILE,
+            _NO_OWNER,
+            envelope,
         )
         if self.rng.random() >= release:
             message.delivery = delivery
@@ -394,7 +425,9 @@ class Process:
         expires_at = None if first.ttl is None else self.now + first.ttl
         prefix, number = first.uuid[:8], int.from_bytes(first.uuid[8:])
         data = [message.data for message in messages]
-        batch = Batch(first.receiver, prefix, number, data, packet_size(0), expires_at, _no_wait)
+        envelope = first.packed_envelope
+        overhead = packet_size(len(envelope or b""))
+        batch = Batch(first.receiver, prefix, number, data, overhead, expires_at, _NO_OWNER, envelope)
         for index, message in enumerate(messages):
             message.sender = self
             if self.rng.random() >= release:
@@ -407,7 +440,7 @@ class Process:
         streams: dict[tuple[str, int], list[StoredMessage]] = {}
         for batch in batches:
             streams.setdefault((batch.receiver, batch.epoch), []).extend(
-                StoredMessage(delivery.seq, message.uuid, message.data, at, batch.ttl)
+                StoredMessage(delivery.seq, message.uuid, message.data, at, batch.ttl, message.packed_envelope or b"")
                 for message, delivery in zip(batch.messages, batch.deliveries, strict=True)
             )
         error = None
@@ -471,6 +504,8 @@ class Process:
             raise error
 
     def _told(self, batch: events.Received, returned: int) -> None:
+        sizes = [packet_size(len(item[4])) for item in batch.items[batch.handled : returned]]
+        self.pending[batch.ident, batch.stream] -= sum(sizes)
         self.core.on_handled(batch, returned, self.now)
         self.oracle.check_handed_over(self, batch.ident)
         self._settle()
@@ -544,6 +579,8 @@ class Process:
             self._after(0.3 * self.rng.random(), self._terminate)
 
     def _terminate(self) -> None:
+        self._settle()
+        self.node.said_goodbye = True
         self.messaging.sessions.close_all("terminated", self.now)
         self._settle()
         self.messaging.discard_all()
@@ -567,6 +604,8 @@ class Process:
 
     def die(self, gently: bool) -> None:
         self.alive = False
+        for ident, count in self.discards.items():
+            self.node.discards[ident] = max(count, self.node.discards.get(ident, 0))
         for event in self.messaging.next_events():
             if isinstance(event, events.Dropped):
                 self.oracle.dropped_untold(event.deliveries)
@@ -624,5 +663,12 @@ def _seqs(result: Any) -> Any:
     return messages and [message.seq for message in messages]
 
 
-def _no_wait(delivery: Delivery, timeout: float | None) -> bool:
-    raise AssertionError("nobody waits here")
+class _NoOwner:
+    def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+        raise AssertionError("nobody waits here")
+
+    def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        raise AssertionError("`RemotePeers` is asked to watch here")
+
+
+_NO_OWNER = _NoOwner()

@@ -5,7 +5,7 @@ import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +13,7 @@ from unittest.mock import patch
 from netcomm.errors import StorageError
 from netcomm.limits import Limits
 from netcomm.protocol import decode, durable_out_stream, encode, storage_sync
+from netcomm.protocol.envelope import Envelope, pack_headers
 from tests.simulation.legacy import LegacyProcess
 from tests.simulation.oracle import Oracle, Sent
 from tests.simulation.process import STARVING, TRAPS, Process
@@ -30,11 +31,21 @@ _FIND_COUNT = 3
 class Node:
     """A place where one process of an ident runs after the other, with a storage or without."""
 
-    def __init__(self, schedule: "Schedule", name: str, ident: str, limits: Limits, storage: bool, legacy: bool):
+    def __init__(
+        self,
+        schedule: "Schedule",
+        name: str,
+        ident: str,
+        limits: Limits,
+        storage: bool,
+        legacy: bool,
+        made_up: bool = False,
+    ):
         self.name = name
         self.ident = ident
         self.limits = limits
         self.legacy = legacy
+        self.made_up = made_up  # it has one process only
         self.impostor = name != ident
         self.world = schedule.world
         self.oracle = schedule.oracle
@@ -57,6 +68,8 @@ class Node:
         self.had_impostor = False
         self.clock_jumped = False
         self.gone = False  # for good
+        self.said_goodbye = False
+        self.discards: dict[str, int] = {}  # those of processes that have ended
         self.processes_seen: dict[int, Any] = {}  # so that their ids stay theirs
         self._backups: list[Any] = []
         self._rewinds: list[float] = []  # when a backup was restored
@@ -93,6 +106,7 @@ class Node:
         if not self.running:
             return
         self.world.trace(f"{self.name}: dies")
+        self.gone = self.gone or self.made_up
         self.process.die(gently)
         rng = self.world.rng
         self.world.after(rng.choice((0.05, 0.5, 3.0)) * rng.random() if down_s is None else down_s, None, self.start)
@@ -157,6 +171,10 @@ class Schedule:
         self.nodes: dict[str, Node] = {}
         self.faults = 0
         self._impostors: list[Node] = []
+        # Chance is another one here, too. In other schedules, those of remembered seeds among them, no message has an
+        # envelope.
+        self._envelope_rng = random.Random(f"envelopes {seed}")
+        self._has_envelopes = seed % 7 == 5
         self._build()
 
     def _build(self) -> None:
@@ -176,6 +194,7 @@ class Schedule:
                 keepalive_wait_s=1.0,
                 max_idle_peers=1 if forgets else 10,
                 max_queued_messages=rng.choice((5, 1000)),
+                made_up_ident_away_s=2.0,
             )
             node = Node(self, name, name, limits, rng.random() < 0.75, name == "snake")
             node.forgets = forgets
@@ -201,6 +220,7 @@ class Schedule:
                 else:
                     other.dials.append(node)
         self._slow_down()
+        self._add_clients([node for node in nodes if not node.legacy])
         self.memory = (rng.choice((4, 10, 1000)), rng.choice((500, 5000)), rng.choice((2, 5)), rng.choice((2, 7, 50)))
 
     def _slow_down(self) -> None:
@@ -215,6 +235,35 @@ class Schedule:
             directions = rng.choice(((names,), (names[::-1],), (names, names[::-1])))
             start, seconds = rng.uniform(0.0, 4.0), rng.choice((6.0, _BUSY_S))
             self.world.after(start, None, self._slow, directions, start + seconds)
+
+    def _add_clients(self, servers: list[Node]) -> None:
+        """Let peers come, in some schedules, whose idents were made up; some end, some are killed, some are long away.
+
+        Chance is another one here, so that other schedules stay as they are.
+        """
+        rng = random.Random(f"clients {self.seed}")
+        for number in range(rng.choice((0, 0, 1, 2, 3))):
+            server = rng.choice(servers)
+            limits = replace(server.limits, window_bytes=rng.choice((150, 400, 6000)))
+            name = f"client{number}"
+            client = Node(self, name, name, limits, rng.random() < 0.3, legacy=False, made_up=True)
+            client.forgets = server.forgets
+            client.dials += [server] * rng.choice((1, 1, 2))
+            self.nodes[name] = client
+            self.links += [(client, server)] * 2
+            end_at = rng.uniform(2.0, 11.0)
+            ends = (self._terminate_client, client.kill, self._take_away, self._take_away, None)
+            if (end := rng.choice(ends)) == client.kill:
+                self.world.after(end_at, None, client.kill)
+            elif end is not None:
+                self.world.after(end_at, None, end, client, server)
+
+    def _terminate_client(self, client: Node, server: Node) -> None:
+        if client.running:
+            client.process.terminate()
+
+    def _take_away(self, client: Node, server: Node) -> None:
+        self.world.partitions[frozenset((client.name, server.name))] = self.world.now + 8.0
 
     def _slow(self, directions: Sequence[tuple[str, str]], until: float) -> None:
         self.world.trace(f"the line is slow: {directions}")
@@ -242,6 +291,7 @@ class Schedule:
             self._heal()
             until = world.now + _HEALING_S
             while not self._quiet():
+                self._discard_for_strangers()
                 if world.now >= until:
                     raise Violation(f"stuck: {self._stuck()}")
                 world.run(world.now + 0.5)
@@ -272,14 +322,42 @@ class Schedule:
             )
             for _ in range(size)
         ]
+        if self._has_envelopes and self._envelope_rng.random() < 0.6:
+            self._put_into_envelopes(messages, room)
         node.process.send(messages, release=rng.choice((0.0, 0.5)))
 
+    def _put_into_envelopes(self, messages: list[Sent], room: int) -> None:
+        """Let messages that are sent together share an envelope, whose numbers count on from one to the next.
+
+        room: how many bytes of data and envelope a frame has.
+        """
+        rng = self._envelope_rng
+        number = messages[0].number
+        envelope = Envelope(
+            subject=rng.choice((None, f"about {number}", "weather")),
+            id=rng.choice((None, number, 2**64 - 3)),
+            ref=rng.choice((None, 7 * number)),
+            packed_headers=rng.choice((b"", pack_headers({"trace": f"{number}"}))),
+        )
+        for place, message in enumerate(messages):
+            message.put_into(envelope.behind(place))
+            message.data = message.data[: room - message.size + len(message.data)]
+
     def _quiet(self) -> bool:
-        return all(node.running and node.process.quiet() for node in self.nodes.values())
+        return all(node.gone or (node.running and node.process.quiet()) for node in self.nodes.values())
+
+    def _discard_for_strangers(self) -> None:
+        """Users give up what waits for clients that are gone, and that their processes have never met."""
+        for client in [node for node in self.nodes.values() if node.made_up and node.gone]:
+            for node in self.nodes.values():
+                if node.running and not node.legacy and client.ident not in node.process.met:
+                    node.process.discard(client.ident)
 
     def _stuck(self) -> str:
         found = []
         for node in self.nodes.values():
+            if node.gone:
+                continue
             if not node.running:
                 found.append(f"{node.name} does not run")
             elif not node.process.quiet():
@@ -423,6 +501,14 @@ class Schedule:
     def _dawdle(self, node: Node) -> None:
         node.dawdle_until = self.world.now + self.rng.choice((0.5, 3.0))
 
+    def _discard(self, node: Node) -> None:
+        """A user gives up what waits for somebody."""
+        node, other = self.rng.choice(self.links)
+        if self.rng.random() < 0.5:
+            node, other = other, node
+        if node.running and not node.legacy and not node.process.ending:
+            node.process.discard(other.ident)
+
     def _raise(self, node: Node) -> None:
         node.raises_until = self.world.now + 1.0
 
@@ -431,7 +517,8 @@ class Schedule:
 
     def _impostor(self, node: Node) -> None:
         """Another process says the same ident, by mistake."""
-        victims = [pair for link in self.links for pair in (link, link[::-1]) if not pair[0].legacy]
+        pairs = [pair for link in self.links for pair in (link, link[::-1])]
+        victims = [pair for pair in pairs if not (pair[0].legacy or pair[0].made_up or pair[1].made_up)]
         if not victims or self._impostors or self.rng.random() < 0.6:
             return
         victim, other = self.rng.choice(victims)
@@ -467,6 +554,7 @@ _FAULTS: dict[Callable[[Schedule, Node], None], int] = {
     Schedule._clock_jump: 1,
     Schedule._dawdle: 3,
     Schedule._raise: 1,
+    Schedule._discard: 2,
     Schedule._impostor: 1,
 }
 

@@ -18,6 +18,8 @@ class SimulatedStorage(QueueStorage):
     and only the answer is lost.
     """
 
+    keeps_envelopes = True
+
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._id = rng.randbytes(16)
@@ -105,7 +107,7 @@ class SimulatedStorage(QueueStorage):
         found = []
         for message in messages[start : start + max_count]:
             found.append(message)
-            max_bytes -= len(message.data)
+            max_bytes -= len(message.data) + len(message.envelope)
             if max_bytes <= 0:
                 break
         return found
@@ -143,7 +145,7 @@ class SimulatedStorage(QueueStorage):
                 replace(
                     stream,
                     count=len(messages),
-                    size=sum(len(message.data) for message in messages),
+                    size=sum(len(message.data) + len(message.envelope) for message in messages),
                     oldest_at=min((message.queued_at for message in messages), default=None),
                     newest_at=max((message.queued_at for message in messages), default=None),
                     next_expiry=min(expiries, default=None),

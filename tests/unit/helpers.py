@@ -16,9 +16,9 @@ from netcomm.connections import BufferUpdated, Closed, ConnectionEvent, Opened, 
 from netcomm.errors import NetcommError, RemoteProtocolError
 from netcomm.limits import Limits
 from netcomm.memory_storage import MemoryQueueStorage
-from netcomm.message import Delivery, Stream
+from netcomm.message import DURABLE, VOLATILE, Delivery, Stream
 from netcomm.protocol import decode, events, frames
-from netcomm.protocol.frames import Data, Item
+from netcomm.protocol.frames import Data, MessageRun
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.remote_peer import PeerStats
@@ -27,7 +27,7 @@ from netcomm.storage import Append, StoredMessage
 
 # The frame types, written out here so that a changed number in netcomm.protocol.frames is noticed.
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
-HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH = range(0x80, 0x87)
+HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH, GOODBYE = range(0x80, 0x88)
 
 UUID = bytes(range(16))
 INFINITE = 0xFFFFFFFF
@@ -80,9 +80,18 @@ def ident(name: str) -> bytes:
 
 
 def hello(
-    boot: bytes = b"B" * 16, connector: int = 0, max_frame_bytes: int = 1 << 26, window_bytes: int = 1 << 23
+    boot: bytes = b"B" * 16,
+    connector: int = 0,
+    max_frame_bytes: int = 1 << 26,
+    window_bytes: int = 1 << 23,
+    flags: int = 0,
 ) -> bytes:
-    return packet(HELLO, struct.pack(">H16s16sIII", 1, b"P" * 16, boot, connector, max_frame_bytes, window_bytes))
+    sizes = connector, max_frame_bytes, window_bytes
+    return packet(HELLO, struct.pack(">H16s16sIIIB", 1, b"P" * 16, boot, *sizes, flags))
+
+
+def goodbye() -> bytes:
+    return packet(GOODBYE)
 
 
 def begin(epoch: int = 7, first: int = 0, sent_below: int = 0, stream: int = 0) -> bytes:
@@ -93,14 +102,19 @@ def data(seq: int, payload: bytes = b"", flags: int = 0, ttl: int = INFINITE) ->
     return packet(DATA, struct.pack(">Q16sII", seq, UUID, ttl, flags) + payload)
 
 
-def batch(seq: int, *payloads: bytes, flags: int = 0, ttl: int = INFINITE, uuid: bytes = UUID) -> bytes:
+def batch(
+    seq: int, *payloads: bytes, flags: int = 0, ttl: int = INFINITE, uuid: bytes = UUID, shared: bytes = b""
+) -> bytes:
+    """shared: an envelope for all."""
     sizes = struct.pack(f">{len(payloads)}I", *map(len, payloads))
-    return packet(BATCH, struct.pack(">Q16sIIH", seq, uuid, ttl, flags, len(payloads)) + sizes + b"".join(payloads))
+    head = struct.pack(">Q16sIIH", seq, uuid, ttl, flags, len(payloads))
+    return packet(BATCH, head + sizes + shared + b"".join(payloads))
 
 
-def data_frame(stream: Stream, *items: Item) -> Data:
-    """The frame of messages that each came by itself."""
-    return Data(stream, [(seq, 1, uuid, ttl, flags) for seq, uuid, ttl, flags, _ in items], [i[4] for i in items])
+def data_frame(stream: Stream, *items: tuple[int, bytes, int, int, bytes]) -> Data:
+    """The frame of plain messages that each came by itself."""
+    runs: list[MessageRun] = [(seq, 1, uuid, ttl, flags, None) for seq, uuid, ttl, flags, _ in items]
+    return Data(stream, runs, [item[4] for item in items])
 
 
 def ack(next_seq: int, stream: int = 0, *, epoch: int = FIRST_EPOCH, received: int | None = None) -> bytes:
@@ -128,8 +142,15 @@ def netcomm_handshake(name: str, **fields: int | bytes) -> bytes:
     return version() + hello(**fields) + ident(name)  # type: ignore[arg-type]
 
 
-def not_waited_for(delivery: Delivery, timeout: float | None) -> bool:
-    raise AssertionError("no unit test of the core waits")
+class NotWaitedFor:
+    def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+        raise AssertionError("no unit test of the core waits")
+
+    def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+        raise AssertionError("unit tests of the core ask `RemotePeers` to watch")
+
+
+not_waited_for = NotWaitedFor()
 
 
 def make_delivery(
@@ -141,7 +162,7 @@ def make_delivery(
         payload,
         OVERHEAD + len(payload),
         None if ttl is None else now + ttl,
-        persistent,
+        DURABLE if persistent else VOLATILE,
         not_waited_for,
     )
 
@@ -232,7 +253,13 @@ class Host:
     """A `Node`, its connections, and as much of a peer around it as it takes to do its work."""
 
     def __init__(
-        self, net: "Net", name: str, limits: Limits, boot: int, storage: MemoryQueueStorage | None = None
+        self,
+        net: "Net",
+        name: str,
+        limits: Limits,
+        boot: int,
+        storage: MemoryQueueStorage | None = None,
+        made_up: bool = False,
     ) -> None:
         self.net = net
         self.name = name
@@ -252,16 +279,22 @@ class Host:
             peer_id=name.encode().ljust(16, b"p"),
             boot_id=boot.to_bytes(16),
             first_epoch=boot * FIRST_EPOCH,
-            wait=not_waited_for,
+            owner=not_waited_for,
             progress=self._progress,
             stores_positions=storage is not None,
+            made_up=made_up,
         )
         self.node = Node(self.messaging, self, net.budget)
         self.storage = storage
         self.storing = True  # the storage answers at once
         self.requests: deque[events.StorageRequest] = deque()  # what it has not answered
         if storage is not None:
-            for request in self.node.restore(storage.streams(), storage.positions(), net.now, net.wall_now):
+            for request in self.node.restore(
+                storage.streams(),
+                {(sender, DURABLE): position for sender, position in storage.positions().items()},
+                net.now,
+                net.wall_now,
+            ):
                 request.carry_out(storage)
 
     def tell(self, event: ConnectionEvent) -> None:
@@ -302,6 +335,11 @@ class Host:
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, stored_at, ttl)
         self.storage.append([Append(delivery.ident, self._epoch, [message])])
         self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
+
+    def end(self) -> None:
+        """End the process in order."""
+        self.act()
+        self.messaging.sessions.close_all("terminated", self.net.now)
 
     def answer(self, count: int = 1 << 30) -> bool:
         """Let the storage carry out, and answer, its next requests; returns whether there were any."""
@@ -349,7 +387,7 @@ class Host:
         while self.queue and count > 0:
             first = self.queue[0]
             start, stop = first.handled, min(len(first.items), first.handled + count)
-            for seq, _, _, _, payload in first.items[start:stop]:
+            for seq, _, _, _, payload, _ in first.items[start:stop]:
                 redelivered = first.stream is not None and seq < first.redelivered_below
                 self.received.append((first.ident, payload, redelivered))
             self.node.on_handled(first, stop, self.net.now)
@@ -465,9 +503,15 @@ class Net:
     def wall_now(self) -> float:
         return self.now + self.wall_offset
 
-    def host(self, name: str, limits: Limits | None = None, storage: MemoryQueueStorage | None = None) -> Host:
+    def host(
+        self,
+        name: str,
+        limits: Limits | None = None,
+        storage: MemoryQueueStorage | None = None,
+        made_up: bool = False,
+    ) -> Host:
         self._last_boot += 1
-        host = Host(self, name, limits if limits is not None else Limits(), self._last_boot, storage)
+        host = Host(self, name, limits if limits is not None else Limits(), self._last_boot, storage, made_up)
         self.hosts.append(host)
         return host
 

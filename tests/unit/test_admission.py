@@ -67,6 +67,14 @@ def test_each_combination_is_decided_as_the_table_says(newcomer: Contender) -> N
         assert decided == expected, (newcomer, present, is_own_ident)
 
 
+@pytest.mark.parametrize("newcomer", CONTENDERS, ids=str)
+def test_a_process_that_has_said_that_it_ends_is_not_admitted_again(newcomer: Contender) -> None:
+    for present in presents():
+        decided = decide(newcomer, present, is_own_ident=False, own_boot_id=OWN, ended_boot_id=LOW)
+        expected = decide(newcomer, present, is_own_ident=False, own_boot_id=OWN)
+        assert decided == (Decision.REFUSE_ENDED if newcomer.boot_id == LOW else expected)
+
+
 def test_each_row_of_the_table_decides_something() -> None:
     deciding = set()
     for newcomer, present in product(CONTENDERS, presents()):

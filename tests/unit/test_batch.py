@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from netcomm.limits import Limits
-from netcomm.message import Delivery, DeliveryState, Stream
+from netcomm.message import VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol import encode, frames
 from netcomm.protocol.batch import MAX_BATCH_COUNT, Batch, BatchDelivery, Deliveries, Entry, Run
 from netcomm.protocol.frames import Ack
@@ -130,11 +130,12 @@ def test_a_batch_is_let_go_without_the_collector_of_garbage() -> None:
 def test_waiting_for_a_message_of_a_batch_asks_for_that_message() -> None:
     asked = []
 
-    def wait(delivery: Delivery, timeout: float | None) -> bool:
-        asked.append((delivery.uuid, timeout))
-        return True
+    class Owner(helpers.NotWaitedFor):
+        def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+            asked.append((delivery.uuid, timeout))
+            return True
 
-    batch = Batch("b", PREFIX, 7, [b"a", b"b"], OVERHEAD, None, wait)
+    batch = Batch("b", PREFIX, 7, [b"a", b"b"], OVERHEAD, None, Owner())
     assert batch.delivery(1).wait(3)
     assert asked == [(uuid_of(8), 3)]
 
@@ -162,7 +163,8 @@ def sent_as(outbox: Outbox) -> list[tuple[int, int]]:
     assert taken is not None
     _, _, next_seq, batch, _ = taken
     return [
-        (kind, int.from_bytes(body[:8])) for kind, body in helpers.packets(b"".join(encode.data(batch, next_seq, 0.0)))
+        (kind, int.from_bytes(body[:8]))
+        for kind, body in helpers.packets(b"".join(encode.data(batch[0].stream, batch, next_seq, 0.0)))
     ]
 
 
@@ -186,7 +188,7 @@ def test_a_message_joins_the_run_that_waits_last() -> None:
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 3, 3))
     assert delivery.state is DeliveryState.DELIVERED
     assert delivery.data is None
-    assert outbox.in_flight_bytes == 1 + OVERHEAD
+    assert outbox.volatile.in_flight_bytes == 1 + OVERHEAD
 
 
 def test_nothing_joins_what_has_been_sent() -> None:
@@ -231,7 +233,7 @@ def test_what_can_be_joined() -> None:
     assert run.join(b"x") is None  # another waits behind
     outbox = new_outbox()
     outbox.append(make_batch(b"").run(), 0.0)
-    outbox.append(Delivery("b", uuid_of(0), b"", OVERHEAD, None, False, not_waited_for), 0.0)
+    outbox.append(Delivery("b", uuid_of(0), b"", OVERHEAD, None, VOLATILE, not_waited_for), 0.0)
     assert join(outbox, b"x") is None  # a single message waits last
 
 
@@ -262,7 +264,7 @@ def test_messages_that_have_joined_take_room_in_the_queue() -> None:
     outbox.append(make_batch(b"0").run(), 0.0)
     joined = [join(outbox, b"x") is not None for _ in range(3)]
     assert joined == [True, True, False]
-    assert not outbox.has_room(1)
+    assert not outbox.has_room(VOLATILE, 1)
     assert outbox.append(make_batch(b"x").run(), 0.0) == 0
     assert [entry.count for entry in outbox.discard()] == [3]
     assert (outbox.queued, outbox.volatile.queued_bytes) == (0, 0)
@@ -358,7 +360,7 @@ def test_what_others_have_put_behind_a_gap_has_joined() -> None:
     outbox.acknowledge(Ack(Stream.VOLATILE, 7, 3, 3))
     states = [DeliveryState.DELIVERED, DeliveryState.DELIVERED, DeliveryState.SENT]
     assert [batch.delivery(place).state for place in (2, 3, 4)] == states
-    assert outbox.in_flight_bytes == 1 + OVERHEAD
+    assert outbox.volatile.in_flight_bytes == 1 + OVERHEAD
 
 
 def test_several_gaps_leave_several_runs() -> None:
@@ -504,7 +506,9 @@ class Twin:
     def append(self, payloads: Sequence[bytes], ttl: float | None, now: float) -> None:
         expires_at = None if ttl is None else now + ttl
         if ttl is None and len(payloads) == 1 and (joined := join(self.batched, payloads[0])) is not None:
-            delivery = Delivery("b", joined.uuid, payloads[0], OVERHEAD + len(payloads[0]), None, False, not_waited_for)
+            delivery = Delivery(
+                "b", joined.uuid, payloads[0], OVERHEAD + len(payloads[0]), None, VOLATILE, not_waited_for
+            )
             assert self.single.append(delivery, now)
             self.singles.append(delivery)
             self.views.append(joined)
@@ -513,7 +517,7 @@ class Twin:
         taken = 0
         for place, payload in enumerate(payloads):
             uuid = uuid_of(self._number + place)
-            delivery = Delivery("b", uuid, payload, OVERHEAD + len(payload), expires_at, False, not_waited_for)
+            delivery = Delivery("b", uuid, payload, OVERHEAD + len(payload), expires_at, VOLATILE, not_waited_for)
             if not self.single.append(delivery, now):
                 break
             self.singles.append(delivery)
@@ -541,9 +545,11 @@ class Twin:
             _, _, next_seq, batch, refused = taken
             rejected += uuids(refused)
             if batch:
-                parsed, _ = open_reader().feed(b"".join(encode.data(batch, next_seq, 0.0)))
+                parsed, _ = open_reader().feed(b"".join(encode.data(batch[0].stream, batch, next_seq, 0.0)))
                 sent += [item for frame in parsed if isinstance(frame, frames.Data) for item in frame.items]
-                assert b"".join(encode.messages(batch, 0.0)).count(PREFIX) == sum(entry.count for entry in batch)
+                assert b"".join(encode.messages(batch[0].stream, batch, 0.0)).count(PREFIX) == sum(
+                    entry.count for entry in batch
+                )
         return sent, rejected
 
     def check(self) -> None:
@@ -555,7 +561,7 @@ class Twin:
                 outbox.queued,
                 counted and outbox.volatile.queued_bytes,
                 outbox.in_flight,
-                outbox.in_flight_bytes,
+                outbox.volatile.in_flight_bytes,
                 outbox.next_expiry(),
             )
             for outbox in (self.single, self.batched)

@@ -12,16 +12,19 @@ from unittest.mock import patch
 
 import pytest
 
-from netcomm.protocol import decode
+from netcomm import Limits
+from netcomm.protocol import decode, encode
 from netcomm.testing import conformance, vectors
 from netcomm.testing.conformance import Line, Packet, Player, Wrong
 from netcomm.testing.vectors import Step, Vector
 from tests.simulation.mutations import Mutation
-from tests.unit.helpers import End, Net
+from tests.unit import helpers
+from tests.unit.helpers import End, Host, Net
 from tests.unit.test_protocol_vectors import interrupted_conversation
 
 PAGE = conformance.PAGE.read_text(encoding="utf-8")
 VECTORS = list(conformance.all_vectors(PAGE))
+ECHO_VECTORS = conformance.echo_vectors(PAGE)
 
 
 class EndLine:
@@ -47,16 +50,28 @@ class EndLine:
         self._end.lose()
 
 
-def dial_netcomm() -> Callable[[], Line]:
+class Echo(Host):
+    """Sends each message back to its sender."""
+
+    def hand_over(self, count: int = 1 << 30) -> None:
+        before = len(self.received)
+        super().hand_over(count)
+        for ident, payload, _ in self.received[before:]:
+            self.send(ident, payload)
+
+
+def dial_netcomm(kind: type[Host]) -> Callable[[], Line]:
     net = Net()
-    host = net.host("niess")
+    host = kind(net, "niess", Limits(), 1)
+    net.hosts.append(host)
     host.has_faults = True
     return lambda: EndLine(net, net.raw(host))
 
 
 def complaint(vector: Vector) -> str | None:
     """What is wrong with netcomm's answers; a defect may make it raise, too."""
-    player = Player(dial_netcomm(), random.Random(1).randbytes)
+    echoes = vector in ECHO_VECTORS
+    player = Player(dial_netcomm(Echo if echoes else Host), random.Random(1).randbytes, echoes)
     try:
         player.play(vector.steps)
     except Exception as error:
@@ -66,14 +81,15 @@ def complaint(vector: Vector) -> str | None:
 
 @pytest.mark.requirement("P-62", "positive")
 @pytest.mark.requirement("P-62", "negative")
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.name)
+@pytest.mark.parametrize("vector", VECTORS + ECHO_VECTORS, ids=lambda vector: vector.name)
 def test_netcomm_answers_each_vector_as_the_page_says(vector: Vector) -> None:
     assert complaint(vector) is None
 
 
 def test_each_vector_names_a_requirement_and_has_an_end() -> None:
-    assert len({vector.name for vector in VECTORS}) == len(VECTORS)
-    for vector in VECTORS:
+    vectors = VECTORS + ECHO_VECTORS
+    assert len({vector.name for vector in vectors}) == len(vectors)
+    for vector in vectors:
         number = vector.name[1:5]
         assert f"**[{number}]**" in PAGE, vector.name
         assert vector.steps[-1].kind in ("open", "closed"), vector.name
@@ -97,16 +113,32 @@ DEFECTS = [
     Mutation("idents of 256 bytes", "protocol.decode:_parse_ident", "<= MAX_IDENT_BYTES:", "<= 256:"),
     Mutation("idents of 254 bytes", "protocol.decode:_parse_ident", "<= MAX_IDENT_BYTES:", "< MAX_IDENT_BYTES:"),
     Mutation("no later HELLO", "protocol.decode:_parse_hello", "frame.version < 1", "frame.version != 1"),
-    Mutation("HELLO of 46 bytes", "protocol.decode:_parse_hello", "payload[: HELLO.size]", "payload"),
-    Mutation("any stream", "protocol.decode:_parse_stream", "stream is None", "stream is None and number > 2"),
+    Mutation("HELLO of 47 bytes", "protocol.decode:_parse_hello", "payload[: HELLO.size]", "payload"),
+    Mutation("HELLO of version 0", "protocol.decode:_parse_hello", "frame.version < 1", "False"),
+    Mutation("a max frame of 32", "protocol.decode:_parse_hello", "frame.max_frame_bytes < DATA_OVERHEAD", "False"),
+    Mutation("33 bytes are too few", "protocol.decode:_parse_hello", "bytes < DATA_OVERHEAD", "bytes <= DATA_OVERHEAD"),
+    Mutation("no window", "protocol.decode:_parse_hello", "frame.window_bytes == 0", "False"),
+    Mutation("any stream", "protocol.decode:_parse_stream", "stream is None", "stream is None and number > 3"),
     Mutation("sent below first seq", "protocol.decode:_parse_begin", "sent_below < first_seq", "False"),
     Mutation("more acknowledged than came", "protocol.decode:_parse_ack", "received_seq < next_seq", "False"),
     Mutation("other flags", "protocol.decode:_last_data", "flags & FLAG_PERSISTENT", "flags"),
-    Mutation("a batch without end", "protocol.decode:_parse_batch", "start + sum(sizes) != end", "False"),
-    Mutation("an empty batch", "protocol.decode:_parse_batch", "not count or", ""),
+    Mutation("a batch without end", "protocol.decode:Reader._parse_batch", "start + sum(sizes) != end", "False"),
+    Mutation("an empty batch", "protocol.decode:Reader._parse_batch", "not count or", ""),
     Mutation("any VERSION", f"{_SESSION}._receive_version", "number != frames.PROTOCOL_VERSION", "False"),
     Mutation(
         "no word to another VERSION", f"{_SESSION}._receive_version", "self._output.append(encode.INCOMPATIBLE)", ""
+    ),
+    Mutation(
+        "a process that comes again",
+        "protocol.sessions:Sessions._identify",
+        "None if known is None else known.ended_boot_id",
+        "None",
+    ),
+    Mutation(
+        "GOODBYE without an end",
+        "protocol.sessions:Sessions._end_process",
+        'self._close(connection, "the other side has ended", now)',
+        "",
     ),
     Mutation("a second HELLO", f"{_SESSION}.next_event", "self.remote is not None", "False"),
     Mutation(
@@ -138,6 +170,21 @@ DEFECTS = [
     Mutation("an ACK of what was never sent", f"{_OUTBOX}.acknowledge", "ack.received_seq > state.sent_below", "False"),
     Mutation("an ACK of any epoch", f"{_OUTBOX}.acknowledge", "ack.epoch != state.epoch", "False"),
     Mutation("its own connector", "protocol.admission:_same_connector", "newcomer.connector == 0", "True"),
+    Mutation(
+        "the same side is the same connector", "protocol.admission:_same_connector", "or newcomer.connector == 0", ""
+    ),
+    Mutation(
+        "the last one wins",
+        "protocol.sessions:Sessions._identify",
+        "self._challenge(connection,",
+        "self._replace(connection,",
+    ),
+    Mutation(
+        "the second of those that wait wins",
+        "protocol.sessions:Sessions._identify",
+        "self._refuse_duplicate(connection,",
+        "self._challenge(connection,",
+    ),
     Mutation("its own ident", "protocol.sessions:Sessions._identify", "ident == self._ident", "False"),
 ]
 # In what is said first by netcomm: the conversation shows them.
@@ -150,6 +197,17 @@ SPOKEN_DEFECTS = [
     Mutation("each uuid is the first", "protocol.encode:_add_run", "batch.number + start", "batch.number"),
     Mutation("silence", f"{_SESSION}.check", "self.probe(now, progress)", "pass"),
     Mutation("received is handed over", f"{_INBOX}.due_acks", "state.handed_seq", "state.next_seq"),
+]
+
+
+# In what an echo shows.
+ECHO_DEFECTS = [
+    Mutation("no SKIP", "protocol.encode:data", "if seq > next_seq:", "if False:"),
+    Mutation("all sent again", f"{_OUTBOX}.acknowledge", "(state, ack.received_seq)", "(state)"),
+    Mutation("sent below first seq", "protocol.out_stream:OutStream.begin", "first, self.sent_below", "first, first"),
+    Mutation("any ACK settles", f"{_OUTBOX}.acknowledge", "ack.epoch != state.epoch", "False"),
+    Mutation("no window", f"{_OUTBOX}.connect", "min(window_bytes, self._limits.window_bytes)", "1 << 30"),
+    Mutation("any size", f"{_OUTBOX}.connect", "max_packet_bytes, legacy", "1 << 30, legacy"),
 ]
 
 
@@ -166,6 +224,12 @@ def planted(defect: Mutation) -> Iterator[None]:
 def test_a_vector_finds_each_defect(defect: Mutation) -> None:
     with planted(defect):
         assert any(complaint(vector) for vector in VECTORS)
+
+
+@pytest.mark.parametrize("defect", ECHO_DEFECTS, ids=lambda defect: defect.name)
+def test_an_echo_finds_each_defect(defect: Mutation) -> None:
+    with planted(defect):
+        assert any(complaint(vector) for vector in ECHO_VECTORS)
 
 
 @pytest.mark.parametrize("defect", SPOKEN_DEFECTS, ids=lambda defect: defect.name)
@@ -193,3 +257,62 @@ def test_steps_are_read_and_bytes_repeated() -> None:
     steps = (Step("says", ("VERSION", "61*3", "62")), Step("closed", ()))
     assert vectors.behaviour(page) == [Vector("[P-01] one", steps)]
     assert vectors.unhex("61*3 62") == b"aaab"
+
+
+def test_any_byte_may_stand_where_the_page_has_question_marks() -> None:
+    pattern = vectors.pattern("61 ??*2 2e")
+    assert [bool(pattern.fullmatch(packet)) for packet in (b"a\n\0.", b"a\n\0x", b"a\n.", b"b\n\0.")] == [True] + [
+        False
+    ] * 3
+
+
+# -- The tester -----------------------------------------------------------------------------------------------------
+
+
+class Script:
+    """A connection to an implementation that says what the test has written down."""
+
+    def __init__(self, *said: bytes) -> None:
+        self._packets = helpers.packets(b"".join(said))
+
+    def say(self, data: bytes) -> None:
+        pass
+
+    def hear(self) -> Packet | None:
+        return self._packets.pop(0) if self._packets else None
+
+    def close(self) -> None:
+        pass
+
+
+def hear_two_messages(*said: bytes) -> None:
+    """Look for the messages "a" and "b" in what an implementation has said."""
+    first = Step("hears", ("00000022", "82", "SEQ", "??*8", "ff*8", "ffffffff", "00000000", "61"))
+    second = Step("hears", ("00000022", "82", "SEQ+1", "??*8", "00*8", "ffffffff", "00000000", "62"))
+    Player(lambda: Script(*said), echoes=True).play([first, second])
+
+
+def test_a_batch_that_is_heard_counts_as_its_messages() -> None:
+    uuid = b"\x20" * 8 + b"\xff" * 8
+    batch = helpers.batch(5, b"a", b"b", uuid=uuid)
+    hear_two_messages(helpers.begin(first=5, sent_below=5), batch)
+    with pytest.raises(Wrong, match="sent before, on an earlier connection"):
+        hear_two_messages(helpers.begin(first=5, sent_below=6), batch)
+    for wrong in (helpers.packet(0x86, batch[5:] + b"x"), helpers.batch(5, uuid=uuid)):
+        with pytest.raises(Wrong, match="do not add up"):
+            hear_two_messages(helpers.begin(first=5, sent_below=5), wrong)
+
+
+def test_another_begin_than_the_one_expected_is_wrong() -> None:
+    step = Step("hears", ("0000001a", "81", "00", "EPOCH", "SEQ", "0000000000000009"))
+    Player(lambda: Script(helpers.begin(first=5, sent_below=9))).play([step])
+    with pytest.raises(
+        Wrong, match=r"^step 1, hears 0000001a 81 00 EPOCH SEQ 0000000000000009: BEGIN .* instead of BEGIN"
+    ):
+        Player(lambda: Script(helpers.begin(first=5, sent_below=8))).play([step])
+
+
+def test_a_probe_that_does_not_come_is_wrong() -> None:
+    Player(lambda: Script(encode.PING)).play([Step("probed", ())])
+    with pytest.raises(Wrong, match="the connection is closed before a PING"):
+        Player(lambda: Script(encode.PONG)).play([Step("probed", ())])

@@ -72,7 +72,7 @@ def test_the_cost_of_storing_one_by_one() -> None:
 def test_the_cost_of_handing_over(unconnected: SnakemqConnector) -> None:
     unconnected.send("niess", PAYLOAD)
     unconnected.on_recv.add(lambda ident, data: None)
-    received = Received("niess", None, 0, 0, [(0, COUNT, bytes(16), 0, 0)], [PAYLOAD] * COUNT, 0)
+    received = Received("niess", None, 0, 0, [(0, COUNT, bytes(16), 0, 0, None)], [PAYLOAD] * COUNT, 0)
     assert calls_per_message(lambda: unconnected._runtime.callbacks.run(received)) < 1.1  # the callback
 
 

@@ -25,7 +25,7 @@ class Node:
 
 def make_batch(count: int, handled: int = 0) -> Received:
     payloads = [b"%d" % number for number in range(count)]
-    return Received("b", None, 0, 0, [(0, count, bytes(16), 0, 0)], payloads, count, handled)
+    return Received("b", None, 0, 0, [(0, count, bytes(16), 0, 0, None)], payloads, count, handled)
 
 
 class Scene:

@@ -33,7 +33,7 @@ def handover(node: Node) -> NotedHandover:
 
 
 def batch(count: int) -> Received:
-    return Received("bob", None, 0, 0, [(10, count, bytes(16), 0, 0)], [b"%d" % n for n in range(count)], 0)
+    return Received("bob", None, 0, 0, [(10, count, bytes(16), 0, 0, None)], [b"%d" % n for n in range(count)], 0)
 
 
 def begin(handover: NotedHandover, received: Received, given: int) -> list[bytes]:

@@ -6,6 +6,7 @@ import pytest
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.message import Stream
+from netcomm.protocol.envelope import Envelope
 from netcomm.protocol.frames import Ack, Begin, Data
 from netcomm.protocol.inbox import Inbox
 from netcomm.storage import Position
@@ -135,7 +136,7 @@ def test_what_the_caller_has_is_not_changed() -> None:
 
 
 def a_batch(seq: int, *payloads: bytes) -> Data:
-    return Data(VOLATILE, [(seq, len(payloads), UUID, INFINITE, 0)], list(payloads))
+    return Data(VOLATILE, [(seq, len(payloads), UUID, INFINITE, 0, None)], list(payloads))
 
 
 @pytest.mark.requirement("P-59", "negative")
@@ -441,11 +442,17 @@ def test_a_stored_position_of_an_epoch_that_has_ended_acknowledges_nothing() -> 
     assert inbox.due_acks() == []
 
 
+def restored(position: Position) -> Inbox:
+    inbox = Inbox(True)
+    inbox.restore(DURABLE, position)
+    return inbox
+
+
 @pytest.mark.requirement("P-27", "positive")
 @pytest.mark.requirement("P-35", "positive")
 def test_a_restored_position_is_the_answer_to_begin() -> None:
-    inbox = Inbox(True, Position(99, 40))
-    assert inbox.durable
+    inbox = restored(Position(99, 40))
+    assert inbox.has_position
     assert inbox.due_acks() == []  # nobody is connected
     with pytest.raises(RemoteProtocolError, match="DURABLE"):
         accept(inbox, 40, stream=DURABLE)
@@ -457,7 +464,7 @@ def test_a_restored_position_is_the_answer_to_begin() -> None:
 @pytest.mark.requirement("P-35", "positive")
 def test_behind_a_restored_position_what_may_have_been_sent_is_marked() -> None:
     # The earlier process may have handed it over, and died before the position was stored.
-    inbox = Inbox(True, Position(99, 40))
+    inbox = restored(Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 30, 45))
     state, _ = inbox.accept(messages(40, stream=DURABLE))
     assert state.redelivered_below == 45
@@ -465,7 +472,7 @@ def test_behind_a_restored_position_what_may_have_been_sent_is_marked() -> None:
 
 @pytest.mark.requirement("P-35", "negative")
 def test_only_the_first_begin_after_a_restart_marks() -> None:
-    inbox = Inbox(True, Position(99, 40))
+    inbox = restored(Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 40, 42))
     accept(inbox, *range(40, 50), stream=DURABLE)
     inbox.disconnect()
@@ -477,7 +484,7 @@ def test_only_the_first_begin_after_a_restart_marks() -> None:
 @pytest.mark.requirement("P-27", "negative")
 @pytest.mark.requirement("P-34", "positive")
 def test_a_restored_position_of_another_epoch_is_of_no_use() -> None:
-    inbox = Inbox(True, Position(98, 40))
+    inbox = restored(Position(98, 40))
     inbox.begin(Begin(DURABLE, 99, 3, 6))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 3, 3)]
     state, fresh = inbox.accept(messages(3, stream=DURABLE))
@@ -486,7 +493,7 @@ def test_a_restored_position_of_another_epoch_is_of_no_use() -> None:
 
 def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_first_message_there_is() -> None:
     # What lies between was acknowledged once, and is gone.
-    inbox = Inbox(True, Position(99, 40))
+    inbox = restored(Position(99, 40))
     inbox.begin(Begin(DURABLE, 99, 60, 65))
     assert inbox.due_acks() == [Ack(DURABLE, 99, 60, 60)]
     state, fresh = inbox.accept(messages(60, 61, stream=DURABLE))
@@ -497,9 +504,21 @@ def test_a_receivers_storage_that_was_restored_from_a_backup_goes_on_at_the_firs
     assert inbox.due_acks() == [Ack(DURABLE, 99, 61, 62)]
 
 
-def test_an_inbox_that_has_no_durable_stream_says_so() -> None:
-    assert not Inbox(True).durable
-    assert not begun().durable
+def test_a_durable_stream_has_a_position_once_a_message_of_it_was_handed_over() -> None:
+    inbox = Inbox(True)
+    inbox.begin(Begin(DURABLE, 99, 3, 6))
+    accept(inbox, 3, stream=DURABLE)
+    assert not inbox.has_position
+    inbox.mark_handled(DURABLE, 99, 4)
+    assert inbox.has_position
+
+
+def test_an_inbox_that_stores_no_positions_has_none() -> None:
+    inbox = Inbox(False)
+    inbox.begin(Begin(DURABLE, 99, 3, 6))
+    accept(inbox, 3, stream=DURABLE)
+    inbox.mark_handled(DURABLE, 99, 4)
+    assert not inbox.has_position
 
 
 # -- redelivered --------------------------------------------------------------------------------------------------
@@ -577,3 +596,14 @@ def test_random_traffic_is_taken_once_and_in_order(seed: int) -> None:
                     inbox.begin(Begin(VOLATILE, epoch, 0, 0))
                     top, taken, handed, skipped = 0, [], 0, set()
     assert taken == sorted(set(taken))
+
+
+def test_behind_duplicates_the_envelopes_are_those_of_the_messages_that_are_new() -> None:
+    inbox = begun()
+    accept(inbox, 0, 1)
+    shared = Envelope(subject="s", id=2**64 - 2, wire_size=16)
+    batch = Data(VOLATILE, [(0, 5, UUID, INFINITE, 8, shared)], [b"%d" % seq for seq in range(5)], 5 * 16)
+    _, fresh = inbox.accept(batch)
+    assert [(item[0], item[5]) for item in fresh.items] == [(seq, shared.behind(seq)) for seq in (2, 3, 4)]
+    assert [item[5].id for item in fresh.items if item[5] is not None] == [0, 1, 2]
+    assert fresh.envelope_bytes == 3 * 16

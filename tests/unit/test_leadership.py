@@ -128,6 +128,7 @@ def test_the_deputy_looks_less_often_while_work_is_short_and_as_often_as_ever_wh
     assert looks.waits == [PATIENCE_S, 2 * PATIENCE_S, 4 * PATIENCE_S, 8 * PATIENCE_S] + 2 * [MOST_PATIENCE_S]
     looks.waits.clear()
     assert leadership.deputize()
+    leadership.release()
     assert looks.waits == [PATIENCE_S, 2 * PATIENCE_S, 4 * PATIENCE_S]
 
 
@@ -135,6 +136,7 @@ def test_the_deputy_sleeps_once_it_has_looked_and_there_was_no_work() -> None:
     leadership = Leadership(lambda: None)
     looks = leadership._alarm = Looks(leadership, [lambda: None, leadership.begin_work])  # type: ignore[assignment]
     assert leadership.deputize()
+    leadership.release()
     assert looks.waits == [PATIENCE_S, None]
 
 
@@ -238,6 +240,7 @@ def test_however_the_beginning_of_work_meets_that_of_a_rest_the_deputy_does_not_
         order = ["worker" if step in turns else "deputy" for step in range(14)]
         leadership = Interleaved(order)
         assert leadership.run(), order
+        leadership.release()
         assert not leadership.overslept, order
 
 

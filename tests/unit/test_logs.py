@@ -1,11 +1,13 @@
 """`Log`: records are written in their order, by a thread of its own, whatever handlers and filters do."""
 
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -248,6 +250,136 @@ Log("netcomm.test").info("after")
 def test_what_was_logged_is_written_when_the_process_ends_and_once_when_it_forks() -> None:
     result = subprocess.run([sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60, check=True)
     assert sorted(result.stdout.split("\n")) == ["", "after", "before", "in the child"]
+
+
+FORKED_IN_WRITE = """
+import io, logging, os, signal, sys, threading
+from netcomm import logs
+from netcomm.logs import Log
+
+class Slow(io.RawIOBase):
+    "The first `write` takes until a fork has begun, and then so long that it would be over if nobody waited."
+
+    def __init__(self):
+        self.writes, self.forks, self.forked = threading.Event(), threading.Event(), threading.Event()
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if not self.writes.is_set():
+            self.writes.set()
+            assert self.forks.wait(DEADLINE_S)
+            self.forked.wait(0.3)
+        return os.write(1, data)
+
+slow = Slow()
+os.register_at_fork(before=slow.forks.set, after_in_parent=slow.forked.set)
+logs._FORK_S = DEADLINE_S
+stream = io.TextIOWrapper(io.BufferedWriter(slow))
+logging.basicConfig(format="%(message)s", stream=stream, level=logging.INFO)
+log = Log("netcomm.test")
+log.info("before")
+assert slow.writes.wait(DEADLINE_S)
+child = os.fork()
+if not child:
+    signal.alarm(ALARM_S)
+log.info("after" if child else "in the child")
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_fork_comes_between_two_records() -> None:
+    """Else the child would have the stream half-written, and locked for ever: Python's end flushes it."""
+    script = FORKED_IN_WRITE.replace("DEADLINE_S", str(DEADLINE_S)).replace("ALARM_S", "40")
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]  # Python warns of forks beside threads
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(result.stdout.split("\n")) == ["", "after", "before", "in the child"]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_handler_that_waits_for_the_thread_that_forks_keeps_it_for_a_moment(
+    blocks: Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_FORK_S", 0.2)
+    log = Log(NAME)
+    log.info("before")
+    assert blocks.entered.wait(DEADLINE_S)
+    before = time.monotonic()
+    exit_of_child(lambda: None)
+    assert time.monotonic() - before < DEADLINE_S
+    log.info("after")
+    blocks.go_on.set()
+    assert logs.flush(DEADLINE_S)
+    assert blocks.texts == ["before", "after"]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_handler_may_fork_and_its_child_writes_nothing_of_the_parents(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(logs, "_FORK_S", DEADLINE_S)
+    log = Log(NAME)
+    children: list[int] = []
+    took: list[float] = []
+    written = tmp_path / "written"
+
+    class Forks(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with written.open("a") as file:
+                file.write(f"{record.getMessage()}\n")
+            if record.getMessage() == "fork":
+                log.info("behind it")
+                before = time.monotonic()
+                child = os.fork()
+                if child:
+                    children.append(child)
+                    took.append(time.monotonic() - before)
+
+    handler = Forks()
+    logger.addHandler(handler)
+    log.info("fork")
+    assert logs.flush(DEADLINE_S)
+    logger.removeHandler(handler)
+    os.waitpid(children[0], 0)
+    assert took[0] < DEADLINE_S / 2
+    assert written.read_text() == "fork\nbehind it\n"
+
+
+def exit_of_child(action: Callable[[], None]) -> int:
+    """Fork, do something in the child, and end it; returns how it has ended, 0 for well."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_many_threads_that_log_and_fork_at_once_lose_nothing(
+    logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = Log(NAME)
+    codes: list[int] = []
+
+    def go(number: int) -> None:
+        for turn in range(10):
+            log.info("%d", 10 * number + turn)
+            codes.append(exit_of_child(lambda: None))
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert codes == [0] * 40
+    assert sorted(int(record.getMessage()) for record in caplog.records) == list(range(40))
 
 
 WITHOUT_THREADS = """

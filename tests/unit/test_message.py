@@ -3,11 +3,12 @@
 import dataclasses
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 
 from netcomm import ConfigurationError, DeliveryState, Limits, Message
-from netcomm.message import FLAG_PERSISTENT, Delivery, check_ident
+from netcomm.message import FLAG_PERSISTENT, VOLATILE, Delivery, check_ident
 from tests.unit.helpers import UUID, make_delivery
 
 STATES = list(DeliveryState)
@@ -37,15 +38,22 @@ def test_the_last_four_states_are_ends() -> None:
 
 def test_wait_asks_the_one_who_made_it() -> None:
     asked: list[tuple[Delivery, float | None]] = []
+    watched: list[tuple[Delivery, object]] = []
 
-    def wait(delivery: Delivery, timeout: float | None) -> bool:
-        asked.append((delivery, timeout))
-        return timeout is None
+    class Owner:
+        def wait_for_delivery(self, delivery: Delivery, timeout: float | None) -> bool:
+            asked.append((delivery, timeout))
+            return timeout is None
 
-    delivery = Delivery("b", UUID, b"", 37, None, False, wait)
+        def watch_delivery(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
+            watched.append((delivery, function))
+
+    delivery = Delivery("b", UUID, b"", 37, None, VOLATILE, Owner())
     assert delivery.wait() is True
     assert delivery.wait(2.5) is False
     assert asked == [(delivery, None), (delivery, 2.5)]
+    delivery.add_done_callback(print)
+    assert watched == [(delivery, print)]
 
 
 def test_a_delivery_tells_its_receiver_and_state_and_not_its_payload() -> None:
@@ -69,6 +77,7 @@ def test_the_default_limits_are_the_documented_ones() -> None:
     assert limits.max_frame_bytes == 64 * 1024 * 1024
     assert limits.max_handshake_frame_bytes == 4 * 1024
     assert limits.window_bytes == 8 * 1024 * 1024
+    assert limits.bulk_window_bytes == 1024 * 1024
     assert limits.handshake_s == 10
     assert (limits.keepalive_idle_s, limits.keepalive_wait_s) == (15, 10)
     assert (limits.reconnect_min_s, limits.reconnect_max_s) == (0.1, 30)
@@ -83,14 +92,14 @@ def test_every_limit_must_be_a_positive_number(name: str, value: object) -> None
         Limits(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["max_frame_bytes", "window_bytes"])
+@pytest.mark.parametrize("name", ["max_frame_bytes", "window_bytes", "bulk_window_bytes"])
 def test_limits_that_are_told_to_the_other_side_must_fit_into_32_bits(name: str) -> None:
     assert getattr(Limits(**{name: 0xFFFFFFFF}), name) == 0xFFFFFFFF
     with pytest.raises(ConfigurationError, match=name):
         Limits(**{name: 0x100000000})
 
 
-@pytest.mark.parametrize("name", ["max_frame_bytes", "window_bytes"])
+@pytest.mark.parametrize("name", ["max_frame_bytes", "window_bytes", "bulk_window_bytes"])
 def test_limits_that_are_told_to_the_other_side_must_be_whole(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Limits(**{name: 1e6})  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from netcomm.connections import Writable
 from netcomm.errors import ConnectionRefusedByPeer, RemoteProtocolError
 from netcomm.limits import Limits
-from netcomm.message import DeliveryState, Stream
+from netcomm.message import VOLATILE, DeliveryState, Stream
 from netcomm.protocol import events, frames
 from tests.unit import helpers
 from tests.unit.helpers import Host, Net, Wire, established_raw, kinds, packets, pair, peer_stats, warnings
@@ -26,9 +26,9 @@ def assert_nothing_is_left(*hosts: Host) -> None:
         assert host.messaging.all_handed_over
         for peer in host.messaging.peers:
             outbox = peer.outbox
-            assert (outbox.queued, outbox.in_flight, outbox.in_flight_bytes) == (0, 0, 0)
-            assert [stream.queued_bytes for stream in outbox._streams if stream.queued_bytes] == []
-            assert peer.inbox.pending_bytes == 0
+            assert (outbox.queued, outbox.in_flight) == (0, 0)
+            assert not any(stream.in_flight_bytes or stream.queued_bytes for stream in outbox)
+            assert peer.inbox.is_empty
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_received_messages_tell_where_they_belong() -> None:
         Stream.VOLATILE,
         9,
         5,
-        [(3, 1, helpers.UUID, 60, 0), (4, 1, helpers.UUID, helpers.INFINITE, 0)],
+        [(3, 1, helpers.UUID, 60, 0, None), (4, 1, helpers.UUID, helpers.INFINITE, 0, None)],
         [b"x", b"y"],
         2 * (helpers.OVERHEAD + 1),
     )
@@ -130,7 +130,7 @@ def test_the_bytes_of_a_conversation_are_the_documented_ones() -> None:
     greeting = net.exchange(end)
     assert kinds(greeting) == [helpers.VERSION, helpers.HELLO, helpers.IDENT]
     assert greeting[1][1] == bytes.fromhex("0001") + b"a".ljust(16, b"p") + (1).to_bytes(16) + bytes.fromhex(
-        "00000003 04000000 00800000"
+        "00000003 04000000 00800000 00"
     )
     host.send("b", b"hi")
     epoch = (1 << 32).to_bytes(8)
@@ -223,11 +223,11 @@ def test_numbers_that_are_not_known_are_passed_over() -> None:
 def test_room_is_asked_for_by_ident() -> None:
     net = Net()
     host = net.host("a", Limits(max_queued_messages=2))
-    assert host.messaging.peers.has_room("b", 1000)
+    assert host.messaging.peers.has_room("b", VOLATILE, 1000)
     host.send("b", b"")
     host.send("b", b"")
-    assert not host.messaging.peers.has_room("b", 37)
-    assert host.messaging.peers.has_room("c", 37)
+    assert not host.messaging.peers.has_room("b", VOLATILE, 37)
+    assert host.messaging.peers.has_room("c", VOLATILE, 37)
 
 
 # -- Cutting ------------------------------------------------------------------------------------------------------
@@ -1779,7 +1779,7 @@ def test_from_a_legacy_peer_messages_come_as_they_are() -> None:
     assert host.received == [("b", b"x", False)] * 2
     first = host.happened(events.Received)[0]
     assert first.stream is None
-    assert first.items[0][1:] == (helpers.UUID, 5, 1, b"x")
+    assert first.items[0][1:] == (helpers.UUID, 5, 1, b"x", None)
 
 
 @pytest.mark.requirement("P-46", "positive")

@@ -9,7 +9,7 @@ import pytest
 from netcomm.errors import StorageCorrupt, StorageError
 from netcomm.limits import Limits
 from netcomm.memory_storage import MemoryQueueStorage
-from netcomm.message import DeliveryState, Stream
+from netcomm.message import DURABLE, DeliveryState, Stream
 from netcomm.protocol import durable_out_stream, events, storage_sync
 from netcomm.protocol.events import Delete, DeleteBelow, FindExpired, Load, Mark, Renew, StorePosition
 from netcomm.storage import Append, Position, StoredMessage
@@ -364,7 +364,7 @@ def test_a_backlog_passes_through_memory_in_parts() -> None:
     net.connect(one, other)
     while not one.messaging.peers.idle:
         assert net.step()
-        durable = one.messaging.peers["b"].outbox.durable
+        durable = one.messaging.peers["b"].outbox.durables[DURABLE]
         assert durable is not None
         assert len(durable.waiting) + len(durable.in_flight) <= 8
     net.settle()
@@ -714,7 +714,7 @@ def test_random_cuts_and_deaths_lose_no_persistent_message(seed: int) -> None:
     for host in (one, other):
         failures = [event.error for event in host.events if isinstance(event, events.ErrorReported)]
         assert not any(isinstance(error, StorageError) for error in failures)
-    durable = one.messaging.peers["b"].outbox.durable
+    durable = one.messaging.peers["b"].outbox.durables[DURABLE]
     assert durable is not None
     assert (durable.queued, durable.queued_bytes, durable.stored, durable.loaded_bytes) == (0, 0, 0, 0)
     assert Stream.DURABLE in other.messaging.peers["a"].inbox._streams

@@ -8,7 +8,7 @@ import pytest
 
 from netcomm.errors import RemoteProtocolError
 from netcomm.limits import Limits
-from netcomm.message import Delivery, DeliveryState, Stream
+from netcomm.message import VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol import durable_out_stream
 from netcomm.protocol.durable_out_stream import DurableOutStream
 from netcomm.protocol.events import Load, Mark, Renew, StorageRequest
@@ -43,15 +43,14 @@ def wants(stream: DurableOutStream) -> list[StorageRequest]:
 def new_outbox(stream: DurableOutStream | None = None) -> Outbox:
     outbox = Outbox(Limits(window_bytes=LARGE), 7)
     if stream is None:
-        outbox.open_durable(EPOCH)
+        outbox.open(DURABLE, EPOCH)
     else:
-        outbox.set_durable(stream)
+        outbox.add(stream)
     return outbox
 
 
 def durable(outbox: Outbox) -> DurableOutStream:
-    assert outbox.durable is not None
-    return outbox.durable
+    return outbox.durables[DURABLE]
 
 
 def number(outbox: Outbox, *sizes: int, ttl: float | None = None, now: float = 0.0) -> list[Delivery]:
@@ -162,9 +161,9 @@ def test_the_two_streams_count_by_themselves_and_take_turns() -> None:
 
 def test_persistent_messages_take_no_room_in_the_queue_of_transient_ones() -> None:
     outbox = Outbox(Limits(max_queued_messages=1, max_queued_bytes=100), 7)
-    outbox.open_durable(EPOCH)
+    outbox.open(DURABLE, EPOCH)
     append(outbox, *[1000] * 5)
-    assert outbox.has_room(100)
+    assert outbox.has_room(VOLATILE, 100)
 
 
 def test_numbers_of_messages_that_could_not_be_stored_stay_unused() -> None:
@@ -198,13 +197,13 @@ def test_begin_does_not_promise_what_is_numbered_and_not_stored_yet() -> None:
 @pytest.mark.requirement("P-26", "positive")
 def test_a_stream_that_is_opened_on_a_connection_begins_there() -> None:
     outbox = Outbox(Limits(), 7)
-    assert outbox.open_durable(EPOCH) is None
+    assert outbox.open(DURABLE, EPOCH) is None
     outbox = Outbox(Limits(), 7)
     outbox.connect(LARGE, LARGE, RECEIVER_BOOT)
-    assert outbox.open_durable(EPOCH) == Begin(DURABLE, EPOCH, 0, 0)
+    assert outbox.open(DURABLE, EPOCH) == Begin(DURABLE, EPOCH, 0, 0)
     outbox = Outbox(Limits(), 7)
     outbox.connect_legacy(LARGE)
-    assert outbox.open_durable(EPOCH) is None
+    assert outbox.open(DURABLE, EPOCH) is None
     (delivery,) = append(outbox, 1)
     mark(outbox)
     assert take(outbox) == [delivery]
@@ -230,7 +229,7 @@ def test_messages_of_which_nobody_knows_whether_they_were_stored_are_passed_over
     kept.data = b"!"
     (first,) = read(0)
     assert isinstance(wants(stream)[-1], Load)
-    assert outbox.load([first, lost, kept]) == ([], 0)
+    assert outbox.load(DURABLE, [first, lost, kept]) == ([], 0)
     stream.marked(AHEAD)
     assert take(outbox) == [first, kept]
     assert (outbox.queued, stream.stored) == (2, 0)
@@ -342,12 +341,12 @@ def test_stored_messages_are_read_as_the_beginning_moves_on() -> None:
     assert wants(durable(outbox)) == []
     for delivery in deliveries[4:6]:
         delivery.data = b"!"
-    assert outbox.load(deliveries[4:6]) == ([], 0)
+    assert outbox.load(DURABLE, deliveries[4:6]) == ([], 0)
     assert take(outbox) == deliveries[4:6]
     assert (durable(outbox).stored, durable(outbox).load_from) == (2, 7)
     acknowledge(outbox, 7)
     assert wants(durable(outbox)) == [Load("b", 7, 2, durable_out_stream._MAX_LOADED_BYTES // 2)]
-    outbox.load(deliveries[6:])
+    outbox.load(DURABLE, deliveries[6:])
     assert take(outbox) == deliveries[6:]
     acknowledge(outbox, 9)
     assert (outbox.queued, durable(outbox).queued_bytes, durable(outbox).loaded_bytes) == (0, 0, 0)
@@ -375,8 +374,8 @@ def test_messages_read_that_the_receiver_has_acknowledged_are_delivered() -> Non
     assert connect(outbox, 7) == Begin(DURABLE, EPOCH, 0, 9)
     deliveries = read(4, 5, 6, 7, 8, size=1)
     assert wants(stream)[-1] == Load("b", 0, 2, durable_out_stream._MAX_LOADED_BYTES // 2)
-    assert outbox.load(deliveries[:2]) == (deliveries[:2], 0)
-    assert outbox.load(deliveries[2:4]) == (deliveries[2:3], 0)
+    assert outbox.load(DURABLE, deliveries[:2]) == (deliveries[:2], 0)
+    assert outbox.load(DURABLE, deliveries[2:4]) == (deliveries[2:3], 0)
     assert states(deliveries) == [DELIVERED] * 3 + [QUEUED] * 2
     assert deliveries[0].data is None
     stream.marked(9)
@@ -391,7 +390,7 @@ def test_messages_that_should_be_in_the_storage_and_are_not_are_missed() -> None
     take(outbox)
     acknowledge(outbox, 5)
     assert isinstance(wants(durable(outbox))[0], Load)
-    assert outbox.load([]) == ([], 3)
+    assert outbox.load(DURABLE, []) == ([], 3)
     assert (outbox.queued, durable(outbox).stored) == (0, 0)
     (next_one,) = append(outbox, 1)
     assert outbox.take(LARGE) == (DURABLE, EPOCH, 5, [next_one], [])
@@ -405,12 +404,12 @@ def test_messages_appended_while_the_storage_finds_nothing_are_not_missed() -> N
     acknowledge(outbox, 5)
     assert isinstance(wants(durable(outbox))[0], Load)
     (late,) = append(outbox, 1)
-    assert outbox.load([]) == ([], 2)
+    assert outbox.load(DURABLE, []) == ([], 2)
     assert (outbox.queued, durable(outbox).stored) == (1, 1)
     (want,) = wants(durable(outbox))
     assert isinstance(want, Load)
     late.data = b"!"
-    assert outbox.load([late]) == ([], 0)
+    assert outbox.load(DURABLE, [late]) == ([], 0)
     assert take(outbox) == [late]
 
 
@@ -425,7 +424,7 @@ def test_what_has_expired_while_it_was_read_is_passed_over_and_not_missed() -> N
         assert isinstance(wants(durable(outbox))[0], Load)
         durable(outbox).expire_stored(deliveries)
         found = read(*[delivery.seq for delivery in deliveries]) if read_all_the_same else []
-        assert outbox.load(found) == ([], 0)
+        assert outbox.load(DURABLE, found) == ([], 0)
         assert (outbox.queued, durable(outbox).stored, durable(outbox).queued_bytes) == (0, 0, 0)
         (late,) = append(outbox, 1)
         assert take(outbox) == [late]
@@ -441,7 +440,7 @@ def test_what_has_expired_and_is_not_deleted_yet_is_read_once() -> None:
     acknowledge(outbox, 5)
     wants(durable(outbox))
     durable(outbox).expire_stored(deliveries)
-    outbox.load(read(*[delivery.seq for delivery in deliveries]))
+    outbox.load(DURABLE, read(*[delivery.seq for delivery in deliveries]))
     (want,) = wants(durable(outbox))
     assert isinstance(want, Load)
     assert want.from_seq == deliveries[-1].seq + 1
@@ -454,8 +453,8 @@ def test_what_is_read_twice_is_taken_once() -> None:
     take(outbox)
     acknowledge(outbox, 5)
     wants(durable(outbox))
-    outbox.load(deliveries[4:6])
-    assert outbox.load(deliveries[5:8]) == ([], 0)
+    outbox.load(DURABLE, deliveries[4:6])
+    assert outbox.load(DURABLE, deliveries[5:8]) == ([], 0)
     assert [delivery.seq for delivery in durable(outbox).waiting] == [5, 6, 7, 8]
     assert durable(outbox).stored == 0
 
@@ -492,9 +491,9 @@ def test_the_storage_must_not_forget_what_has_arrived_and_was_not_read() -> None
     outbox = new_outbox(stream)
     connect(outbox, 7)
     assert stream.deletable_below() == 0
-    outbox.load(read(4, 5))
+    outbox.load(DURABLE, read(4, 5))
     assert stream.deletable_below() == 6
-    outbox.load(read(6, 7, 8))
+    outbox.load(DURABLE, read(6, 7, 8))
     assert stream.deletable_below() == 7
 
 
@@ -518,10 +517,10 @@ def test_what_was_allowed_ahead_of_a_restored_streams_messages_was_not_sent() ->
     assert connect(outbox) == Begin(DURABLE, EPOCH, 0, 20)
     (late,) = append(outbox, 1)
     (old,) = read(19)
-    outbox.load([old])
+    outbox.load(DURABLE, [old])
     assert take(outbox) == [old]  # what was marked need not be marked again
     late.data = b"!"
-    outbox.load([late])
+    outbox.load(DURABLE, [late])
     assert take(outbox) == []
     assert wants(stream) == [Mark("b", 21 + AHEAD)]
     stream.marked(21 + AHEAD)
@@ -551,7 +550,7 @@ def test_what_a_restored_stream_has_sent_and_the_receiver_has_not_comes_from_the
     outbox = new_outbox(stream)
     connect(outbox, 1, 3)  # 0 is handed over, 1 and 2 wait for callbacks
     deliveries = read(0, 1, 2, 3)
-    assert outbox.load(deliveries) == (deliveries[:1], 0)
+    assert outbox.load(DURABLE, deliveries) == (deliveries[:1], 0)
     assert [delivery.state for delivery in deliveries[1:3]] == [DeliveryState.SENT] * 2  # they wait for callbacks there
     assert take(outbox) == deliveries[3:]
     assert acknowledge(outbox, 4) == deliveries[1:]
@@ -591,7 +590,7 @@ def test_messages_read_from_the_storage_expire_in_memory() -> None:
     outbox = new_outbox(stream)
     connect(outbox)
     deliveries = read(0, 1, 2, ttl=5)
-    outbox.load(deliveries)
+    outbox.load(DURABLE, deliveries)
     assert outbox.next_expiry() == 5
     assert outbox.expire(5) == deliveries
 
@@ -648,7 +647,7 @@ def test_to_a_legacy_receiver_everything_unacknowledged_is_sent_again() -> None:
     outbox.connect_legacy(LARGE)
     assert [type(want) for want in wants(stream)] == [Mark, Load]
     deliveries = read(0, 1, 2)
-    outbox.load(deliveries)
+    outbox.load(DURABLE, deliveries)
     stream.marked(AHEAD)
     assert take(outbox) == deliveries
     assert acknowledge(outbox, 1) == deliveries[:1]
@@ -688,7 +687,7 @@ def test_a_renewed_stream_begins_anew_and_everything_is_sent() -> None:
     outbox = ahead()
     wants(durable(outbox))
     (late,) = append(outbox, 1)
-    assert outbox.renew(100) == Begin(DURABLE, 100, 0, 21)
+    assert outbox.renew(DURABLE, 100) == Begin(DURABLE, 100, 0, 21)
     assert wants(durable(outbox)) == []
     assert acknowledge(outbox, 40, epoch=EPOCH) == []  # of the old numbering, on its way since before
     assert take(outbox) == []
@@ -696,7 +695,7 @@ def test_a_renewed_stream_begins_anew_and_everything_is_sent() -> None:
     assert [type(want) for want in wants(durable(outbox))] == [Mark, Load]
     deliveries = [*read(15, 16, 17, 18, 19), late]
     late.data = b"!"
-    assert outbox.load(deliveries) == ([], 0)
+    assert outbox.load(DURABLE, deliveries) == ([], 0)
     durable(outbox).marked(AHEAD)
     assert outbox.take(LARGE) == (DURABLE, 100, 0, deliveries, [])
     assert acknowledge(outbox, 21) == deliveries
@@ -708,12 +707,12 @@ def test_what_was_appended_behind_the_renewal_waits_for_a_mark() -> None:
     outbox = ahead()
     wants(durable(outbox))
     (late,) = append(outbox, 1)
-    outbox.renew(100)
+    outbox.renew(DURABLE, 100)
     acknowledge(outbox, 0)
     wants(durable(outbox))
     deliveries = [*read(15, 16, 17, 18, 19), late]
     late.data = b"!"
-    outbox.load(deliveries)
+    outbox.load(DURABLE, deliveries)
     assert take(outbox) == deliveries[:-1]
 
 
@@ -721,7 +720,7 @@ def test_a_stream_that_is_renewed_after_the_connection_broke_begins_on_the_next_
     outbox = ahead()
     wants(durable(outbox))
     outbox.disconnect()
-    assert outbox.renew(100) is None
+    assert outbox.renew(DURABLE, 100) is None
     assert connect(outbox) == Begin(DURABLE, 100, 0, 20)
 
 
@@ -733,7 +732,7 @@ def test_a_connection_that_comes_before_the_new_epoch_is_asked_for_again() -> No
     outbox.connect(LARGE, LARGE, RECEIVER_BOOT)
     acknowledge(outbox, 38, 40)
     assert wants(durable(outbox)) == []
-    assert outbox.renew(100) == Begin(DURABLE, 100, 0, 20)
+    assert outbox.renew(DURABLE, 100) == Begin(DURABLE, 100, 0, 20)
 
 
 @pytest.mark.requirement("P-38", "negative")
@@ -805,7 +804,7 @@ def test_random_use_delivers_every_stored_message_once_and_in_order(seed: int) -
                         found = [storage.messages[seq] for seq in seqs]
                         for delivery in found:
                             delivery.data = b"read"
-                        _, missing = outbox.load(found)
+                        _, missing = outbox.load(DURABLE, found)
                         assert missing == 0
             case "take" if state == "connected":
                 budget = chance.choice((1, 100, 1000))
@@ -849,7 +848,7 @@ def test_random_use_delivers_every_stored_message_once_and_in_order(seed: int) -
         assert len(loaded) <= 4 + 2
         assert stream.queued == len(loaded) + stream.stored
         assert stream.loaded_bytes == sum(delivery.size for delivery in loaded)
-        assert outbox.in_flight_bytes == sum(delivery.size for delivery in stream.in_flight)
+        assert stream.in_flight_bytes == sum(delivery.size for delivery in stream.in_flight)
     assert set(arrived).isdisjoint(expired)
     assert len(arrived) > 100
     assert expired

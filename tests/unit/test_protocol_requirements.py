@@ -76,14 +76,14 @@ def test_an_unknown_frame_behind_the_identification_is_passed_over_too() -> None
     net = Net()
     host = net.host("a")
     end = net.raw(host)
-    unknown = helpers.packet(0x87, b"a later version") + helpers.packet(0x7F)
+    unknown = helpers.packet(0x88, b"a later version") + helpers.packet(0x7F)
     said = net.exchange(end, helpers.netcomm_handshake("b") + unknown + helpers.begin() + unknown + helpers.data(0))
     assert kinds(said)[3:] == [helpers.BEGIN, helpers.ACK, helpers.ACK]
     assert not end.gone
 
 
 @pytest.mark.requirement("P-07", "negative")
-@pytest.mark.parametrize(("flags", "stream"), [(0xFFFFFFFE, Stream.VOLATILE), (0xFFFFFFFF, Stream.DURABLE)])
+@pytest.mark.parametrize(("flags", "stream"), [(0xFFFFFFE0, Stream.VOLATILE), (0xFFFFFFE1, Stream.DURABLE)])
 def test_flags_that_nobody_has_defined_have_no_meaning(flags: int, stream: Stream) -> None:
     net = Net()
     host = net.host("a")
@@ -93,7 +93,7 @@ def test_flags_that_nobody_has_defined_have_no_meaning(flags: int, stream: Strea
     assert not end.gone
     assert host.payloads() == [b"x", b"y"]
     assert {event.stream for event in host.happened(events.Received)} == {stream}  # type: ignore[attr-defined]
-    net.exchange(legacy(net, host, "c"), helpers.message(b"z", flags=flags))
+    net.exchange(legacy(net, host, "c"), helpers.message(b"z", flags=flags | 0xFFFFFFFE))
     assert host.payloads() == [b"x", b"y", b"z"]
 
 
@@ -114,7 +114,7 @@ def test_both_streams_may_be_used_on_one_connection() -> None:
 @pytest.mark.requirement("P-11", "negative")
 @pytest.mark.requirement("P-12", "positive")
 @pytest.mark.parametrize("version", [1, 2, 0xFFFF])
-@pytest.mark.parametrize("more", [b"", bytes(1), b"\xff" * 12, bytes(46), b"\xff" * (4096 - 47)])
+@pytest.mark.parametrize("more", [b"", bytes(1), b"\xff" * 12, bytes(46), b"\xff" * (4096 - 48)])
 def test_a_later_hello_makes_the_same_connection_as_one_of_version_1(version: int, more: bytes) -> None:
     net = Net()
     host = net.host("a")
@@ -630,7 +630,7 @@ def test_the_ttl_that_is_told_is_what_downtime_has_left_of_it(restart: bool) -> 
 @pytest.mark.requirement("P-45", "positive")
 @pytest.mark.requirement("P-45", "negative")
 @pytest.mark.parametrize("data_size", [0, 63])
-def test_both_streams_share_the_receivers_window(data_size: int) -> None:
+def test_each_stream_has_the_receivers_window_for_itself(data_size: int) -> None:
     net = Net()
     host, other = net.host("a", storage=MemoryQueueStorage()), net.host("b", Limits(window_bytes=1000))
     other.holding = True
@@ -640,10 +640,10 @@ def test_both_streams_share_the_receivers_window(data_size: int) -> None:
     net.connect(host, other)
     net.settle()
     fitting = 1000 // (37 + data_size)
-    assert host.messaging.peers.stats()["b"].in_flight == fitting
+    assert host.messaging.peers.stats()["b"].in_flight == 2 * fitting
     other.hand_over(1)
     net.settle()
-    assert host.messaging.peers.stats()["b"].in_flight == fitting
+    assert host.messaging.peers.stats()["b"].in_flight == 2 * fitting
     assert host.messaging.peers.stats()["b"].queued == 80 - 1
 
 

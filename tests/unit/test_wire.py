@@ -48,7 +48,7 @@ VECTORS: list[tuple[str, frames.Frame]] = [
     ("00000007 85 0001 6475706c", frames.Refuse(1, "dupl")),
     (
         f"0000002e 86 000000000000002b {UUID_HEX} 0000003c 00000000 0002 00000001 00000002 61 6263",
-        frames.Data(Stream.VOLATILE, [(43, 2, UUID, 60, 0)], [b"a", b"bc"]),
+        frames.Data(Stream.VOLATILE, [(43, 2, UUID, 60, 0, None)], [b"a", b"bc"]),
     ),
 ]
 
@@ -112,13 +112,13 @@ def test_frames_encode_to_the_documented_bytes() -> None:
 @pytest.mark.requirement("P-07", "positive")
 def test_a_message_encodes_to_the_documented_bytes() -> None:
     delivery = make_delivery(payload=b"hi", ttl=60, now=500, persistent=True)
-    assert b"".join(encode.messages([delivery], 500)) == vector(frames.Messages)
+    assert b"".join(encode.messages(delivery.stream, [delivery], 500)) == vector(frames.Messages)
 
 
 def test_data_encodes_to_the_documented_bytes() -> None:
     delivery = make_delivery(payload=b"hi")
     delivery.seq = 42
-    assert b"".join(encode.data([delivery], 42, 0)) == vector(frames.Data)
+    assert b"".join(encode.data(delivery.stream, [delivery], 42, 0)) == vector(frames.Data)
     assert frames.packet_size(2) == len(vector(frames.Data))
 
 
@@ -126,7 +126,7 @@ def test_data_encodes_to_the_documented_bytes() -> None:
 def test_persistent_data_has_the_flag_and_the_ttl_that_is_left() -> None:
     delivery = make_delivery(payload=b"hi", ttl=60, now=500, persistent=True)
     delivery.seq = 1
-    assert b"".join(encode.data([delivery], 1, 510)) == bytes.fromhex(
+    assert b"".join(encode.data(delivery.stream, [delivery], 1, 510)) == bytes.fromhex(
         f"00000023 82 0000000000000001 {UUID_HEX} 00000032 00000001 6869"
     )
 
@@ -136,7 +136,7 @@ def test_a_skip_goes_before_each_gap() -> None:
     batch = [make_delivery(payload=b"x") for _ in range(4)]
     for delivery, seq in zip(batch, (3, 4, 7, 8), strict=True):
         delivery.seq = seq
-    said = packets(b"".join(encode.data(batch, 0, 0)))
+    said = packets(b"".join(encode.data(batch[0].stream, batch, 0, 0)))
     assert [kind for kind, _ in said] == [0x84, 0x82, 0x82, 0x84, 0x82, 0x82]
     assert said[0][1] == bytes.fromhex("00 0000000000000003")
     assert said[3][1] == bytes.fromhex("00 0000000000000007")
@@ -147,14 +147,17 @@ def test_a_skip_goes_before_each_gap() -> None:
 def test_no_skip_goes_before_what_is_expected() -> None:
     delivery = make_delivery()
     delivery.seq = 5
-    assert [kind for kind, _ in packets(b"".join(encode.data([delivery], 5, 0)))] == [0x82]
+    assert [kind for kind, _ in packets(b"".join(encode.data(delivery.stream, [delivery], 5, 0)))] == [0x82]
 
 
 @pytest.mark.requirement("P-41", "positive")
 def test_the_durable_stream_is_skipped_by_its_own_number() -> None:
     delivery = make_delivery(persistent=True)
     delivery.seq = 5
-    assert packets(b"".join(encode.data([delivery], 0, 0)))[0] == (0x84, bytes.fromhex("01 0000000000000005"))
+    assert packets(b"".join(encode.data(delivery.stream, [delivery], 0, 0)))[0] == (
+        0x84,
+        bytes.fromhex("01 0000000000000005"),
+    )
 
 
 @pytest.mark.requirement("P-44", "positive")
@@ -175,8 +178,8 @@ def test_the_durable_stream_is_skipped_by_its_own_number() -> None:
 def test_the_ttl_that_is_left_goes_out(ttl: float | None, later: float, told: int) -> None:
     delivery = make_delivery(ttl=ttl, now=100)
     delivery.seq = 0
-    assert packets(b"".join(encode.data([delivery], 0, 100 + later)))[0][1][24:28] == told.to_bytes(4)
-    assert packets(b"".join(encode.messages([delivery], 100 + later)))[0][1][16:20] == told.to_bytes(4)
+    assert packets(b"".join(encode.data(delivery.stream, [delivery], 0, 100 + later)))[0][1][24:28] == told.to_bytes(4)
+    assert packets(b"".join(encode.messages(delivery.stream, [delivery], 100 + later)))[0][1][16:20] == told.to_bytes(4)
 
 
 def make_run(*payloads: bytes, seq: int = 0, number: int = 0) -> Run:
@@ -187,12 +190,12 @@ def make_run(*payloads: bytes, seq: int = 0, number: int = 0) -> Run:
 
 def frames_of(run: Run, max_frame_bytes: int) -> list[tuple[int, list[bytes]]]:
     """What a run is sent as: the type of each frame, and the payloads in it; read as it should be."""
-    stream = b"".join(encode.data([run], run.seq, 0.0, max_frame_bytes))
+    stream = b"".join(encode.data(run.stream, [run], run.seq, 0.0, max_frame_bytes))
     (data,), error = open_reader().feed(stream)
     assert error is None
     assert isinstance(data, frames.Data)
     assert data.items == [
-        (run.seq + index, UUID[:8] + (run.batch.number + run.start + index).to_bytes(8), INFINITE, 0, payload)
+        (run.seq + index, UUID[:8] + (run.batch.number + run.start + index).to_bytes(8), INFINITE, 0, payload, None)
         for index, payload in enumerate(run.payloads())
     ]
     payloads = iter(data.payloads)
@@ -239,7 +242,7 @@ def test_a_part_of_a_run_has_its_own_seqs_and_uuids() -> None:
 def test_a_batch_takes_its_ttl_from_all_of_it() -> None:
     run = Batch("b", UUID[:8], 0, [b"x", b"y"], helpers.OVERHEAD, 60.0, helpers.not_waited_for).run()
     run.seq = 0
-    ((_, body),) = packets(b"".join(encode.data([run], 0, 50.0)))
+    ((_, body),) = packets(b"".join(encode.data(run.stream, [run], 0, 50.0)))
     assert body[24:28] == (10).to_bytes(4)
 
 
@@ -284,8 +287,8 @@ def test_payloads_are_handed_on_and_not_copied() -> None:
     payload = b"x" * 100
     delivery = make_delivery(payload=payload)
     delivery.seq = 0
-    assert any(buffer is payload for buffer in encode.data([delivery], 0, 0))
-    assert any(buffer is payload for buffer in encode.messages([delivery], 0))
+    assert any(buffer is payload for buffer in encode.data(delivery.stream, [delivery], 0, 0))
+    assert any(buffer is payload for buffer in encode.messages(delivery.stream, [delivery], 0))
 
 
 @pytest.mark.requirement("P-16", "negative")
@@ -401,7 +404,7 @@ LENGTHS: dict[int, tuple[int, int | None]] = {
     helpers.MESSAGE: (24, None),
     helpers.PING: (0, None),
     helpers.PONG: (0, None),
-    helpers.HELLO: (46, None),  # a later version may append fields
+    helpers.HELLO: (47, None),  # a later version may append fields
     helpers.BEGIN: (25, 25),
     helpers.DATA: (32, None),
     helpers.ACK: (25, 25),
@@ -542,13 +545,13 @@ def test_an_ident_is_measured_in_bytes() -> None:
 @pytest.mark.parametrize(
     "frame",
     [
-        packet(helpers.HELLO, bytes(2) + bytes.fromhex("a0" * 32) + bytes.fromhex("00000000 04000000 00800000")),
+        packet(helpers.HELLO, bytes(2) + bytes.fromhex("a0" * 32) + bytes.fromhex("00000000 04000000 00800000 00")),
         helpers.hello(window_bytes=0),
         helpers.hello(max_frame_bytes=0),
         helpers.hello(max_frame_bytes=32),
         helpers.begin(first=5, sent_below=4),
-        helpers.begin(stream=2),
-        helpers.ack(0, stream=2),
+        helpers.begin(stream=3),
+        helpers.ack(0, stream=3),
         helpers.ack(5, received=4),
         helpers.skip(0, stream=255),
     ],
@@ -668,7 +671,7 @@ def test_large_messages_are_the_same_in_whatever_pieces_they_come() -> None:
             flags = chance.choice((0, FLAG_PERSISTENT))
             stream += helpers.data(seq, payload, flags=flags) + encode.PING
             sent += [
-                (frames.Data, Stream.DURABLE if flags else Stream.VOLATILE, (seq, UUID, 0xFFFFFFFF, flags, payload)),
+                (frames.Data, Stream(flags), (seq, UUID, 0xFFFFFFFF, flags, payload, None)),
                 frames.Ping(),
             ]
         assert flat(receive(open_reader(), stream, chance)) == sent
@@ -754,7 +757,7 @@ def test_behind_a_large_message_a_little_is_read_and_then_as_much_as_came_before
     rest[:] = second[len(start) :]
     parsed, error = reader.buffer_updated(len(rest))
     assert error is None
-    assert flat(parsed) == [(frames.Data, Stream.VOLATILE, (1, UUID, 0xFFFFFFFF, 0, b"x" * size))]
+    assert flat(parsed) == [(frames.Data, Stream.VOLATILE, (1, UUID, 0xFFFFFFFF, 0, b"x" * size, None))]
 
 
 def test_behind_a_large_message_small_ones_are_read_as_ever() -> None:

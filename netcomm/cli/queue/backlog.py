@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from netcomm.cli.output import fail
-from netcomm.errors import ConfigurationError, StorageCorrupt, StorageError, StorageLocked
+from netcomm.errors import ConfigurationError, RemoteProtocolError, StorageCorrupt, StorageError, StorageLocked
+from netcomm.protocol.envelope import decode
 from netcomm.storage import QueueStorage, StoredMessage, StoredStream
 from netcomm.storage_url import open_storage
 
@@ -72,3 +74,14 @@ def read_messages(
         yield from chunk
         left -= len(chunk)
         from_seq = chunk[-1].seq + 1
+
+
+def said(message: StoredMessage) -> dict[str, Any]:
+    """The subject and the headers of a message, by these names; nothing where it has no envelope."""
+    if not message.envelope:
+        return {}
+    try:
+        envelope = decode(message.envelope)
+    except RemoteProtocolError as error:
+        return {"envelope": f"damaged: {error}"}
+    return {"subject": envelope.subject, "headers": dict(envelope.headers)}

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import click
 
 from netcomm.cli.output import fail
-from netcomm.cli.queue.backlog import find_stream, opened, read_messages
+from netcomm.cli.queue.backlog import find_stream, opened, read_messages, said
 from netcomm.errors import StorageError
 from netcomm.storage import StoredMessage
 
@@ -32,8 +32,8 @@ def command(url: str, ident: str | None, target: Path) -> None:
     """Write the messages that wait to a file.
 
     IDENT is the receiver; without it, those for all are written. Each line is a JSON object: ident, seq, uuid
-    (hexadecimal), queued_at (in seconds since 1970), ttl (in seconds, or null), data (base64). The messages stay in the
-    storage. A file that exists is not overwritten.
+    (hexadecimal), queued_at (in seconds since 1970), ttl (in seconds, or null), data (base64); and subject (or null)
+    and headers, where the message has them. The messages stay in the storage. A file that exists is not overwritten.
     """
     total = _Total()
     with opened(url) as storage:
@@ -79,4 +79,5 @@ def _export_entry(ident: str, message: StoredMessage) -> dict[str, Any]:
         "queued_at": message.queued_at,
         "ttl": message.ttl,
         "data": b64encode(message.data).decode(),
+        **said(message),
     }

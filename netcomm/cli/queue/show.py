@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from netcomm.cli.output import age, print_table, time_left
-from netcomm.cli.queue.backlog import find_stream, opened, read_messages
+from netcomm.cli.queue.backlog import find_stream, opened, read_messages, said
 from netcomm.protocol.decode import printable
 from netcomm.storage import StoredMessage
 
@@ -27,7 +27,8 @@ _NOT_SHOWN = "·"
 def command(url: str, ident: str, limit: int, from_seq: int, no_preview: bool, as_json: bool) -> None:
     """Show the messages that wait for one receiver.
 
-    IDENT is the receiver. Of each payload there is the beginning, as text.
+    IDENT is the receiver. Of each payload there is the beginning, as text, behind the subject and the headers, where
+    the message has them.
     """
     rows = []
     more_from = None
@@ -40,11 +41,12 @@ def command(url: str, ident: str, limit: int, from_seq: int, no_preview: bool, a
             elif as_json:
                 entry = _message_entry(message, now)
                 if not no_preview:
+                    entry |= said(message)
                     entry["preview"] = _preview(message.data)
                 click.echo(json.dumps(entry))
             else:
                 row = _message_row(message, now)
-                rows.append(row if no_preview else [*row, _preview(message.data)])
+                rows.append(row if no_preview else [*row, _described(message) + _preview(message.data)])
     if as_json:
         return
     if not rows:
@@ -76,6 +78,15 @@ def _message_row(message: StoredMessage, now: float) -> list[str]:
         age(message.queued_at, now),
         time_left(message.expires_at, now),
     ]
+
+
+def _described(message: StoredMessage) -> str:
+    """The subject and the headers of a message, for a table."""
+    found = said(message)
+    parts = [] if found.get("subject") is None else [found["subject"]]
+    parts += [f"{key}={value}" for key, value in found.get("headers", {}).items()]
+    parts += [found["envelope"]] if "envelope" in found else []
+    return f"[{_preview(' '.join(parts).encode())}] " if parts else ""
 
 
 def _preview(data: bytes) -> str:

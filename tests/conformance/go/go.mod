@@ -1,0 +1,3 @@
+module netcomm.example/peer
+
+go 1.22

@@ -1,0 +1,164 @@
+"""`peer.attach`, over real sockets: streams of an extension go on whatever callbacks do."""
+
+import threading
+from queue import SimpleQueue
+
+import pytest
+
+from netcomm import ConfigurationError, Limits, MessageTooLarge
+from netcomm.message import DeliveryState, Stream
+from netcomm.peer import attach
+from netcomm.protocol.events import Received
+from netcomm.protocol.extension import Extension, NodePort
+from netcomm.protocol.frames import MAX_BULK_BYTES
+from tests.integration import helpers
+from tests.integration.helpers import DEADLINE_S, SnakemqConnector
+
+SMALL = Limits(window_bytes=10_000)
+
+
+class Take(Extension):
+    """Lets the test have what comes in its streams, on the thread that dispatches, or where it comes."""
+
+    streams = (Stream.BULK, Stream.BUS_VOLATILE)
+
+    def __init__(self, on_dispatcher: bool = False) -> None:
+        self.got: SimpleQueue[tuple[Received, int]] = SimpleQueue()
+        self._on_dispatcher = on_dispatcher
+
+    def attached(self, node: NodePort, now: float) -> None:
+        self._node = node
+
+    def receive(self, received: Received, now: float) -> None:
+        if self._on_dispatcher:
+            self._node.messaging.call_soon(self._put, received)
+        else:
+            self._put(received)
+
+    def _put(self, received: Received) -> None:
+        self.got.put((received, threading.get_ident()))
+
+
+class Pair(helpers.Pair):
+    """A listener "niess" that takes streams, and a connector "bob" that sends in them."""
+
+    def __init__(self, take: Take, limits: Limits | None = None) -> None:
+        self.niess = helpers.SnakemqListener("niess", "127.0.0.1", 0, limits=limits)
+        self.bob = SnakemqConnector("bob", *self.niess.address)
+        self.take = take
+        self.hold = attach(self.niess, take)
+        self.source = attach(self.bob, Take())
+
+
+def test_a_callback_that_takes_its_time_holds_up_no_other_stream() -> None:
+    may_return = threading.Event()
+    with Pair(Take(), SMALL) as pair:
+        pair.niess.on_recv.add(lambda ident, data: may_return.wait(DEADLINE_S))
+        held = pair.bob.send_many("niess", [bytes(1000)] * 100)  # ten windows
+        for number in range(50):
+            (delivery,) = pair.source.send("niess", Stream.BUS_VOLATILE, [b"%d" % number])
+            received, _ = pair.take.got.get(timeout=DEADLINE_S)
+            assert received.payloads == [b"%d" % number]
+            assert not delivery.done
+            pair.hold.handled(received, 1)
+            assert delivery.wait(DEADLINE_S)
+        assert not held[0].done
+        may_return.set()
+        assert pair.bob.flush(DEADLINE_S)
+
+
+def test_a_stream_that_is_held_back_holds_up_no_callback() -> None:
+    with Pair(Take(), SMALL) as pair:
+        pair.niess.on_recv.add(lambda ident, data: None)
+        held = pair.source.send("niess", Stream.BULK, [bytes(1000)] * 100)
+        deliveries = pair.bob.send_many("niess", [bytes(1000)] * 100)
+        assert deliveries[-1].wait(DEADLINE_S)
+        count = sum(delivery.state is DeliveryState.SENT for delivery in held)
+        assert 0 < count <= 10
+        pair.bob.terminate(0)
+
+
+def test_what_is_called_soon_runs_where_callbacks_run() -> None:
+    threads: SimpleQueue[int] = SimpleQueue()
+    with Pair(Take(on_dispatcher=True)) as pair:
+        pair.niess.on_recv.add(lambda ident, data: threads.put(threading.get_ident()))
+        pair.bob.send("niess", b"x")
+        pair.source.send("niess", Stream.BUS_VOLATILE, [b"y"])
+        received, thread = pair.take.got.get(timeout=DEADLINE_S)
+        assert thread == threads.get(timeout=DEADLINE_S)
+        pair.hold.handled(received, 1)
+        assert pair.bob.flush(DEADLINE_S)
+
+
+@pytest.mark.requirement("P-87", "negative")
+def test_a_piece_that_is_too_large_is_refused_where_it_is_sent() -> None:
+    with Pair(Take()) as pair:
+        with pytest.raises(MessageTooLarge, match="BULK"):
+            pair.source.send("niess", Stream.BULK, [b"", bytes(MAX_BULK_BYTES + 1)])
+        pair.source.send("niess", Stream.BULK, [bytes(MAX_BULK_BYTES)])
+        received, _ = pair.take.got.get(timeout=DEADLINE_S)
+        assert [len(payload) for payload in received.payloads] == [MAX_BULK_BYTES]
+        pair.hold.handled(received, 1)
+
+
+def test_a_durable_stream_needs_a_storage_and_a_stream_takes_one_extension() -> None:
+    with Pair(Take()) as pair:
+        with pytest.raises(ConfigurationError, match="storage"):
+            pair.source.send("niess", Stream.BUS_DURABLE, [b"x"])
+        with pytest.raises(ConfigurationError, match="BULK"):
+            attach(pair.niess, Take())
+
+
+# -- add_done_callback --------------------------------------------------------------------------------------------
+
+
+def test_a_done_callback_runs_where_callbacks_run_once_and_after_the_end() -> None:
+    told: SimpleQueue[tuple[object, DeliveryState, int]] = SimpleQueue()
+    with Pair(Take()) as pair:
+        threads: SimpleQueue[int] = SimpleQueue()
+        pair.bob.on_recv.add(lambda ident, data: threads.put(threading.get_ident()))
+        pair.niess.on_recv.add(lambda ident, data: pair.niess.send(ident, data))
+        deliveries = pair.bob.send_many("niess", [b"%d" % number for number in range(5)])
+        for delivery in deliveries:
+            delivery.add_done_callback(
+                lambda delivery: told.put((delivery, delivery.state, threading.get_ident()))  # type: ignore[misc]
+            )
+        found = [told.get(timeout=DEADLINE_S) for _ in deliveries]
+        assert {delivery for delivery, _, _ in found} == set(deliveries)
+        assert {state for _, state, _ in found} == {DeliveryState.DELIVERED}
+        late = [thread for _, _, thread in found if thread != threading.get_ident()]
+        assert set(late) <= {threads.get(timeout=DEADLINE_S)}
+
+
+def test_a_done_callback_of_a_message_that_has_ended_is_called_at_once() -> None:
+    told: list[object] = []
+    with Pair(Take()) as pair:
+        pair.niess.on_recv.add(lambda ident, data: None)
+        delivery = pair.bob.send("niess", b"x")
+        assert delivery.wait(DEADLINE_S)
+        delivery.add_done_callback(told.append)
+        assert told == [delivery]
+    delivery.add_done_callback(told.append)  # the peer has ended
+    assert told == [delivery, delivery]
+
+
+def test_what_a_done_callback_raises_goes_to_on_error_and_the_next_one_is_called() -> None:
+    errors: SimpleQueue[BaseException] = SimpleQueue()
+    told: SimpleQueue[object] = SimpleQueue()
+    with Pair(Take()) as pair:
+        pair.bob.on_error.add(errors.put)
+        delivery = pair.bob.send("niess", b"x")
+        delivery.add_done_callback(lambda delivery: 1 / 0)
+        delivery.add_done_callback(told.put)
+        pair.niess.on_recv.add(lambda ident, data: None)
+        assert told.get(timeout=DEADLINE_S) == delivery
+        assert isinstance(errors.get(timeout=DEADLINE_S), ZeroDivisionError)
+
+
+def test_terminating_tells_who_watches_what_it_discards() -> None:
+    told: SimpleQueue[DeliveryState] = SimpleQueue()
+    bob = SnakemqConnector("bob", "127.0.0.1", 1)
+    with bob:
+        bob.send("nobody", b"x").add_done_callback(lambda delivery: told.put(delivery.state))
+        bob.terminate(0)
+        assert told.get(timeout=DEADLINE_S) is DeliveryState.DISCARDED
