@@ -15,8 +15,9 @@ class Limits:
     window_bytes: how much of one stream may be sent and not yet acknowledged; one larger message may go alone. There
         are five streams: those of plain messages, persistent or not, and three for files and the bus. So what one peer
         has sent takes five times as much memory of this one at the most, and one large message beyond each.
-    bulk_window_bytes: the same for pieces of large things (files), which share the line with small messages: a small one
-        waits until so much has been taken, at the most. On a line that is fast and long, more lets files pass faster.
+    bulk_window_bytes: the same for pieces of large things (files), which share the line with small messages: a small
+        one waits until so much has been taken, at the most. On a line that is fast and long, files pass faster with
+        more.
     handshake_s: how long connecting, and then identifying, may take.
     keepalive_idle_s: a ping goes out after so long a silence.
     keepalive_wait_s: the connection is closed when there was no sign of life for so long after the ping: nothing

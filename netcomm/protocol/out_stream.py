@@ -139,12 +139,8 @@ class OutStream:
             self.in_flight_bytes -= size
             self._count_ended(count, size)
         if self._discarded:
-            self.free_discarded(next_seq)
+            self._keep_discarded([part for part in self._discarded if part[1] > next_seq])
         return delivered
-
-    def free_discarded(self, next_seq: int) -> None:
-        """The receiver has handed over all messages below `next_seq`: those that were discarded count no more."""
-        self._keep_discarded([part for part in self._discarded if part[1] > next_seq])
 
     def _split_first(self, run: Run, count: int) -> Run:
         """Cut off the first messages of the run that was sent first."""

@@ -221,9 +221,12 @@ class Outbox:
             return []
         delivered = state.acknowledge(ack.next_seq)
         if first_answer:
+<<<<<<< HEAD
             # The rest of what was in flight has not arrived, so it is sent again.
             self._requeue(state, ack.received_seq)
             state.free_discarded(ack.next_seq)
+=======
+>>>>>>> a6521cecf65c70b83066ac4d8770a913be047809
             state.receiver_next = ack.received_seq
             if isinstance(state, DurableOutStream):
                 state.arrived_below = ack.received_seq

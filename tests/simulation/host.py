@@ -73,16 +73,18 @@ class SimulatedHost(Extension):
         if id(received) in self._seen_ids or received.handled:
             raise Violation(f"{self._process.node.name}: the extension gets messages twice")
         if received.ident not in self._connected and not self._process.is_attaching:
-            raise Violation(f"{self._process.node.name}: the extension gets messages of {received.ident} before it comes")
+            raise Violation(
+                f"{self._process.node.name}: the extension gets messages of {received.ident} before it comes"
+            )
         self._seen_ids.add(id(received))
         self._seen.append(received)
         self._process.note_received(received)
         key = received.ident, stream
         waiting = self._waiting.setdefault(key, deque())
         waiting.append(received)
-        if len(waiting) == 1 and not self._is_held(stream) and not self._stores(stream):
-            if self._rng.random() < self._at_once:
-                self._handle(waiting)
+        is_next = len(waiting) == 1 and not self._is_held(stream) and not self._stores(stream)
+        if is_next and self._rng.random() < self._at_once:
+            self._handle(waiting)
         self._work_later(key)
 
     def _check_attached(self) -> None:

@@ -742,14 +742,6 @@ def _regressions() -> Iterator[Mutation]:
         seed=6,
     )
     yield Mutation(
-        "what was discarded and partly arrived counts for ever",
-        "protocol.outbox:Outbox.acknowledge",
-        "state.free_discarded(ack.next_seq)",
-        "pass",
-        symptom="stuck",
-        seed=464,
-    )
-    yield Mutation(
         "the receiver told of more than the storage has allowed",
         f"{durable}.begins_at",
         "min(self.first_seq(), self.marked_below)",

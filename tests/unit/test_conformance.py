@@ -121,7 +121,7 @@ DEFECTS = [
     Mutation("any stream", "protocol.decode:_parse_stream", "stream is None", "stream is None and number > 3"),
     Mutation("sent below first seq", "protocol.decode:_parse_begin", "sent_below < first_seq", "False"),
     Mutation("more acknowledged than came", "protocol.decode:_parse_ack", "received_seq < next_seq", "False"),
-    Mutation("other flags", "protocol.decode:_last_data", "flags & FLAG_PERSISTENT", "flags"),
+    Mutation("other flags", "protocol.decode:_last_data", "flags & STREAM_FLAGS", "flags"),
     Mutation("a batch without end", "protocol.decode:Reader._parse_batch", "start + sum(sizes) != end", "False"),
     Mutation("an empty batch", "protocol.decode:Reader._parse_batch", "not count or", ""),
     Mutation("any VERSION", f"{_SESSION}._receive_version", "number != frames.PROTOCOL_VERSION", "False"),

@@ -27,18 +27,32 @@ const (
 	typeSkip         = 0x84
 	typeRefuse       = 0x85
 	typeBatch        = 0x86
+	typeGoodbye      = 0x87
 )
 
-// The streams, by their numbers. DATA and BATCH carry the number in their flags.
+// The streams, by their numbers. There is no stream 3.
 const (
 	volatile    = 0
 	durable     = 1
-	streamCount = 2
-
-	flagDurable = 1
+	bulk        = 2
+	busVolatile = 4
+	busDurable  = 5
+	streamCount = 6
 )
 
-var streamNames = [streamCount]string{volatile: "volatile", durable: "durable"}
+var streamNames = [streamCount]string{volatile: "volatile", durable: "durable", bulk: "bulk",
+	busVolatile: "bus volatile", busDurable: "bus durable"}
+
+// The flags of messages [P-07].
+const (
+	flagDurable   = 1  // in MESSAGE: the sender keeps it in a storage
+	flagsStream   = 7  // in DATA and BATCH: the number of the stream
+	flagEnvelope  = 8  // one envelope: that of the message, or of all messages of a BATCH
+	flagEnvelopes = 16 // an envelope for each message of a BATCH
+)
+
+// The flags of HELLO.
+const flagMadeUp = 1 // the ident was made up [P-81]
 
 // The codes of REFUSE.
 const (
@@ -51,7 +65,8 @@ const (
 	maxFrameBeforeIdent = 4096     // the largest size of a packet before the other side's IDENT
 	maxFrame            = 64 << 20 // and behind it
 	maxRefuseText       = 1024
-	dataPacketBytes     = 37 // a DATA packet on the wire is so much larger than its data
+	maxBulkBytes        = 64 << 10 // of data, in a message of the stream BULK [P-87]
+	dataPacketBytes     = 37       // a DATA packet on the wire is so much larger than its envelope and its data
 	forever             = 0xffffffff
 	lastSeq             = 1<<64 - 1 // no message has it: the next one could not be named
 )
@@ -73,6 +88,7 @@ type (
 		PeerID, BootID   [16]byte
 		Connector        uint32
 		MaxFrame, Window uint32
+		Flags            uint8
 	}
 	begin struct {
 		Stream                     uint8
@@ -106,6 +122,7 @@ type (
 	incompatible struct{}
 	ping         struct{}
 	pong         struct{}
+	goodbye      struct{}
 	ident        string
 	message      struct { // MESSAGE, of a legacy peer
 		messageHead
@@ -113,7 +130,11 @@ type (
 	}
 	messages struct { // DATA and BATCH
 		dataHead
-		Data [][]byte
+		Contents []content
+	}
+	content struct { // of one message
+		Envelope *envelope // nil: it has none
+		Data     []byte
 	}
 	refuse struct {
 		Code uint16
@@ -121,8 +142,11 @@ type (
 	}
 )
 
-// stream tells the number of the stream that messages belong to. Bits that are not known mean nothing [P-07].
-func (h messageHead) stream() uint8 { return uint8(h.Flags & flagDurable) }
+// stream tells the number of the stream that DATA or BATCH belongs to. Bits that are not known mean nothing [P-07].
+func (h dataHead) stream() uint8 { return uint8(h.Flags & flagsStream) }
+
+// size tells what a message takes on the wire, as the DATA packet that it might be [P-45].
+func (c content) size() int { return dataPacketBytes + len(c.Envelope.encode()) + len(c.Data) }
 
 type uuid [16]byte
 
@@ -149,16 +173,33 @@ func packet(kind byte, head any, rest ...[]byte) []byte {
 	return made
 }
 
-// messagesPacket makes DATA of one message and BATCH of several.
-func messagesPacket(head dataHead, data [][]byte) []byte {
-	if len(data) == 1 {
-		return packet(typeData, head, data[0])
+// messagesPacket makes DATA of one message and BATCH of several. All have an envelope, or none has. In a BATCH, one
+// envelope stands for all where the others come of it by counting [P-75]; else, each has its own [P-76].
+func messagesPacket(head dataHead, contents []content) []byte {
+	var front, sizes, data []byte // front: the envelope of the message, or of all
+	if first := contents[0].Envelope; first != nil {
+		head.Flags |= flagEnvelope
+		front = first.encode()
+		for i, one := range contents {
+			if !bytes.Equal(one.Envelope.encode(), first.plus(uint64(i)).encode()) {
+				head.Flags ^= flagEnvelope | flagEnvelopes
+				front = nil
+				break
+			}
+		}
 	}
-	var sizes []byte
-	for _, one := range data {
-		sizes = binary.BigEndian.AppendUint32(sizes, uint32(len(one)))
+	for _, one := range contents {
+		start := len(data)
+		if front == nil {
+			data = append(data, one.Envelope.encode()...)
+		}
+		data = append(data, one.Data...)
+		sizes = binary.BigEndian.AppendUint32(sizes, uint32(len(data)-start))
 	}
-	return packet(typeBatch, batchHead{head, uint16(len(data))}, append([][]byte{sizes}, data...)...)
+	if len(contents) == 1 {
+		return packet(typeData, head, front, data)
+	}
+	return packet(typeBatch, batchHead{head, uint16(len(contents))}, sizes, front, data)
 }
 
 func refusePacket(code uint16, text string) []byte {
@@ -213,11 +254,7 @@ func parse(kind byte, payload []byte) (any, error) {
 	case typeBegin:
 		return parseBegin(payload)
 	case typeData:
-		head, data, err := atLeast[dataHead](payload)
-		if err != nil {
-			return nil, err
-		}
-		return checkSeqs(messages{head, [][]byte{data}})
+		return parseData(payload)
 	case typeAck:
 		return parseAck(payload)
 	case typeSkip:
@@ -231,6 +268,8 @@ func parse(kind byte, payload []byte) (any, error) {
 		return refuse{head.Code, printable(text)}, err
 	case typeBatch:
 		return parseBatch(payload)
+	case typeGoodbye:
+		return goodbye{}, nil
 	}
 	return nil, nil
 }
@@ -270,6 +309,23 @@ func parseAck(payload []byte) (any, error) {
 	return frame, checkStream(frame.Stream)
 }
 
+func parseData(payload []byte) (any, error) {
+	head, data, err := atLeast[dataHead](payload)
+	var its *envelope
+	switch {
+	case err != nil:
+		return nil, err
+	case head.Flags&flagEnvelopes != 0:
+		return nil, breachOf("P-70", "DATA with the flag of a BATCH whose messages have envelopes")
+	case head.Flags&flagEnvelope != 0: // [P-69]
+		its, data, err = parseEnvelope(data)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return checkMessages(messages{head, []content{{its, data}}})
+}
+
 func parseBatch(payload []byte) (any, error) {
 	head, rest, err := atLeast[batchHead](payload)
 	if err != nil {
@@ -280,18 +336,35 @@ func parseBatch(payload []byte) (any, error) {
 		return nil, breachOf("P-60", "BATCH of %d messages with %d bytes for their sizes", count, len(rest))
 	}
 	sizes, rest := rest[:4*count], rest[4*count:]
-	frame := messages{head.dataHead, make([][]byte, count)}
-	for i := range frame.Data {
+	var ofAll *envelope
+	each := head.Flags&flagEnvelopes != 0
+	if head.Flags&flagEnvelope != 0 { // [P-75]
+		if each {
+			return nil, breachOf("P-70", "BATCH with an envelope for all and one for each")
+		}
+		if ofAll, rest, err = parseEnvelope(rest); err != nil {
+			return nil, err
+		}
+	}
+	frame := messages{head.dataHead, make([]content, count)}
+	for i := range frame.Contents {
 		size := uint64(binary.BigEndian.Uint32(sizes[4*i:]))
 		if size > uint64(len(rest)) {
 			return nil, breachOf("P-60", "BATCH with less data than its sizes say")
 		}
-		frame.Data[i], rest = rest[:size:size], rest[size:]
+		one := content{ofAll.plus(uint64(i)), rest[:size:size]}
+		rest = rest[size:]
+		if each { // [P-76]
+			if one.Envelope, one.Data, err = parseEnvelope(one.Data); err != nil {
+				return nil, err
+			}
+		}
+		frame.Contents[i] = one
 	}
 	if len(rest) > 0 {
 		return nil, breachOf("P-60", "BATCH with more data than its sizes say")
 	}
-	return checkSeqs(frame)
+	return checkMessages(frame)
 }
 
 // atLeast reads a fixed part, and returns what stands behind it.
@@ -314,17 +387,17 @@ func exactly[Head any](payload []byte) (Head, error) {
 }
 
 func checkStream(number uint8) error {
-	if number >= streamCount {
+	if number >= streamCount || streamNames[number] == "" {
 		return breachOf("P-09", "stream %d", number)
 	}
 	return nil
 }
 
-func checkSeqs(frame messages) (any, error) {
-	if frame.Seq > lastSeq-uint64(len(frame.Data)) {
+func checkMessages(frame messages) (any, error) {
+	if frame.Seq > lastSeq-uint64(len(frame.Contents)) {
 		return nil, breachOf("P-65", "a message with the last seq, or one behind it")
 	}
-	return frame, nil
+	return frame, checkStream(frame.stream())
 }
 
 // printable makes what a stranger has written fit for a log [P-16].

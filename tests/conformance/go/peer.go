@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -20,10 +21,11 @@ const (
 // A Peer sends messages to other peers, and hands over those that it gets.
 type Peer struct {
 	ident   string
+	madeUp  bool     // the ident: no other process ever has it
 	window  uint32   // the most that another may have sent and not have acknowledged, in bytes
 	peerID  [16]byte // as long as the process: there is no storage
 	bootID  [16]byte
-	handle  func(Received) // for each message; not called twice at once for one ident
+	handle  func(Received) // for each message; not called twice at once for one stream of one ident
 	tell    func(Event)    // is called with the lock held: it must not call the peer
 	started time.Time
 
@@ -32,30 +34,67 @@ type Peer struct {
 	conns      map[*conn]bool
 	remotes    map[string]*remote
 	connectors uint32
+	serving    int // connections, those included that have ended and are not closed yet
+	closing    bool
 }
 
-// NewPeer makes a peer. handle is called for each message: when it returns, the message was handed over. window: the
-// most bytes that another peer may have sent to this one, and not have acknowledged.
+// NewPeer makes a peer. Its ident is made up, where none is given. handle is called for each message: when it returns,
+// the message was handed over. window: the most bytes that another peer may have sent to this one in one stream, and
+// not have acknowledged.
 func NewPeer(ident string, window uint32, handle func(Received), tell func(Event)) *Peer {
 	p := &Peer{ident: ident, window: window, handle: handle, tell: tell, started: time.Now()}
 	p.peerID, p.bootID = newUUID(), newUUID()
+	if ident == "" {
+		p.ident, p.madeUp = fmt.Sprintf("gopher-%x", newUUID()), true
+	}
 	p.changed = sync.NewCond(&p.mu)
 	p.conns, p.remotes = map[*conn]bool{}, map[string]*remote{}
 	go p.watchClock()
 	return p
 }
 
+// Close ends all connections, and says GOODBYE where that is understood [P-82]. It returns when they are closed.
+func (p *Peer) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closing = true
+	for c := range p.conns {
+		if c.state == extended && c.established {
+			c.end(c.remote.farewell(), "this process ends")
+		} else {
+			c.end(nil, "this process ends")
+		}
+	}
+	for p.serving > 0 {
+		p.changed.Wait()
+	}
+}
+
+func (p *Peer) isClosing() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closing
+}
+
+// flags tells those of this side's HELLO.
+func (p *Peer) flags() uint8 {
+	if p.madeUp {
+		return flagMadeUp
+	}
+	return 0
+}
+
 func (p *Peer) now() time.Duration { return time.Since(p.started) }
 
 // Send queues messages to an ident, known or not. It blocks while too much is queued.
-func (p *Peer) Send(to string, stream uint8, first uuid, deadline time.Time, data ...[]byte) {
+func (p *Peer) Send(to string, stream uint8, first uuid, deadline time.Time, contents ...content) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := p.remote(to)
 	for r.queued > queueBytes {
 		p.changed.Wait()
 	}
-	r.send(stream, first, deadline, data)
+	r.send(stream, first, deadline, contents)
 	p.changed.Broadcast()
 }
 
@@ -70,13 +109,13 @@ func (p *Peer) Listen(listener net.Listener) error {
 	}
 }
 
-// Connect keeps up a connection to an address, for as long as the process lives.
+// Connect keeps up a connection to an address, until the peer closes.
 func (p *Peer) Connect(address string) {
 	p.mu.Lock()
 	p.connectors++
 	connector := p.connectors
 	p.mu.Unlock()
-	for delay := reconnectMin; ; delay = min(2*delay, reconnectMax) {
+	for delay := reconnectMin; !p.isClosing(); delay = min(2*delay, reconnectMax) {
 		sock, err := net.DialTimeout("tcp", address, handshakeTime)
 		if err == nil && p.serve(sock, connector) {
 			delay = reconnectMin
@@ -136,6 +175,11 @@ func (p *Peer) winsOver(second, first *conn) bool {
 	}
 	iAmHigher := bytes.Compare(p.bootID[:], b.BootID[:]) > 0
 	return iAmHigher == (second.connector != 0)
+}
+
+// hasEnded reports whether a connection is one of the process that was connected last, and has said GOODBYE.
+func (r *remote) hasEnded(c *conn) bool {
+	return r.ended != nil && c.hello != nil && c.hello.BootID == *r.ended
 }
 
 // forget lets go of a connection that has ended. The one that waits for its place gets it.

@@ -1,4 +1,4 @@
-// What a peer keeps of one other peer, by its ident, over all connections: the streams both ways, and who is handed what.
+// What a peer keeps of one other peer, by its ident, over all connections: streams both ways, and what is handed over.
 
 package main
 
@@ -20,7 +20,7 @@ type Received struct {
 	UUID        [16]byte
 	TTL         uint32 // in seconds; 0xffffffff: for ever
 	Redelivered bool   // an earlier process may have had it
-	Data        []byte
+	content
 }
 
 // An arrival waits to be handed over: a message, or, without one, a SKIP.
@@ -40,12 +40,20 @@ type remote struct {
 	out [streamCount]*outStream // nil as long as it has had no message
 
 	queued      int         // bytes of messages that have not ended
-	inFlight    int         // bytes sent and not acknowledged [P-45]
 	unconfirmed []*outgoing // sent to a legacy peer; in this order
 
-	arrived     []arrival
-	arrivedSize int
-	full        bool // too much has arrived: nothing is read on
+	arrived [streamCount]arrivals
+
+	ended *[16]byte // the boot id of the process that was connected last, once that has said GOODBYE [P-84]
+	gone  bool      // it has, and its ident was made up: no message waits for it [P-85]
+}
+
+// Arrivals are what came in one stream, and is not handed over. While a user's function takes its time over a message
+// of one stream, those of the others are handed over.
+type arrivals struct {
+	waiting     []arrival
+	size        int
+	full        bool // too much waits: nothing is read on
 	handingOver bool
 }
 
@@ -57,7 +65,7 @@ func newRemote(peer *Peer, ident string) *remote {
 
 // connect says that a connection was admitted.
 func (r *remote) connect(c *conn) {
-	r.conn, r.inFlight, r.unconfirmed = c, 0, nil
+	r.conn, r.unconfirmed, r.ended, r.gone = c, nil, nil, false
 	for number := range r.in {
 		if r.in[number] != nil {
 			r.in[number].begun, r.in[number].ackDue = false, false
@@ -71,22 +79,25 @@ func (r *remote) connect(c *conn) {
 // -- Out ----------------------------------------------------------------------------------------------------------
 
 // send queues messages, with uuids that follow each other from the given one on.
-func (r *remote) send(number uint8, first uuid, deadline time.Time, data [][]byte) {
+func (r *remote) send(number uint8, first uuid, deadline time.Time, contents []content) {
 	if r.out[number] == nil {
 		r.out[number] = newOutStream(number)
 	}
 	s := r.out[number]
-	for i, one := range data {
+	for i, one := range contents {
 		s.queue = append(s.queue, &outgoing{s, s.nextSeq, first.plus(uint64(i)), deadline, one})
 		s.nextSeq++
-		r.queued += dataPacketBytes + len(one)
+		r.queued += one.size()
+	}
+	if r.gone {
+		r.tellEnd("discarded", s.discard()...)
 	}
 }
 
-// ended says that a message has ended, delivered or not.
-func (r *remote) ended(how string, ms ...*outgoing) {
+// tellEnd says how messages have ended.
+func (r *remote) tellEnd(how string, ms ...*outgoing) {
 	for _, m := range ms {
-		r.queued -= dataPacketBytes + len(m.data)
+		r.queued -= m.size()
 		r.peer.tell(Event{Event: how, Ident: r.ident, Stream: streamNames[m.stream.number], UUID: m.uuid[:]})
 	}
 }
@@ -106,43 +117,56 @@ func (r *remote) acknowledge(frame ack) error {
 	if s == nil {
 		s = &outStream{} // never begun
 	}
-	wasAnswered, onTheWay := s.answered, s.sent
 	handedOver, err := s.acknowledge(frame)
-	if wasAnswered {
-		r.inFlight -= bytesOf(handedOver[:min(onTheWay, len(handedOver))])
-	} else {
-		r.inFlight += bytesOf(s.queue[:s.sent])
-	}
-	r.ended("delivered", handedOver...)
+	r.tellEnd("delivered", handedOver...)
 	return err
 }
 
-func bytesOf(ms []*outgoing) (total int) {
-	for _, m := range ms {
-		total += dataPacketBytes + len(m.data)
-	}
-	return total
-}
-
-// compose appends what there is to say to a netcomm peer: first ACKs, then messages, the streams by turns.
-func (r *remote) compose(out []byte) []byte {
+// acks makes the ACKs that are due.
+func (r *remote) acks() (out []byte) {
 	for number, s := range r.in {
 		if s != nil && s.ackDue {
 			s.ackDue = false
 			out = append(out, packet(typeAck, ack{uint8(number), s.epoch, s.handedSeq, s.receivedSeq})...)
 		}
 	}
+	return out
+}
+
+// compose appends what there is to say to a netcomm peer: first ACKs, then messages, the streams by turns, and those of
+// BULK only where no other can go.
+func (r *remote) compose(out []byte) []byte {
+	out = append(out, r.acks()...)
 	for more := true; more && len(out) < chunkBytes; {
 		more = false
-		for _, s := range r.out {
-			if s != nil && s.answered {
+		for number, s := range r.out {
+			if s != nil && s.answered && number != bulk {
 				if frames := r.nextFrames(s); frames != nil {
 					out, more = append(out, frames...), true
 				}
 			}
 		}
+		if s := r.out[bulk]; s != nil && s.answered && !more {
+			frames := r.nextFrames(s)
+			out, more = append(out, frames...), frames != nil
+		}
 	}
 	return out
+}
+
+// farewell makes the last words of a process that ends in order [P-82].
+func (r *remote) farewell() []byte {
+	return append(append(r.begins(), r.acks()...), packet(typeGoodbye, nil)...)
+}
+
+// goodbye says that the process of the other peer has ended in order.
+func (r *remote) goodbye(from *hello) {
+	r.ended, r.gone = &from.BootID, from.Flags&flagMadeUp != 0
+	for _, s := range r.out {
+		if s != nil && r.gone {
+			r.tellEnd("discarded", s.discard()...)
+		}
+	}
 }
 
 // nextFrames makes the frames of the next message, or of several in a BATCH; nil where none may go now.
@@ -151,40 +175,44 @@ func (r *remote) nextFrames(s *outStream) []byte {
 	limit := int(min(hello.MaxFrame, maxFrame)) - 1 // of a payload
 	for s.sent < len(s.queue) {
 		next := s.queue[s.sent]
-		switch room := int(hello.Window) - r.inFlight; {
-		case 32+len(next.data) > limit:
+		switch room := int(hello.Window) - s.inFlight; {
+		case next.size()-5 > limit, s.number == bulk && len(next.Data) > maxBulkBytes:
 			s.drop()
-			r.ended("rejected", next) // [P-14]
+			r.tellEnd("rejected", next) // [P-14] [P-87]
 		case next.ttl(now) == 0:
 			s.drop()
-			r.ended("expired", next)
-		case dataPacketBytes+len(next.data) > room && r.inFlight > 0:
+			r.tellEnd("expired", next)
+		case next.size() > room && s.inFlight > 0:
 			return nil
 		default:
-			run := s.run(now, min(limit, batchBytes), room)
-			r.inFlight += bytesOf(run)
-			return s.frames(now, run)
+			return s.frames(now, s.run(now, min(limit, batchBytes), room))
 		}
 	}
 	return nil
 }
 
-// composeLegacy appends messages for a legacy peer, and behind them a PING: its PONG confirms them [P-55].
+// composeLegacy appends messages for a legacy peer, and behind them a PING: its PONG confirms them [P-55]. It gets
+// plain messages alone [P-54], without their envelopes [P-78].
 func (r *remote) composeLegacy(out []byte) []byte {
 	count, now := 0, time.Now()
 	for _, s := range r.out {
-		for s != nil && s.sent < len(s.queue) && len(out) < chunkBytes && r.inFlight < legacyBytes {
+		for s != nil && s.sent < len(s.queue) && len(out) < chunkBytes && s.inFlight < legacyBytes {
 			next := s.queue[s.sent]
-			if next.ttl(now) == 0 {
+			if s.number > durable {
 				s.drop()
-				r.ended("expired", next)
+				r.tellEnd("rejected", next)
 				continue
 			}
-			out = append(out, packet(typeMessage, messageHead{next.uuid, next.ttl(now), next.flags()}, next.data)...)
+			if next.ttl(now) == 0 {
+				s.drop()
+				r.tellEnd("expired", next)
+				continue
+			}
+			out = append(out, packet(typeMessage, messageHead{next.uuid, next.ttl(now), uint32(s.number)}, next.Data)...)
 			s.sent++
+			s.inFlight += next.size()
 			s.sentBelow = max(s.sentBelow, next.seq+1)
 			r.unconfirmed = append(r.unconfirmed, next)
-			r.inFlight += dataPacketBytes + len(next.data)
 			count++
 		}
 	}
@@ -199,12 +227,12 @@ func (r *remote) composeLegacy(out []byte) []byte {
 func (r *remote) confirm(count int) {
 	confirmed := r.unconfirmed[:count]
 	r.unconfirmed = r.unconfirmed[count:]
-	r.inFlight -= bytesOf(confirmed)
 	for _, m := range confirmed {
 		m.stream.queue = m.stream.queue[1:]
 		m.stream.sent--
+		m.stream.inFlight -= m.size()
 	}
-	r.ended("delivered", confirmed...)
+	r.tellEnd("delivered", confirmed...)
 }
 
 // -- In -----------------------------------------------------------------------------------------------------------
@@ -225,12 +253,12 @@ func (r *remote) stream(number uint8) (*inStream, error) {
 func (r *remote) take(frame messages) error {
 	number := frame.stream()
 	s, err := r.stream(number)
-	for i := 0; err == nil && i < len(frame.Data); i++ { // a BATCH is its messages [P-59]
+	for i := 0; err == nil && i < len(frame.Contents); i++ { // a BATCH is its messages [P-59]
 		var fresh bool
 		seq := frame.Seq + uint64(i)
 		if fresh, err = s.accept(seq); fresh {
-			id := frame.UUID.plus(uint64(i))
-			r.arrive(arrival{s, seq + 1, &Received{r.ident, number, id, frame.TTL, seq < s.markedBelow, frame.Data[i]}})
+			id, mark := frame.UUID.plus(uint64(i)), seq < s.markedBelow
+			r.arrive(number, arrival{s, seq + 1, &Received{r.ident, number, id, frame.TTL, mark, frame.Contents[i]}})
 		}
 	}
 	return err
@@ -240,57 +268,64 @@ func (r *remote) skip(frame skip) error {
 	s, err := r.stream(frame.Stream)
 	if err == nil && frame.NextSeq > s.receivedSeq { // [P-42]
 		s.receivedSeq = frame.NextSeq
-		r.arrive(arrival{from: s, below: frame.NextSeq})
+		r.arrive(frame.Stream, arrival{from: s, below: frame.NextSeq})
 	}
 	return err
 }
 
 func (r *remote) takeLegacy(frame message) {
-	r.arrive(arrival{message: &Received{r.ident, frame.stream(), frame.UUID, frame.TTL, false, frame.Data}})
+	number := uint8(frame.Flags & flagDurable)
+	r.arrive(number, arrival{message: &Received{r.ident, number, frame.UUID, frame.TTL, false, content{nil, frame.Data}}})
 }
 
 func (a arrival) size() int {
 	if a.message == nil {
 		return 0
 	}
-	return dataPacketBytes + len(a.message.Data)
+	return a.message.content.size()
 }
 
-func (r *remote) arrive(a arrival) {
-	r.arrived = append(r.arrived, a)
-	r.arrivedSize += a.size()
-	if !r.handingOver {
-		r.handingOver = true
-		go r.handOver()
+func (r *remote) arrive(number uint8, a arrival) {
+	stream := &r.arrived[number]
+	stream.waiting = append(stream.waiting, a)
+	stream.size += a.size()
+	if !stream.handingOver {
+		stream.handingOver = true
+		go r.handOver(stream)
 	}
 }
 
-// isFull reports whether more than the window waits, until half of that is handed over: only a legacy peer sends so
-// much, or a careless one.
-func (r *remote) isFull() bool {
+// isFull reports whether more than the window of a stream waits, until half of that is handed over: only a legacy peer
+// sends so much, or a careless one.
+func (r *remote) isFull() (full bool) {
 	window := int(r.peer.window)
-	r.full = r.arrivedSize > window || (r.full && r.arrivedSize > window/2)
-	return r.full
+	for number := range r.arrived {
+		stream := &r.arrived[number]
+		stream.full = stream.size > window || (stream.full && stream.size > window/2)
+		full = full || stream.full
+	}
+	return full
 }
 
-// handOver calls the user's function for what has arrived, one message after the other, as long as there are any.
-func (r *remote) handOver() {
+// handOver calls the user's function for what has arrived in a stream, one message after the other, as long as there
+// are any.
+func (r *remote) handOver(stream *arrivals) {
 	r.peer.mu.Lock()
 	defer r.peer.mu.Unlock()
-	for ; len(r.arrived) > 0; r.peer.changed.Broadcast() {
-		a := r.arrived[0]
-		r.arrived = r.arrived[1:]
+	for ; len(stream.waiting) > 0; r.peer.changed.Broadcast() {
+		a := stream.waiting[0]
+		stream.waiting = stream.waiting[1:]
 		if a.message != nil {
 			r.peer.mu.Unlock()
 			r.peer.handle(*a.message)
 			r.peer.mu.Lock()
 		}
-		r.arrivedSize -= a.size()
+		stream.size -= a.size()
 		if a.from != nil {
 			a.from.handed(a.below) // of an epoch that has ended, nobody reads it [P-66]
 		}
 	}
-	r.handingOver = false
+	stream.handingOver = false
 }
 
 func newUUID() (made uuid) {

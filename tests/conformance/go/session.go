@@ -43,7 +43,7 @@ func (c *conn) allowed(frame any) bool {
 		return c.state == awaitIdent && c.hello == nil
 	case ident:
 		return c.state == awaitIdent
-	case begin, messages, ack, skip:
+	case begin, messages, ack, skip, goodbye:
 		return c.state == extended
 	case message:
 		return c.state == legacy
@@ -93,17 +93,23 @@ func (p *Peer) serve(sock net.Conn, connector uint32) bool {
 	c := &conn{peer: p, sock: sock, connector: connector, opened: time.Now()}
 	c.greeting = slices.Concat(
 		packet(typeVersion, version{1}),
-		packet(typeHello, hello{1, p.peerID, p.bootID, connector, maxFrame, p.window}),
+		packet(typeHello, hello{1, p.peerID, p.bootID, connector, maxFrame, p.window, p.flags()}),
 		packet(typeIdent, nil, []byte(p.ident)),
 	)
 	p.mu.Lock()
 	p.conns[c] = true
+	p.serving++
+	if p.closing {
+		c.end(nil, "this process ends")
+	}
 	p.mu.Unlock()
 	go c.write()
 	c.read()
 	sock.Close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.serving--
+	p.changed.Broadcast()
 	return c.established
 }
 
@@ -196,12 +202,19 @@ func (c *conn) take(frame any) error {
 		return c.remote.skip(frame)
 	case ack:
 		return c.remote.acknowledge(frame)
+	case goodbye:
+		c.remote.goodbye(c.hello)
+		c.end(nil, "the other side's process ends") // [P-83]
 	}
 	return nil
 }
 
 // admit lets the other side in: from now on, it is listened to, and has messages.
 func (c *conn) admit() {
+	if c.remote.hasEnded(c) {
+		c.end(nil, "its process has said that it ends") // [P-84]
+		return
+	}
 	if c.hello == nil { // [P-21]
 		c.state = legacy
 		c.quietUntil = time.Now().Add(legacyQuiet)

@@ -16,7 +16,7 @@ type outgoing struct {
 	seq      uint64
 	uuid     uuid
 	deadline time.Time // zero: it lives for ever
-	data     []byte
+	content
 }
 
 // ttl tells what is left to live, in whole seconds, rounded up; 0 where nothing is.
@@ -28,17 +28,10 @@ func (m *outgoing) ttl(now time.Time) uint32 {
 	return uint32(min(max(left/time.Second, 0), forever-1))
 }
 
-func (m *outgoing) flags() uint32 {
-	if m.stream.number == durable {
-		return flagDurable
-	}
-	return 0
-}
-
 // An outStream is one stream to one peer. Of its queue, the first `sent` are on this connection, or have arrived
 // before; they wait to be acknowledged. The others wait to be sent.
 //
-// A stream here lives as long as the process, and so does its epoch [P-25]: also that of the durable stream, whose
+// A stream here lives as long as the process, and so does its epoch [P-25]: also that of a durable stream, whose
 // storage is memory.
 type outStream struct {
 	number    uint8
@@ -47,6 +40,7 @@ type outStream struct {
 	sent      int
 	nextSeq   uint64 // of the next message that the user sends
 	sentBelow uint64 // no message from this seq on was ever written
+	inFlight  int    // bytes sent and not acknowledged, to a legacy peer as well [P-45]
 
 	// On this connection:
 	begun       bool
@@ -59,7 +53,7 @@ func newOutStream(number uint8) *outStream { return &outStream{number: number, e
 
 // restart says that a new connection is there.
 func (s *outStream) restart() {
-	s.begun, s.answered, s.sent, s.resentBelow = false, false, 0, s.sentBelow
+	s.begun, s.answered, s.sent, s.inFlight, s.resentBelow = false, false, 0, 0, s.sentBelow
 }
 
 // begin makes the BEGIN that has to be sent now.
@@ -86,19 +80,30 @@ func (s *outStream) acknowledge(frame ack) ([]*outgoing, error) {
 		return nil, breachOf("P-32", "ACK of a stream that was not begun")
 	case frame.Epoch != s.epoch:
 		return nil, nil // on its way when the epoch was begun [P-39]
-	case frame.ReceivedSeq > s.sentBelow && s.number == durable && !s.answered:
+	case frame.ReceivedSeq > s.sentBelow && isDurable(s.number) && !s.answered:
 		s.renew()
 		return nil, nil
 	case frame.ReceivedSeq > s.sentBelow:
 		return nil, breachOf("P-38", "ACK below %d, sent below %d", frame.ReceivedSeq, s.sentBelow)
 	}
 	handedOver := s.queue[:s.countBelow(frame.NextSeq)]
+	s.inFlight -= bytesOf(handedOver[:min(s.sent, len(handedOver))])
 	s.queue = s.queue[len(handedOver):]
 	s.sent = max(s.sent-len(handedOver), 0)
 	if !s.answered {
 		s.answered, s.expected, s.sent = true, frame.ReceivedSeq, s.countBelow(frame.ReceivedSeq)
+		s.inFlight = bytesOf(s.queue[:s.sent])
 	}
 	return handedOver, nil
+}
+
+func isDurable(number uint8) bool { return number%2 == 1 }
+
+func bytesOf(ms []*outgoing) (total int) {
+	for _, m := range ms {
+		total += m.size()
+	}
+	return total
 }
 
 func (s *outStream) countBelow(seq uint64) int {
@@ -111,21 +116,25 @@ func (s *outStream) countBelow(seq uint64) int {
 	return n
 }
 
-// run tells how many messages of the queue can go in one frame, from the next one on: those that were never sent, that
-// differ by seq and uuid as a BATCH wants it, and that fit into a payload and into the room that the window leaves.
+// run tells which messages of the queue can go in one frame, from the next one on: those that were never sent, that
+// differ by seq and uuid as a BATCH wants it, that all have an envelope or none, and that fit into a payload and into
+// the room that the window leaves.
 func (s *outStream) run(now time.Time, payload, room int) []*outgoing {
 	first := s.queue[s.sent]
 	behind := s.sent + 1
-	size := 34 + 4 + len(first.data)
-	room -= dataPacketBytes + len(first.data)
+	size := 34 + 4 + first.size() - dataPacketBytes
+	room -= first.size()
 	for ; first.seq >= s.resentBelow && behind < len(s.queue) && behind-s.sent < 1<<16-1; behind++ { // [P-61]
 		next, n := s.queue[behind], uint64(behind-s.sent)
-		size += 4 + len(next.data)
-		room -= dataPacketBytes + len(next.data)
+		size += 4 + next.size() - dataPacketBytes
+		room -= next.size()
 		if size > payload || room < 0 {
 			break
 		}
 		if next.seq != first.seq+n || next.uuid != first.uuid.plus(n) || next.ttl(now) != first.ttl(now) {
+			break
+		}
+		if (next.Envelope == nil) != (first.Envelope == nil) {
 			break
 		}
 	}
@@ -139,19 +148,27 @@ func (s *outStream) frames(now time.Time, run []*outgoing) []byte {
 	if first.seq != s.expected {
 		out = packet(typeSkip, skip{s.number, first.seq})
 	}
-	data := make([][]byte, len(run))
+	contents := make([]content, len(run))
 	for i, m := range run {
-		data[i] = m.data
+		contents[i] = m.content
 	}
-	head := dataHead{first.seq, messageHead{first.uuid, first.ttl(now), first.flags()}}
+	head := dataHead{first.seq, messageHead{first.uuid, first.ttl(now), uint32(s.number)}}
 	s.sent += len(run)
+	s.inFlight += bytesOf(run)
 	s.expected = run[len(run)-1].seq + 1
 	s.sentBelow = max(s.sentBelow, s.expected) // which a SKIP counts for, too [P-63]
-	return append(out, messagesPacket(head, data)...)
+	return append(out, messagesPacket(head, contents)...)
 }
 
 // drop removes the next message to be sent.
 func (s *outStream) drop() { s.queue = slices.Delete(s.queue, s.sent, s.sent+1) }
+
+// discard removes all messages, which the connection that they were sent on has left. It returns them.
+func (s *outStream) discard() []*outgoing {
+	all := s.queue
+	s.queue, s.sent, s.inFlight = nil, 0, 0
+	return all
+}
 
 // -- In -----------------------------------------------------------------------------------------------------------
 
