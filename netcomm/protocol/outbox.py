@@ -219,14 +219,12 @@ class Outbox:
             # The receiver is ahead of all that this storage knows of: it was restored from a backup.
             state.renewing = True
             return []
+        if first_answer:
+            # The rest of what was in flight has not arrived, so it is sent again. That comes first: of what was
+            # discarded in flight, what has arrived may be acknowledged as well.
+            self._requeue(state, ack.received_seq)
         delivered = state.acknowledge(ack.next_seq)
         if first_answer:
-<<<<<<< HEAD
-            # The rest of what was in flight has not arrived, so it is sent again.
-            self._requeue(state, ack.received_seq)
-            state.free_discarded(ack.next_seq)
-=======
->>>>>>> a6521cecf65c70b83066ac4d8770a913be047809
             state.receiver_next = ack.received_seq
             if isinstance(state, DurableOutStream):
                 state.arrived_below = ack.received_seq

@@ -93,7 +93,11 @@ def _is_valid(kind: int, payload: bytes) -> bool:
         return payload[:2] != b"\0\0" and max_frame >= 33 and window > 0
     if kind == DATA:
         flags = payload[31]
-        return flags & STREAM_BITS in STREAMS and not flags & ENVELOPES and (not flags & ENVELOPE or envelope(payload[32:]) is not None)
+        return (
+            flags & STREAM_BITS in STREAMS
+            and not flags & ENVELOPES
+            and (not flags & ENVELOPE or envelope(payload[32:]) is not None)
+        )
     if kind == BATCH:
         sizes, left = _sizes(payload)
         flags = payload[31]

@@ -48,7 +48,11 @@ _STORIES: list[list[Act]] = [
     # All streams, with an extension that is there from the beginning, and with one that comes late or takes its time.
     [
         *_CONNECT,
-        *[act for use in range(3) for act in ((Step.USE, use), (Step.SEND_A, 0x83), (Step.SEND_A, 4), (Step.SEND_B, 5))],
+        *[
+            act
+            for use in range(3)
+            for act in ((Step.USE, use), (Step.SEND_A, 0x83), (Step.SEND_A, 4), (Step.SEND_B, 5))
+        ],
         (Step.EXCHANGE, 0),
         (Step.ATTACH, 0),
         (Step.EXCHANGE, 0),

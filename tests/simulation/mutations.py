@@ -619,7 +619,10 @@ def _streams_out() -> Iterator[Mutation]:
 def _streams_in() -> Iterator[Mutation]:
     inbox, sync = "protocol.inbox:Inbox", "protocol.storage_sync:StorageSync"
     yield Mutation(
-        "an ACK names the plain stream", f"{inbox}.due_acks", "Ack(stream, state.epoch", "Ack(Stream(stream & 1), state.epoch"
+        "an ACK names the plain stream",
+        f"{inbox}.due_acks",
+        "Ack(stream, state.epoch",
+        "Ack(Stream(stream & 1), state.epoch",
     )
     yield Mutation(
         "the position of a stream of the bus restored in another one",
@@ -825,6 +828,23 @@ def _regressions() -> Iterator[Mutation]:
         "if frame.epoch in self._left:",
         "if False:",
         seed=878,
+    )
+    yield Mutation(
+        "what was discarded in flight and handled counts on the next connection",
+        "protocol.outbox:Outbox.acknowledge",
+        "self._requeue(state, ack.received_seq)\n    delivered = state.acknowledge(ack.next_seq)\n",
+        "delivered = state.acknowledge(ack.next_seq)\n        self._requeue(state, ack.received_seq)\n"
+        "    else:\n        delivered = state.acknowledge(ack.next_seq)\n",
+        symptom="stuck",
+        seed=464,
+    )
+    yield Mutation(
+        "what is acknowledged while discarded messages are read stays in the storage",
+        "protocol.storage_sync:StorageSync._discarded_loaded",
+        "if durable.unread_below() is None:",
+        "if False:",
+        symptom="messages that have ended",
+        seed=962,
     )
 
 

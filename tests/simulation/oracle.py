@@ -263,14 +263,9 @@ class Oracle:
     def _may_be_discarded(self, message: Sent, process: Any) -> bool:
         if self._is_discarded(message, process) or (process.ending and not message.persistent):
             return True
-<<<<<<< HEAD
-        # An earlier process may have stored it, and died before `send` returned.
-        if message.acceptor is None and message.sender is not process and message.receiver in process.discards:
-=======
         # Stored by a process that died before it could say so, and found by the next one.
         unsaid = message.acceptor is None and message.sender is not process
         if unsaid and message.sent_at <= process.discarded_at.get(message.receiver, -1.0):
->>>>>>> a6521cecf65c70b83066ac4d8770a913be047809
             return True
         receiver = process.node.world_nodes[message.receiver]
         if not receiver.made_up:

@@ -92,6 +92,7 @@ class Process:
         self.ending = False
         self.untold_fault = False
         self.discards: dict[str, int] = {}  # by receiver: up to which accepted message its user has given them up
+        self.discarded_at: dict[str, float] = {}  # by receiver: when its user did so last
         self.disconnected_at: dict[str, float] = {}
         self.pending: dict[tuple[str, Any], int] = {}  # by sender and stream: the bytes that wait for callbacks
         self.trap: str | None = node.first_trap
@@ -386,6 +387,7 @@ class Process:
         """The user gives up what waits for a receiver."""
         self.world.trace(f"{self.node.name}: discards what waits for {ident}")
         self.discards[ident] = self.oracle.accepted_count
+        self.discarded_at[ident] = self.world.now
         self.messaging.discard(ident)
         self.oracle.check_discarded(self, ident)
         self.settle()

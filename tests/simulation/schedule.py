@@ -211,16 +211,10 @@ class Schedule:
         # Chance is another one here, too. In other schedules, those of remembered seeds among them, no message has an
         # envelope.
         self._envelope_rng = random.Random(f"envelopes {seed}")
-<<<<<<< HEAD
         self._has_envelopes = seed % 7 == 5
         # Nor are there streams of the bus in schedules with low seeds.
         has_streams = seed % (2 * FIRST_WITH_STREAMS) >= FIRST_WITH_STREAMS
         self.streams = Streams(random.Random(f"streams {seed}")) if has_streams else None
-=======
-        self._has_envelopes = self._envelope_rng.random() < 0.4
-        stream_rng = random.Random(f"streams {seed}")
-        self.streams = Streams(stream_rng) if stream_rng.random() < 0.5 else None
->>>>>>> a6521cecf65c70b83066ac4d8770a913be047809
         self._build()
 
     def _build(self) -> None:

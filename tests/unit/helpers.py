@@ -317,9 +317,7 @@ class Host:
         self.messaging.send(delivery.ident, delivery, self.net.now)
         return delivery
 
-    def send_persistent(
-        self, to: str, payload: bytes, ttl: float | None = None, stream: Stream = DURABLE
-    ) -> Delivery:
+    def send_persistent(self, to: str, payload: bytes, ttl: float | None = None, stream: Stream = DURABLE) -> Delivery:
         delivery = self.number(to, payload, ttl, stream)
         self.store(delivery, ttl)
         return delivery
