@@ -17,15 +17,19 @@ class Extensions:
 
     Messages of a stream that neither callbacks nor an extension take are held back. So the window stops their sender,
     and nothing is lost where an extension comes late.
+
+    connected: the peers that extensions were told of. One that comes is told of these first: what is known in the
+        protocol may be ahead of what was told.
     """
 
-    __slots__ = ("_all", "_by_stream", "_held", "_untold")
+    __slots__ = ("_all", "_by_stream", "_held", "_untold", "connected")
 
     def __init__(self) -> None:
         self._all: list[Extension] = []
         self._by_stream: dict[Stream, Extension] = {}
         self._held: dict[Stream, list[Received]] = {}
         self._untold: deque[Received | Connected | Disconnected] = deque()
+        self.connected: set[str] = set()
 
     def add(self, extension: Extension) -> None:
         """Have another extension from now on; what was held back for its streams is the first that it gets.
@@ -54,9 +58,11 @@ class Extensions:
                 case Received():
                     self._receive(event, now)
                 case Connected(ident):
+                    self.connected.add(ident)
                     for extension in self._all:
                         extension.connected(ident, now)
                 case Disconnected(ident):
+                    self.connected.discard(ident)
                     for extension in self._all:
                         extension.disconnected(ident, now)
             untold.popleft()

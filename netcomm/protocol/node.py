@@ -110,7 +110,7 @@ class Node:
         """Let an extension take part. Raises ConfigurationError where one of its streams has another one already."""
         self._extensions.add(extension)
         extension.attached(self, now)
-        for ident in self.messaging.peers.connected_idents():
+        for ident in sorted(self._extensions.connected):
             extension.connected(ident, now)
         self._extensions.tell((), now)
 

@@ -148,8 +148,8 @@ class Taker(Extension):
 
     def hand_over(self, now: float) -> None:
         """Be done with all that waits."""
-        assert self._node is not None
         while self.queue:
+            assert self._node is not None
             received = self.queue.popleft()
             for seq, _, _, _, payload, _ in received.items:
                 self.received.append((received.ident, payload, seq < received.redelivered_below))
