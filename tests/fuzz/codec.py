@@ -188,7 +188,8 @@ def write(frame: frames.Frame) -> bytes:
             return encode.ident(name)
         case frames.Messages(items):
             return b"".join(
-                b"".join(encode.messages(Stream(item[2] & 1), [_delivery((0, *item, None))], 0.0)) for item in items
+                b"".join(encode.messages(Stream(flags & 1), [_delivery((0, uuid, ttl, flags & 1, data, None))], 0.0))
+                for uuid, ttl, flags, data in items
             )
         case frames.Ping():
             return encode.PING
