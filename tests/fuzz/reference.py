@@ -13,7 +13,9 @@ HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH, GOODBYE = range(0x80, 0x88)
 UNEXPECTED = -1
 
 # Flags of DATA and BATCH.
-ENVELOPE, ENVELOPES = 0x08, 0x10
+STREAM, ENVELOPE, ENVELOPES = 0x07, 0x08, 0x10
+
+STREAMS = {0, 1, 2, 4, 5}
 
 Packet = tuple[int, bytes]
 Envelope = dict[str, Any]
@@ -88,6 +90,8 @@ def _is_valid(kind: int, payload: bytes) -> bool:
     if kind == HELLO:
         max_frame, window = int.from_bytes(payload[38:42]), int.from_bytes(payload[42:46])
         return payload[:2] != b"\0\0" and max_frame >= 33 and window > 0
+    if kind in (DATA, BATCH) and payload[31] & STREAM not in STREAMS:
+        return False
     if kind == DATA:
         flags = payload[31]
         return not flags & ENVELOPES and (not flags & ENVELOPE or envelope(payload[32:]) is not None)
@@ -107,7 +111,7 @@ def _is_valid(kind: int, payload: bytes) -> bool:
         return not flags & ENVELOPES or None not in map(envelope, _cut(left, sizes))
     if kind in (BEGIN, ACK) and payload[17:25] < payload[9:17]:  # sent below, first seq; received seq, next seq
         return False
-    return kind not in (BEGIN, ACK, SKIP) or payload[0] < 2
+    return kind not in (BEGIN, ACK, SKIP) or payload[0] in STREAMS
 
 
 def _messages(payload: bytes) -> Iterator[Packet]:
