@@ -15,6 +15,9 @@ class Limits:
     window_bytes: how much of one stream may be sent and not yet acknowledged; one larger message may go alone. There
         are five streams: those of plain messages, persistent or not, and three for files and the bus. So what one peer
         has sent takes five times as much memory of this one at the most, and one large message beyond each.
+    bulk_window_bytes: the same for pieces of large things (files), which share the line with small messages: a small
+        one waits until so much has been taken, at the most. On a line that is fast and long, files pass faster with
+        more.
     handshake_s: how long connecting, and then identifying, may take.
     keepalive_idle_s: a ping goes out after so long a silence.
     keepalive_wait_s: the connection is closed when there was no sign of life for so long after the ping: nothing
@@ -35,6 +38,7 @@ class Limits:
     max_frame_bytes: int = 64 * 1024 * 1024
     max_handshake_frame_bytes: int = 4 * 1024
     window_bytes: int = 8 * 1024 * 1024
+    bulk_window_bytes: int = 1024 * 1024
     handshake_s: float = 10.0
     keepalive_idle_s: float = 15.0
     keepalive_wait_s: float = 10.0
@@ -53,7 +57,7 @@ class Limits:
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ConfigurationError(f"{field.name} must be a positive number, not {value!r}")
-        for name in ("max_frame_bytes", "window_bytes"):
+        for name in ("max_frame_bytes", "window_bytes", "bulk_window_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 33 <= value <= 0xFFFFFFFF:  # an empty message's frame has 33
                 raise ConfigurationError(f"{name} must be a whole number from 33 to 2**32 - 1, not {value!r}")

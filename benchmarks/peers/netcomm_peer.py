@@ -1,6 +1,7 @@
 """netcomm, through what its users import, with its defaults. With these, a Unix socket takes the place of TCP."""
 
 import threading
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -8,7 +9,12 @@ from typing import Any
 
 from benchmarks.payloads import Check
 from benchmarks.peers import Address, Checking
-from netcomm import Limits, Peer, SnakemqConnector, SnakemqListener
+from netcomm import Delivery, Limits, Peer, SnakemqConnector, SnakemqListener
+from netcomm.message import Stream
+from netcomm.peer import attach
+from netcomm.protocol.events import Received
+from netcomm.protocol.extension import Extension, NodePort
+from netcomm.protocol.frames import MAX_BULK_BYTES
 
 _HOST = "127.0.0.1"
 _TIMEOUT_S = 110.0
@@ -113,6 +119,63 @@ class Caller:
         if not self._done.wait(_TIMEOUT_S):
             raise TimeoutError("no answer")
         return [after - before for before, after in pairwise(self._times)]
+
+
+class _Discard(Extension):
+    """Takes the pieces of large things, and is done with them at once."""
+
+    streams = (Stream.BULK,)
+
+    def attached(self, node: NodePort, now: float) -> None:
+        self._node = node
+
+    def receive(self, received: Received, now: float) -> None:
+        self._node.on_handled(received, len(received.payloads), now)
+
+
+class BulkEcho(Echo):
+    """An echo that also takes the pieces of large things."""
+
+    def __init__(self, host: str = _HOST) -> None:
+        super().__init__(host)
+        attach(self._listener, _Discard())
+
+
+class BulkCaller(Caller):
+    """A caller that also sends pieces of large things, as fast as they are taken."""
+
+    _PIECES = 16
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(address)
+        self._attachment = attach(self._connector, _Discard())
+
+    def beside(self, payloads: list[bytes], fills: bool) -> tuple[list[float], float]:
+        """The times of round trips, in seconds, and the bytes of pieces that were taken meanwhile, for each second."""
+        has_ended = threading.Event()
+        sent = 0
+
+        def fill() -> None:
+            nonlocal sent
+            pieces = [bytes(MAX_BULK_BYTES)] * self._PIECES
+            deliveries: deque[Delivery] = deque()
+            while not has_ended.is_set():
+                deliveries.append(self._attachment.send("echo", Stream.BULK, pieces)[-1])
+                if len(deliveries) > self._PIECES:  # more than a window
+                    deliveries.popleft().wait(_TIMEOUT_S)
+                    sent += self._PIECES * MAX_BULK_BYTES
+
+        filler = threading.Thread(target=fill)
+        before = perf_counter()
+        if fills:
+            filler.start()
+        times = self.round_trips(payloads)
+        rate = sent / (perf_counter() - before)
+        has_ended.set()
+        if fills:
+            filler.join()
+            self._connector.flush(_TIMEOUT_S)
+        return times, rate
 
 
 class Backlog:

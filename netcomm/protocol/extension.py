@@ -42,7 +42,8 @@ class Extension(ABC):
         """Messages have come in one of its streams, in their order.
 
         They are acknowledged when `node.on_handled` is told that they are done with, here or at any later time. Until
-        then, they count in the stream's window.
+        then, they count in the stream's window. They are named in the order in which they came: an acknowledgement
+        stands for all messages of the stream before it, too.
         """
 
     def connected(self, ident: str, now: float) -> None:  # noqa: B027 - most need not know

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from netcomm.limits import Limits
-from netcomm.message import DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
+from netcomm.message import BULK, DELIVERED, DURABLE, QUEUED, SENT, VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol.batch import Entry, Run
 from netcomm.protocol.expiry import Expiry
 from netcomm.protocol.frames import Begin, max_data_size, packet_size
@@ -21,11 +21,13 @@ class Receiver:
     """What the outbox has to know of the peer at the other end of the connection.
 
     window_bytes: so much of each stream may be in flight to it; one larger message may go alone.
+    bulk_window_bytes: the same, for the stream BULK.
     max_packet_bytes: it rejects larger messages, as they are on the wire.
     legacy: whether it is a snakeMQ peer, which can't say what it has.
     """
 
     window_bytes: int
+    bulk_window_bytes: int
     max_packet_bytes: int
     legacy: bool
 
@@ -211,7 +213,7 @@ class OutStream:
         rejected: list[Entry] = []
         waiting, in_flight = self.waiting, self.in_flight
         in_flight_bytes = self.in_flight_bytes
-        window = receiver.window_bytes
+        window = receiver.bulk_window_bytes if self.stream is BULK else receiver.window_bytes
         may_send_below = self.may_send_below()
         end = in_flight_bytes + budget
         limit = min(window, end)

@@ -146,7 +146,7 @@ class Outbox:
             for stream in self:
                 stream.untold_below = stream.sent_below
         self._receiver_boot = boot_id
-        self._receiver = Receiver(min(window_bytes, self._limits.window_bytes), max_packet_bytes, legacy=False)
+        self._receiver = self._make_receiver(window_bytes, max_packet_bytes, legacy=False)
         return [stream.begin() for stream in self]
 
     def connect_legacy(self, max_packet_bytes: int) -> None:
@@ -158,7 +158,11 @@ class Outbox:
             durable.receiver_next = durable.first_seq()
             durable.arrived_below = 0
             durable.resolve_doubt()
-        self._receiver = Receiver(self._limits.window_bytes, max_packet_bytes, legacy=True)
+        self._receiver = self._make_receiver(self._limits.window_bytes, max_packet_bytes, legacy=True)
+
+    def _make_receiver(self, window_bytes: int, max_packet_bytes: int, *, legacy: bool) -> Receiver:
+        window = min(window_bytes, self._limits.window_bytes)
+        return Receiver(window, min(window, self._limits.bulk_window_bytes), max_packet_bytes, legacy)
 
     def has(self, stream: Stream) -> bool:
         """Whether a message was sent on a stream."""
@@ -215,10 +219,12 @@ class Outbox:
             # The receiver is ahead of all that this storage knows of: it was restored from a backup.
             state.renewing = True
             return []
+        if first_answer:
+            # The rest of what was in flight has not arrived, so it is sent again. That comes first: of what was
+            # discarded in flight, what has arrived may be acknowledged as well.
+            self._requeue(state, ack.received_seq)
         delivered = state.acknowledge(ack.next_seq)
         if first_answer:
-            # The rest of what was in flight has not arrived, so it is sent again.
-            self._requeue(state, ack.received_seq)
             state.receiver_next = ack.received_seq
             if isinstance(state, DurableOutStream):
                 state.arrived_below = ack.received_seq

@@ -208,6 +208,8 @@ class StorageSync:
             delivery.state = DeliveryState.DISCARDED
         durable.forget_known(discarded)
         peer.drop(discarded)
+        if durable.unread_below() is None:  # nothing keeps what was acknowledged meanwhile any longer
+            self._emit(DeleteBelow(peer.ident, durable.deletable_below(), stream))
 
     def _expired_found(
         self, request: FindExpired, messages: list[StoredMessage], next_expiry: float | None, now: float

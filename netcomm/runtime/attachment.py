@@ -45,7 +45,10 @@ class Attachment:
         return self._sender.send_in(ident, stream, items, ttl, timeout, envelope)
 
     def handled(self, received: Received, count: int) -> None:
-        """The first `count` of these messages, in all, are done with: they are acknowledged."""
+        """The first `count` of these messages, in all, are done with: they are acknowledged.
+
+        So is all that came before them in their stream: name messages in the order in which they came.
+        """
         with self._loop.mutex:
             now = clocks.now()
             if self._node.on_handled(received, count, now):

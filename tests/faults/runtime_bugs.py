@@ -140,6 +140,27 @@ def _bugs() -> Iterator[RuntimeBug]:
         "integration/test_backpressure::test_a_send_that_waits_goes_on_when_there_is_room_and_everything_arrives_in_order",
     )
     yield _bug(
+        "a subject lost where other messages may join",
+        "sender:Sender.send",
+        "may_be_joined = ttl is None and envelope is None and",
+        "may_be_joined = ttl is None and",
+        "integration/test_envelopes::test_thousands_of_them_between_plain_ones_keep_the_order",
+    )
+    yield _bug(
+        "headers not stored",
+        "group_commit:_appends",
+        'delivery.envelope or b""',
+        'b""',
+        "integration/test_envelopes::test_they_survive_the_sender",
+    )
+    yield _bug(
+        "a frame without room for the subject",
+        "sender:Sender._to_payload",
+        "(0 if envelope is None else len(envelope))",
+        "0",
+        "integration/test_envelopes::test_what_does_not_fit_into_a_frame_with_them_is_refused",
+    )
+    yield _bug(
         "what a finalizer sends is dropped where the queue is full",
         "loop:Loop.queue_deferred",
         "left.append((ident, entry))",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from netcomm.storage import Append, StoredMessage, open_storage
+from netcomm.storage import Append, StoredMessage
+from netcomm.storage_url import open_storage
 from netcomm_sqlite import SqliteQueueStorage
 from tests.faults.crash import RECEIVER_POINTS, SENDER_POINTS
 from tests.faults.helpers import Child, Nursery, SideFile

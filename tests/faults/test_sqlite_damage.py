@@ -707,8 +707,8 @@ def test_a_message_of_a_stream_that_there_is_not_is_damage(path: Path, part: int
         db.commit()
         SqliteQueueStorage(path, read_only=read_only).close()
         db.execute(
-            "INSERT INTO message SELECT ?, place, size, uuid, queued_at, ttl, expires_at, data, checksum"
-            " FROM message LIMIT 1",
+            "INSERT INTO message SELECT ?, place, size, uuid, queued_at, ttl, expires_at, data, checksum, envelope,"
+            " state FROM message LIMIT 1",
             (part * size + 1,),
         )
         db.commit()

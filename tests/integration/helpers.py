@@ -244,12 +244,12 @@ class Program:
         """What it has written to stderr so far."""
         return "".join(self._errors)
 
-    def line(self) -> str:
+    def line(self, timeout: float = DEADLINE_S) -> str:
         """The next line of its output."""
         try:
-            line = self._lines.get(timeout=DEADLINE_S)
+            line = self._lines.get(timeout=timeout)
         except queue.Empty:
-            raise AssertionError(f"no line within {DEADLINE_S:g} s: {self.errors}") from None
+            raise AssertionError(f"no line within {timeout:g} s: {self.errors}") from None
         assert line, f"it has ended: {self.errors}"
         return line.rstrip("\n")
 

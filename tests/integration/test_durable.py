@@ -32,20 +32,14 @@ from netcomm import (
     StorageUnavailable,
     clocks,
 )
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DURABLE
 from netcomm.protocol import durable_out_stream, storage_sync
 from netcomm.protocol.events import Load, Mark, Received, Renew, StorePosition
 from netcomm.protocol.messaging import Messaging
 from netcomm.runtime import runtime, storage_worker
-from netcomm.storage import (
-    Append,
-    MemoryQueueStorage,
-    Position,
-    QueueStorage,
-    StoredMessage,
-    StoredStream,
-    open_storage,
-)
+from netcomm.storage import Append, Position, QueueStorage, StoredMessage, StoredStream
+from netcomm.storage_url import open_storage
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from netcomm import ConfigurationError, Limits, Message, MessageTooLarge, SnakemqConnector, SnakemqListener
-from netcomm.storage import MemoryQueueStorage, QueueStorage
+from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.storage import QueueStorage
 from netcomm.testing import FaultProxy
 from tests.integration.helpers import DEADLINE_S, FAST, Pair, Recorder, wait_until
 
@@ -75,7 +76,7 @@ def test_a_message_can_still_be_hashed_and_pickled_and_its_headers_not_changed()
 
 def test_thousands_of_them_between_plain_ones_keep_the_order() -> None:
     messages = Recorder()
-    count = 6000
+    count = 3000
     with Pair() as pair:
         pair.niess.on_message.add(messages)
         for number in range(count):
@@ -85,7 +86,8 @@ def test_thousands_of_them_between_plain_ones_keep_the_order() -> None:
             else:
                 pair.bob.send("niess", data, subject=f"s{number}")
         expected = [(number.to_bytes(4), None if number % 3 else f"s{number}", {}) for number in range(count)]
-        assert seen(messages, count) == expected
+        wrong = [pair for pair in zip(seen(messages, count), expected, strict=True) if pair[0] != pair[1]]
+        assert wrong[:3] == []
 
 
 @pytest.mark.parametrize("size", [130_000, 300_000, 5_000_000])

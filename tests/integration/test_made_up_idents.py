@@ -6,9 +6,9 @@ import time
 import pytest
 
 from netcomm import ConfigurationError, DeliveryState, LifecycleError, Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import Stream
 from netcomm.protocol import encode, frames
-from netcomm.storage import MemoryQueueStorage
 from tests.integration.helpers import (
     DEADLINE_S,
     FAST,

@@ -364,6 +364,7 @@ def test_closing_ends_also_while_the_server_is_away(own_mongodb: MongodbServer, 
         assert {3, 4} <= {found.seq for found in read_all(storage)}
 
 
+@pytest.mark.timeout(300)  # above the time that the server gets for one answer
 def test_a_hundred_thousand_messages_keep_their_order(own_mongodb: MongodbServer, place: str) -> None:
     # FerretDB reads them all for each query, which takes its time on a busy machine.
     url = f"{own_mongodb.url}{place}&socketTimeoutMS=120000"

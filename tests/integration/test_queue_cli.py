@@ -23,6 +23,7 @@ from netcomm import SnakemqConnector, SnakemqListener
 from netcomm.cli import output as cli_output
 from netcomm.cli.queue import command
 from netcomm.memory_storage import MemoryQueueStorage
+from netcomm.message import Stream
 from netcomm.protocol.envelope import of_message
 from netcomm.storage import Append, Position, StoredMessage
 from netcomm.storage_url import open_storage
@@ -560,3 +561,20 @@ def test_every_plug_in_will_do(shelf: Shelf, tmp_path: Path) -> None:
     assert queue_here("drop", "shelf:", "bob", "--all", "--yes").exit_code == 0
     assert shelf.read("bob", 0, 10, 2**40) == []
     assert shelf.closed.is_set()
+
+
+def test_messages_of_the_bus_are_counted_apart_and_left_alone(path: Path, tmp_path: Path) -> None:
+    with open_storage(f"sqlite:///{path}") as storage:
+        message = StoredMessage(0, bytes(16), b"of the bus", NOW, None)
+        storage.append([Append("bob", EPOCH + 1, [message], Stream.BUS_DURABLE)])
+    code, output = queue("list", path)
+    assert code == 0
+    assert "1 messages of topics and queues wait for bob." in output.splitlines()
+    assert json.loads(queue("list", path, "--json")[1])["bus"] == {"bob": 1}
+    assert b"of the bus" not in queue("show", path, "bob")[1].encode()
+    code, _ = queue("drop", path, "bob", "--all", "--yes")
+    assert code == 0
+    with open_storage(f"sqlite:///{path}", read_only=True) as storage:
+        left = {(stream.ident, stream.stream): stream.count for stream in storage.streams()}
+    assert left["bob", Stream.DURABLE] == 0
+    assert left["bob", Stream.BUS_DURABLE] == 1

@@ -4,12 +4,14 @@ from hashlib import sha256
 from math import ceil
 from typing import Any
 
-from netcomm.message import Delivery, DeliveryState, Stream
+from netcomm.message import BULK, DURABLE, QUEUED, Delivery, DeliveryState, Stream
 from netcomm.protocol import durable_out_stream as memory
 from netcomm.protocol.envelope import Envelope, encode
 from netcomm.protocol.frames import INFINITE_TTL, Item, packet_size
 from tests.simulation.world import End, Violation, World
 
+# Streams whose positions outlive a receiver that has a storage.
+_KEPT = (DURABLE, Stream.BUS_VOLATILE, Stream.BUS_DURABLE)
 # So long may it take until messages that are over are found in a storage, some at a time.
 _EXPIRY_S = 4.0
 
@@ -20,6 +22,7 @@ class Sent:
     __slots__ = (
         "accepted_as",
         "acceptor",
+        "calls",
         "data",
         "deliverable",
         "delivered",
@@ -31,22 +34,23 @@ class Sent:
         "handed_by_impostor",
         "number",
         "packed_envelope",
-        "persistent",
         "receiver",
         "sender",
         "sent_at",
+        "stream",
         "ttl",
         "untold",
         "uuid",
+        "watches",
     )
 
-    def __init__(self, number: int, receiver: str, data: bytes, ttl: float | None, persistent: bool, now: float):
+    def __init__(self, number: int, receiver: str, data: bytes, ttl: float | None, stream: Stream, now: float):
         self.number = number
         self.uuid = number.to_bytes(16)
         self.receiver = receiver
         self.data = data
         self.ttl = ttl
-        self.persistent = persistent
+        self.stream = stream
         self.sent_at = now
         self.envelope: Envelope | None = None
         self.packed_envelope: bytes | None = None
@@ -60,6 +64,12 @@ class Sent:
         self.untold = False  # it was dropped, and the process died before it could say so
         self.delivered = False  # the sender was told so
         self.drops: list[tuple[Any, DeliveryState]] = []
+        self.watches = self.calls = 0  # how many functions are to be called once it has ended, and were
+
+    @property
+    def persistent(self) -> bool:
+        """Whether it is kept in a storage."""
+        return self.stream.durable
 
     def put_into(self, envelope: Envelope) -> None:
         """Send it with an envelope."""
@@ -73,6 +83,7 @@ class Sent:
 
     def __str__(self) -> str:
         kind = "persistent" if self.persistent else "transient"
+        kind = kind if self.stream <= DURABLE else self.stream.name
         sender = self.sender.node.name if self.sender is not None else "?"
         return f"message {self.number} ({kind}, ttl {self.ttl}, {sender} to {self.receiver})"
 
@@ -86,13 +97,13 @@ class Oracle:
         self.accepted_count = 0
         self._kept: list[Sent] = []  # accepted, with a Delivery that has not ended
         self._mortal: list[Sent] = []  # accepted, with a ttl, and perhaps still waiting
-        self._last: dict[tuple[int, str, bool], int] = {}  # by receiving process and stream: the last number
+        self._last: dict[tuple[int, str, Stream], int] = {}  # by receiving process and stream: the last number
 
-    def new_message(self, receiver: str, size: int, ttl: float | None, persistent: bool) -> Sent:
+    def new_message(self, receiver: str, size: int, ttl: float | None, stream: Stream) -> Sent:
         """A message whose payload no other has, and no part of it another part."""
         number = len(self.messages) + 1
         data = b"".join(sha256(b"%d %d" % (number, part)).digest() for part in range(size // 32 + 1))[:size]
-        message = Sent(number, receiver, data, ttl, persistent, self.world.now)
+        message = Sent(number, receiver, data, ttl, stream, self.world.now)
         self.messages[message.uuid] = message
         return message
 
@@ -108,9 +119,11 @@ class Oracle:
         if message.delivery is not None:
             self._kept.append(message)
 
-    def written(self, process: Any, uuids: list[bytes]) -> None:
+    def written(self, process: Any, uuids: list[bytes], stream: Stream | None) -> None:
         for uuid in uuids:
             message = self.messages[uuid]
+            if stream is not message.stream and (stream is not None or message.stream > DURABLE):
+                raise Violation(f"{message} is sent in another stream: {stream}")
             has_ended = any(earlier is process for earlier, _ in message.drops)
             if has_ended or (not process.legacy and self._is_discarded(message, process)):
                 raise Violation(f"{message} is sent, and had ended")
@@ -128,6 +141,8 @@ class Oracle:
             raise Violation(f"{message} came to {node.name} as from {ident}")
         if data != message.data or flags & 1 != message.persistent or not self._ttl_fits(ttl, message):
             raise Violation(f"{message} came with other contents")
+        if stream is not message.stream and not (stream is None and message.stream <= DURABLE):
+            raise Violation(f"{message} came in another stream: {stream}")
         legacy = process.legacy or sender.legacy
         if envelope != (None if legacy else message.envelope):
             raise Violation(f"{message} came in another envelope: {envelope}")
@@ -141,7 +156,7 @@ class Oracle:
         if any(state is DeliveryState.REJECTED for _, state in message.drops):
             raise Violation(f"{message} was handed over after it had been reported as rejected")
         # Order: within one process every message, over all processes each for the first time.
-        key = (id(process), ident, message.persistent)
+        key = (id(process), ident, message.stream)
         last = self._last.get(key, 0)
         again = process in message.handed or (legacy and message.handed) or rewound
         if message.number <= last and not again and not node.forgets:
@@ -172,7 +187,7 @@ class Oracle:
             excused = rewound or (node.forgets and not message.persistent)
             if process in message.handed and not excused:
                 raise Violation(f"{message} was handed over twice by one process")
-            kept = message.delivered and message.persistent and process.storage is not None
+            kept = message.delivered and message.stream in _KEPT and process.storage is not None
             if kept and not (rewound or node.went_back_after(message)):
                 raise Violation(f"{message} was handed over again after it had been delivered")
         elif marked and not self._earlier_may_have_had(process, message):
@@ -218,11 +233,27 @@ class Oracle:
             if message.handed and not excused and not self._nobody_knows(message, process):
                 raise Violation(f"{message} was reported as expired after it had been handed over")
         elif state is DeliveryState.REJECTED:
-            limit = min(node.limits.max_frame_bytes, node.world_nodes[message.receiver].limits.max_frame_bytes)
-            if message.size + 33 <= limit:
+            receiver = node.world_nodes[message.receiver]
+            limit = min(node.limits.max_frame_bytes, receiver.limits.max_frame_bytes)
+            if message.size + 33 <= limit and not (receiver.legacy and message.stream > DURABLE):
                 raise Violation(f"{message} was rejected, and fits")
         elif state is not DeliveryState.DISCARDED or not self._may_be_discarded(message, process):
             raise Violation(f"{message} was dropped as {state.value}")
+
+    # -- Functions that wait for the end of a message ---------------------------------------------------------
+
+    def called(self, message: Sent, delivery: Delivery, process: Any) -> None:
+        """A function that waits for the end of a message is called."""
+        self.world.trace(f"{process.node.name}: says that {message.number} has ended")
+        message.calls += 1
+        if delivery.uuid != message.uuid:
+            raise Violation(f"who waits for {message} hears of another one")
+        if not delivery.done:
+            raise Violation(f"who waits for {message} is called, and it has not ended")
+        if message.calls > message.watches:
+            raise Violation(f"who waits for {message} is called twice")
+
+    # -- Messages that are given up ---------------------------------------------------------------------------
 
     @staticmethod
     def _is_discarded(message: Sent, process: Any) -> bool:
@@ -231,6 +262,10 @@ class Oracle:
 
     def _may_be_discarded(self, message: Sent, process: Any) -> bool:
         if self._is_discarded(message, process) or (process.ending and not message.persistent):
+            return True
+        # Stored by a process that died before it could say so, and found by the next one.
+        unsaid = message.acceptor is None and message.sender is not process
+        if unsaid and message.sent_at <= process.discarded_at.get(message.receiver, -1.0):
             return True
         receiver = process.node.world_nodes[message.receiver]
         if not receiver.made_up:
@@ -337,6 +372,24 @@ class Oracle:
                 )
 
     @staticmethod
+    def check_turn(connection: Any, process: Any, streams: set[Stream]) -> None:
+        """Messages of some streams were just written: those of the stream BULK only where no other could be."""
+        if BULK not in streams or connection is None or connection.session.legacy:
+            return
+        peer = connection.peer
+        if len(streams) > 1:
+            raise Violation(f"{process.node.name} writes pieces for {peer.ident} with other messages")
+        window = min(process.node.limits.window_bytes, connection.session.remote.window_bytes)
+        for stream in peer.outbox:
+            if stream.stream is BULK or stream.receiver_next is None:
+                continue
+            first = next((entry for entry in stream.waiting if entry.state is QUEUED), None)
+            if first is None or first.seq >= stream.may_send_below():
+                continue
+            if not stream.in_flight_bytes or stream.in_flight_bytes + first.first_size <= window:
+                raise Violation(f"{process.node.name} writes pieces, and {stream.stream.name} waits for {peer.ident}")
+
+    @staticmethod
     def check_progress(connection: Any, process: Any) -> None:
         """A connection that has nothing to send has nothing that waits, unless somebody is asked for something."""
         if connection is None or connection.peer is None or connection.peer.connection is not connection:
@@ -416,9 +469,13 @@ class Oracle:
             raise Violation(f"{self._kept[0]} has not ended: {self._kept[0].delivery}")
         for message in self.messages.values():
             self._check_end(message, nodes)
+            if message.acceptor is not None and message.acceptor.alive and message.calls != message.watches:
+                raise Violation(f"{message} has ended, and of {message.watches} functions {message.calls} were called")
         for node in nodes.values():
             if not node.legacy and not node.gone:
                 self._check_counters(node)
+            if node.storage is not None:
+                self._check_rows(node)
 
     def _check_end(self, message: Sent, nodes: dict[str, Any]) -> None:
         acceptor = message.acceptor
@@ -438,6 +495,22 @@ class Oracle:
             delivered = delivery.state is DeliveryState.DELIVERED
             if delivered == bool(message.drops):
                 raise Violation(f"{message} has ended as {delivery.state.value}, drops were {len(message.drops)}")
+
+    def _check_rows(self, node: Any) -> None:
+        """What a host keeps is stored in one step with the positions: each message once."""
+        stored: set[bytes] = set()
+        for row in node.storage.host_rows:
+            message = self.messages[row.data]
+            sender = message.sender.node
+            excused = sender.went_back_after(message) or sender.had_impostor or node.had_impostor
+            if row.data in stored and not excused:
+                raise Violation(f"{message} is twice in the storage of {node.name}")
+            stored.add(row.data)
+        for message in self.messages.values():
+            if message.receiver != node.ident or message.stream not in _KEPT[1:] or not message.delivered:
+                continue
+            if message.uuid not in stored and not (node.went_back_after(message) or node.had_impostor):
+                raise Violation(f"{message} was delivered, and is not in the storage of {node.name}")
 
     @staticmethod
     def _check_counters(node: Any) -> None:

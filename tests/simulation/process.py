@@ -7,6 +7,7 @@ the threads take turns. A *trap* kills the process at a named point in the midst
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -14,14 +15,15 @@ from netcomm.callbacks import Callback
 from netcomm.connections import BufferUpdated, Closed, Opened, Writable
 from netcomm.errors import NetcommError, RemoteProtocolError, StorageCorrupt, StorageError
 from netcomm.limits import Limits
-from netcomm.message import DURABLE, VOLATILE, Delivery
+from netcomm.message import DURABLE, VOLATILE, Delivery, Stream
 from netcomm.protocol import decode, events
 from netcomm.protocol.batch import Batch, Run
 from netcomm.protocol.frames import Data, Frame, FrameType, Messages, Ping, packet_size
 from netcomm.protocol.messaging import Messaging
 from netcomm.protocol.node import Node
 from netcomm.protocol.storage_queue import Job, StorageQueue
-from netcomm.storage import Append, StoredMessage
+from netcomm.storage import Append, Position, StoredMessage
+from tests.simulation.host import CALLBACKS, SimulatedHost
 from tests.simulation.oracle import Sent
 from tests.simulation.world import KERNEL_BYTES, READ_BYTES, Died, End, Violation
 from tests.unit.helpers import Reader, put
@@ -41,6 +43,8 @@ TRAPS = (
     "skipped",
     "received",
 )
+# Of worlds with streams of the bus: also before and behind the step of a host.
+STREAM_TRAPS = (*TRAPS, "taken", "stepped")
 
 _LIMITS = Limits()  # of those that only look
 # Steps for which there may be no memory.
@@ -62,6 +66,7 @@ class _Batch:
     """Persistent messages of one call that are numbered."""
 
     receiver: str
+    stream: Stream
     epoch: int
     ttl: float | None
     messages: list[Sent]
@@ -87,6 +92,7 @@ class Process:
         self.ending = False
         self.untold_fault = False
         self.discards: dict[str, int] = {}  # by receiver: up to which accepted message its user has given them up
+        self.discarded_at: dict[str, float] = {}  # by receiver: when its user did so last
         self.disconnected_at: dict[str, float] = {}
         self.pending: dict[tuple[str, Any], int] = {}  # by sender and stream: the bytes that wait for callbacks
         self.trap: str | None = node.first_trap
@@ -105,7 +111,7 @@ class Process:
         self._queue = StorageQueue()
         self._keeper_waits = False
         self._keeper_stops = False
-        self._renewed: set[str] = set()
+        self._renewed: set[tuple[str, Stream]] = set()
         self.met: dict[str, tuple[float, int]] = {}  # by ident: when it was first connected, and its incarnation then
         self._on_message = Callback("on_message", self._report)
         self._on_message.add(self._stumble)
@@ -122,13 +128,32 @@ class Process:
             made_up=node.made_up,
         )
         self.core = Node(self.messaging, self, node.budget)
+        self._host: SimulatedHost | None = None  # while it is attached
+        self.is_attaching = False
+        streams = node.streams
+        host = None if streams is None else SimulatedHost(self, streams.rng)
         if self.storage is not None:
             positions = {(sender, DURABLE): position for sender, position in self.storage.positions().items()}
+            if host is not None:
+                for key, (epoch, next_seq, _) in host.position_in().items():
+                    positions[key] = Position(epoch, next_seq)
             for request in self.core.restore(self.storage.streams(), positions, self.now, self.wall):
                 request.carry_out(self.storage)
             self._keeper = self._keep()
             self._resume_keeper()
-        self._settle()
+        if host is not None:
+            if (late := streams.attached_after()) > 0:
+                self.after(late, self._attach, host)
+            else:
+                self._attach(host)
+        self.settle()
+
+    def _attach(self, host: SimulatedHost) -> None:
+        self.world.trace(f"{self.node.name}: its extension is attached")
+        self._host, self.is_attaching = host, True
+        self.core.attach(host, self.now)
+        self.is_attaching = False
+        self.settle()
 
     @property
     def now(self) -> float:
@@ -139,14 +164,14 @@ class Process:
         """What the system's clock shows."""
         return 1e9 + float(self.world.now + self.node.wall_offset)
 
-    def _pass(self, point: str) -> None:
+    def pass_point(self, point: str) -> None:
         if self.trap == point:
             self.trap = None
             self.world.trace(f"{self.node.name}: trap {point!r}")
             self.node.kill()
             raise Died
 
-    def _after(self, delay: float, action: Any, *args: Any) -> None:
+    def after(self, delay: float, action: Any, *args: Any) -> None:
         self.world.after(delay, self, action, *args)
 
     # -- The network ------------------------------------------------------------------------------------------
@@ -157,7 +182,7 @@ class Process:
         self.ends[end.number] = end
         self.world.trace(f"{self.node.name}: connection {end.number} opened (connector {end.connector})")
         self.core.on_link(Opened(end.number, "there", end.connector), self.now)
-        self._settle()
+        self.settle()
 
     def received(self, end: End, chunk: bytes) -> None:
         connection = self.messaging.sessions.get(end.number)
@@ -169,11 +194,11 @@ class Process:
             count = put(view, end.buffer)
             view = view[count:]
             self.core.on_link(BufferUpdated(end.number, count), self.now)
-        self._pass("received")
-        self._settle()
+        self.pass_point("received")
+        self.settle()
         connection = self.messaging.sessions.get(end.number)
         if connection is not None and connection.peer is not None:
-            pending = max(connection.peer.inbox.pending_bytes.values(), default=0)
+            pending = max(connection.peer.inbox.pending_bytes.values(), default=0)  # of one stream
             limits = self.node.limits
             if pending > limits.window_bytes + READ_BYTES + 2 * packet_size(limits.max_frame_bytes):
                 raise Violation(f"{self.node.name} holds {pending} bytes that were not handed over")
@@ -185,12 +210,12 @@ class Process:
         self.world.trace(f"{self.node.name}: connection {end.number} lost: {reason}")
         del self.ends[end.number]
         self.core.on_link(Closed(end.number, reason), self.now)
-        self._settle()
+        self.settle()
         self.node.reconnect(self, end)
 
     def writable(self, end: End) -> None:
         self.core.on_link(Writable(end.number), self.now)
-        self._settle()
+        self.settle()
 
     def _progress(self, number: int) -> tuple[int, int]:
         outgoing = self.ends[number].outgoing
@@ -230,12 +255,12 @@ class Process:
         if end is not None:
             self.world.trace(f"{self.node.name}: gives connection {number} up: {reason}")
             end.close()
-            self._after(0.0, self._gave_up, number, reason)
+            self.after(0.0, self._gave_up, number, reason)
             self.node.reconnect(self, end)
 
     def _gave_up(self, number: int, reason: str) -> None:
         self.core.on_link(Closed(number, reason), self.now)
-        self._settle()
+        self.settle()
 
     def receive_into(self, number: int, buffer: memoryview) -> None:
         end = self.ends[number]
@@ -259,9 +284,9 @@ class Process:
     def _note_written(self, frames: list[Frame]) -> None:
         for frame in frames:
             if isinstance(frame, Data):
-                self.oracle.written(self, [item[1] for item in frame.items])
+                self.oracle.written(self, [item[1] for item in frame.items], frame.stream)
             elif isinstance(frame, Messages):
-                self.oracle.written(self, [item[0] for item in frame.items])
+                self.oracle.written(self, [item[0] for item in frame.items], None)
 
     def _write(self, number: int, end: End, packets: bytes) -> None:
         behind_skip = _behind_last_skip(packets)
@@ -278,19 +303,23 @@ class Process:
             anew = anew or (bool(self._renewed) and isinstance(frame, Data | Messages))
             if self.world.lines is not None:
                 self.world.trace(f"{self.node.name}: on connection {number} {_short(frame)}")
-        self.oracle.check_window(self.messaging.sessions.get(number), self)
-        self._pass("written")
+        connection = self.messaging.sessions.get(number)
+        self.oracle.check_window(connection, self)
+        self.oracle.check_turn(connection, self, {frame.stream for frame in frames if isinstance(frame, Data)})
+        self.pass_point("written")
         if anew and self.rng.random() < 0.5:
-            self._pass("written anew")
+            self.pass_point("written anew")
         if behind_skip:
-            self._pass("skipped")
+            self.pass_point("skipped")
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Let the node do what there is to do, and give the rest to the other threads."""
         work = self.core.process_pending(self.now)
         for number, end in list(self.ends.items()):
             if not end.blocked:
                 self.oracle.check_progress(self.messaging.sessions.get(number), self)
+        if self._host is not None:
+            self._host.check_connected(self.messaging.peers.connected_idents())
         if work.awaited:
             self.oracle.look(self)
         for request in work.storage:
@@ -298,7 +327,7 @@ class Process:
             self._requests.append(request)
             if self._keeper_waits:
                 self._keeper_waits = False
-                self._after(self._keeper_delay(), self._resume_keeper)
+                self.after(self.keeper_delay(), self._resume_keeper)
         for event in work.dispatch:
             match event:
                 case events.Dropped(deliveries):
@@ -308,9 +337,7 @@ class Process:
                 case events.ErrorReported(error):
                     self._failed(error)
                 case events.Received():
-                    key = event.ident, event.stream
-                    self.pending[key] = self.pending.get(key, 0) + event.size
-                    self.oracle.check_pending(self, event.ident, self.pending[key])
+                    self.note_received(event)
                 case events.Disconnected(ident):
                     self.disconnected_at[ident] = self.world.now
                 case events.Connected(ident):
@@ -319,13 +346,23 @@ class Process:
             self._events.append(event)
             if not self._dispatching:
                 self._dispatching = True
-                self._after(self._callback_delay(), self._dispatch)
+                self.after(self.callback_delay(), self._dispatch)
         if self.untold_fault:
             raise Violation(f"nobody was told that memory ran out for {self.node.name}")
         deadline = self.core.deadline()
         if deadline is not None and (self._tick_at is None or deadline < self._tick_at):
             self._tick_at = deadline
-            self._after(max(0.0, deadline - self.now) + 1e-6, self._tick, deadline)
+            self.after(max(0.0, deadline - self.now) + 1e-6, self._tick, deadline)
+
+    def note_received(self, received: events.Received) -> None:
+        """Messages wait for callbacks, or for the extension."""
+        key = received.ident, received.stream
+        self.pending[key] = self.pending.get(key, 0) + received.size
+        self.oracle.check_pending(self, received.ident, self.pending[key])
+
+    def check_handed_over(self, ident: str) -> None:
+        """Where nothing waits, all that has come may be acknowledged."""
+        self.oracle.check_handed_over(self, ident)
 
     def _failed(self, error: Exception) -> None:
         self.world.trace(f"{self.node.name}: {error!r}")
@@ -342,7 +379,7 @@ class Process:
             self._tick_at = None
             self._ticking = True
             self.core.tick(self.now)
-            self._settle()
+            self.settle()
             self.oracle.check_told(self)
             self._ticking = False
 
@@ -350,44 +387,62 @@ class Process:
         """The user gives up what waits for a receiver."""
         self.world.trace(f"{self.node.name}: discards what waits for {ident}")
         self.discards[ident] = self.oracle.accepted_count
+        self.discarded_at[ident] = self.world.now
         self.messaging.discard(ident)
         self.oracle.check_discarded(self, ident)
-        self._settle()
+        self.settle()
 
     # -- Callers ----------------------------------------------------------------------------------------------
 
     def send(self, messages: list[Sent], release: float) -> None:
         """Send messages to one receiver; `release` is how likely the user is to keep no Delivery."""
         numbered = False
-        alike = groupby(messages, lambda message: (message.persistent, message.ttl, message.envelope is None))
-        for (persistent, ttl, _), group in alike:
+        alike = groupby(messages, lambda message: (message.stream, message.ttl, message.envelope is None))
+        for (stream, ttl, _), group in alike:
             batch = list(group)
             receiver = batch[0].receiver
-            if persistent:
+            if stream.durable:
                 deliveries = [self._make_delivery(message, release) for message in batch]
                 epoch = self.messaging.storage_sync.number(receiver, deliveries)
-                self._uncommitted.append(_Batch(receiver, epoch, ttl, batch, deliveries))
+                self._uncommitted.append(_Batch(receiver, stream, epoch, ttl, batch, deliveries))
                 numbered = True
             else:
                 while batch and self._gathered(batch[0], release):
-                    self.oracle.accepted(batch.pop(0), self)
+                    self._accepted(batch.pop(0))
                 if not batch:
                     continue
                 entry = self._make_delivery(batch[0], release) if len(batch) == 1 else self._make_run(batch, release)
                 for message in batch[: self.messaging.send(receiver, entry, self.now)]:
-                    self.oracle.accepted(message, self)
+                    self._accepted(message)
         if numbered:
-            self._pass("numbered")
+            self.pass_point("numbered")
             if not self._committing:
                 self._committing = True
-                self._after(0.02 * self.rng.random(), self._commit)
+                self.after(0.02 * self.rng.random(), self._commit)
         if not all(message.persistent for message in messages):
-            self._settle()
+            self.settle()
+
+    def _accepted(self, message: Sent) -> None:
+        self.oracle.accepted(message, self)
+        self._watch(message)
+
+    def _watch(self, message: Sent) -> None:
+        """Let some users wait for the end of a message with functions, one or more."""
+        streams, delivery = self.node.streams, message.delivery
+        if streams is None or delivery is None:
+            return
+        for _ in range(streams.rng.choice((0, 0, 1, 2))):
+            message.watches += 1
+            if not self.messaging.peers.watch(delivery, partial(self.oracle.called, message, process=self)):
+                if not delivery.done:
+                    raise Violation(f"{message} counts as ended, and has not")
+                message.watches -= 1
 
     def _gathered(self, message: Sent, release: float) -> bool:
         """Whether a message has joined those that wait for its receiver; not, where its uuid would be another one."""
         open_run = self.messaging.open_runs.get(message.receiver)
-        if message.ttl is not None or message.envelope is not None or open_run is None:
+        is_plain = message.stream is VOLATILE and message.ttl is None and message.envelope is None
+        if not is_plain or open_run is None:
             return False
         batch, place = open_run.run.batch, open_run.run.stop + open_run.taken
         next_uuid = batch.uuid_prefix + (batch.number + place).to_bytes(8)
@@ -412,7 +467,7 @@ class Process:
             message.data,
             size,
             expires_at,
-            DURABLE if message.persistent else VOLATILE,
+            message.stream,
             _NO_OWNER,
             envelope,
         )
@@ -427,7 +482,7 @@ class Process:
         data = [message.data for message in messages]
         envelope = first.packed_envelope
         overhead = packet_size(len(envelope or b""))
-        batch = Batch(first.receiver, prefix, number, data, overhead, expires_at, _NO_OWNER, envelope)
+        batch = Batch(first.receiver, prefix, number, data, overhead, expires_at, _NO_OWNER, envelope, first.stream)
         for index, message in enumerate(messages):
             message.sender = self
             if self.rng.random() >= release:
@@ -437,19 +492,21 @@ class Process:
     def _commit(self) -> None:
         batches, self._uncommitted = self._uncommitted, []
         at = self.messaging.storage_sync.stored_time(self.now, self.wall)
-        streams: dict[tuple[str, int], list[StoredMessage]] = {}
+        streams: dict[tuple[str, Stream, int], list[StoredMessage]] = {}
         for batch in batches:
-            streams.setdefault((batch.receiver, batch.epoch), []).extend(
+            streams.setdefault((batch.receiver, batch.stream, batch.epoch), []).extend(
                 StoredMessage(delivery.seq, message.uuid, message.data, at, batch.ttl, message.packed_envelope or b"")
                 for message, delivery in zip(batch.messages, batch.deliveries, strict=True)
             )
         error = None
         try:
-            self.storage.append([Append(ident, epoch, stored) for (ident, epoch), stored in streams.items()])
+            self.storage.append(
+                [Append(ident, epoch, stored, stream) for (ident, stream, epoch), stored in streams.items()]
+            )
         except StorageError as failure:
             error = failure
-        self._pass("appended")
-        self._after(self.rng.choice((0.01, 0.01, 0.1)) * self.rng.random(), self._committed, batches, error)
+        self.pass_point("appended")
+        self.after(self.rng.choice((0.01, 0.01, 0.1)) * self.rng.random(), self._committed, batches, error)
 
     def _committed(self, batches: list[_Batch], error: StorageError | None) -> None:
         for batch in batches:
@@ -457,20 +514,22 @@ class Process:
                 for message in batch.messages:
                     self.oracle.accepted(message, self)
                 self.messaging.send_stored(batch.receiver, batch.deliveries, self.now)
+                for message in batch.messages:
+                    self._watch(message)
             else:
                 for message in batch.messages:
                     message.delivery = None
                 self.messaging.storage_sync.not_stored(batch.receiver, batch.deliveries)
         batches.clear()
-        self._settle()
+        self.settle()
         self.oracle.check_memory(self)
         self._committing = bool(self._uncommitted)
         if self._committing:
-            self._after(0.02 * self.rng.random(), self._commit)
+            self.after(0.02 * self.rng.random(), self._commit)
 
     # -- The dispatcher ---------------------------------------------------------------------------------------
 
-    def _callback_delay(self) -> float:
+    def callback_delay(self) -> float:
         slow = self.world.now < self.node.dawdle_until
         return float(self.rng.choice((0.1, 0.5, 2.0)) if slow else 0.004) * self.rng.random()
 
@@ -483,16 +542,20 @@ class Process:
             event = self._events.popleft()
             if isinstance(event, events.Received):
                 batch = event
-        if batch is not None:
+            elif isinstance(event, events.Call):
+                event.function(event.argument)
+        if batch is not None and self.node.is_held(CALLBACKS):
+            self.after(0.5, self._dispatch, batch)
+        elif batch is not None:
             left = len(batch.items) - batch.handled
             at_once = self.rng.random() < (0.1 if self.world.now < self.node.dawdle_until else 0.6)
             returned = batch.handled + (left if at_once else self.rng.randint(1, left))
             for item in batch.items[batch.handled : returned]:
                 self._on_message(self, batch.ident, item, item[0] < batch.redelivered_below, batch.stream)
-                self._pass("callback")
-            self._after(0.005 * self.rng.random(), self._told, batch, returned)
+                self.pass_point("callback")
+            self.after(0.005 * self.rng.random(), self._told, batch, returned)
         else:
-            self._after(self._callback_delay(), self._dispatch)
+            self.after(self.callback_delay(), self._dispatch)
 
     def _stumble(self, *args: Any) -> None:
         """A function of the user's; the one behind it in the list, the oracle, must be called all the same."""
@@ -504,16 +567,21 @@ class Process:
             raise error
 
     def _told(self, batch: events.Received, returned: int) -> None:
-        sizes = [packet_size(len(item[4])) for item in batch.items[batch.handled : returned]]
-        self.pending[batch.ident, batch.stream] -= sum(sizes)
+        self.handled(batch, returned)
         self.core.on_handled(batch, returned, self.now)
         self.oracle.check_handed_over(self, batch.ident)
-        self._settle()
-        self._after(self._callback_delay(), self._dispatch, batch if returned < len(batch.items) else None)
+        self.settle()
+        self.after(self.callback_delay(), self._dispatch, batch if returned < len(batch.items) else None)
+
+    def handled(self, received: events.Received, count: int) -> None:
+        """The first messages of these, so many in all, do not wait for anything any more."""
+        for *_, data, envelope in received.items[received.handled : count]:
+            envelope_bytes = 0 if envelope is None else envelope.wire_size
+            self.pending[received.ident, received.stream] -= packet_size(len(data) + envelope_bytes)
 
     # -- The keeper -------------------------------------------------------------------------------------------
 
-    def _keeper_delay(self) -> float:
+    def keeper_delay(self) -> float:
         slow = self.world.now < self.node.keeper_slow_until
         return float(1.0 if slow else 0.01) * self.rng.random()
 
@@ -522,7 +590,7 @@ class Process:
         if delay is None:
             self._keeper_waits = True
         else:
-            self._after(delay, self._resume_keeper)
+            self.after(delay, self._resume_keeper)
 
     def _keep(self) -> Iterator[float | None]:
         """The thread of `Keeper`: it yields how long it takes to go on, or None where it waits for a request."""
@@ -536,13 +604,13 @@ class Process:
             for request in requests:
                 self._queue.add(request)
             for job in self._queue.take(with_deletes=last or self.rng.random() < 0.3):
-                yield self._keeper_delay()
+                yield self.keeper_delay()
                 try:
                     result = self._carry_out(job)
                 except StorageError:
                     self._queue.put_back(job)
                     continue
-                yield min(1.0, self._keeper_delay() * self.rng.choice((1, 1, 8)))  # others have the mutex
+                yield min(1.0, self.keeper_delay() * self.rng.choice((1, 1, 8)))  # others have the mutex
                 for request in job.requests:
                     if self.world.lines is not None:
                         self.world.trace(f"{self.node.name}: storage answers {request} {_seqs(result)}")
@@ -550,22 +618,22 @@ class Process:
                     self.oracle.check_memory(self)
                     if isinstance(request, events.StorePosition):
                         self.oracle.check_handed_over(self, request.ident)
-                    self._settle()
+                    self.settle()
             if last:
                 return
             yield 0.1 * self.rng.random()
 
     def _carry_out(self, job: Job) -> Any:
         match request := job.requests[0]:
-            case events.Renew(ident):
-                if ident in self._renewed:
+            case events.Renew(ident, _, stream):
+                if (ident, stream) in self._renewed:
                     raise Violation(f"{self.node.name} renews its stream to {ident} again")
         result = job.carry_out(self.storage)
         if isinstance(request, events.Renew):
-            self._renewed.add(request.ident)
+            self._renewed.add((request.ident, request.stream))
             self.node.send_when_renewed()
         if (trap := _TRAPS_BEHIND.get(type(request))) is not None:
-            self._pass(trap)
+            self.pass_point(trap)
         return result
 
     # -- Ends -------------------------------------------------------------------------------------------------
@@ -575,16 +643,16 @@ class Process:
         if not self.ending:
             self.ending = True
             self.messaging.sessions.stop_receiving()
-            self._settle()
-            self._after(0.3 * self.rng.random(), self._terminate)
+            self.settle()
+            self.after(0.3 * self.rng.random(), self._terminate)
 
     def _terminate(self) -> None:
-        self._settle()
+        self.settle()
         self.node.said_goodbye = True
         self.messaging.sessions.close_all("terminated", self.now)
-        self._settle()
+        self.settle()
         self.messaging.discard_all()
-        self._settle()
+        self.settle()
         if self.storage is not None:  # the keeper tries once more what is left to be done
             self._keeper_stops = True
             for _ in self._keeper:
@@ -629,6 +697,10 @@ class Process:
             return False
         if self.storage is not None and not self.keeper_idle:
             return False
+        for peer in self.messaging.peers:
+            # The receiver is about to say how much it has of what was discarded in flight.
+            if peer.connected and any(stream._discarded for stream in peer.outbox):
+                return False
         return self.messaging.peers.idle and self.messaging.all_handed_over
 
 

@@ -12,11 +12,13 @@ from unittest.mock import patch
 
 from netcomm.errors import StorageError
 from netcomm.limits import Limits
+from netcomm.message import BULK, DURABLE, VOLATILE, Stream
 from netcomm.protocol import decode, durable_out_stream, encode, storage_sync
 from netcomm.protocol.envelope import Envelope, pack_headers
+from tests.simulation.host import CALLBACKS, STREAMS
 from tests.simulation.legacy import LegacyProcess
 from tests.simulation.oracle import Oracle, Sent
-from tests.simulation.process import STARVING, TRAPS, Process
+from tests.simulation.process import STARVING, STREAM_TRAPS, TRAPS, Process
 from tests.simulation.stores import SimulatedStorage
 from tests.simulation.world import Connection, End, Violation, World
 
@@ -24,8 +26,34 @@ MESSAGES = 125
 FAULTS = 28
 _BUSY_S = 12.0
 _HEALING_S = 60.0  # ten times what any schedule has taken
+_INDEPENDENT_S = 20.0  # many times what a few messages take where all is well
 _BATCH_FRAME_BYTES = 200
 _FIND_COUNT = 3
+
+
+class Streams:
+    """How the streams of the bus are used, in a world that uses them.
+
+    Chance is another one here, so that other schedules stay as they are.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self._plain_share = rng.choice((0.1, 0.3, 0.6))  # of the messages that are sent in the plain streams
+        self._bulk_share = rng.choice((0.1, 0.5))  # of the other ones, where they are not persistent
+        self._late_share = rng.choice((0.0, 0.0, 0.3))
+
+    def choose(self, persistent: bool) -> Stream:
+        """The stream of messages that are sent together."""
+        if self.rng.random() < self._plain_share:
+            return DURABLE if persistent else VOLATILE
+        if persistent:
+            return Stream.BUS_DURABLE
+        return BULK if self.rng.random() < self._bulk_share else Stream.BUS_VOLATILE
+
+    def attached_after(self) -> float:
+        """So many seconds after its start, the extension of a process is attached."""
+        return self.rng.uniform(0.01, 3.0) if self.rng.random() < self._late_share else 0.0
 
 
 class Node:
@@ -50,6 +78,8 @@ class Node:
         self.world = schedule.world
         self.oracle = schedule.oracle
         self.world_nodes = schedule.nodes
+        self.streams = schedule.streams
+        self.held: dict[str, float] = {}  # streams by name, and what callbacks take: until when they are held back
         self.storage = SimulatedStorage(self.world.rng) if storage else None
         self.budget = self.world.rng.choice((100, 500, 3000))
         self.dials: list[Node] = []
@@ -77,6 +107,10 @@ class Node:
     @property
     def running(self) -> bool:
         return self.process is not None and bool(self.process.alive)
+
+    def is_held(self, name: str) -> bool:
+        """Whether messages are held back: of the stream of a name, or those that callbacks take."""
+        return self.world.now < self.held.get(name, 0.0)
 
     def went_back_after(self, message: Sent) -> bool:
         """Whether the storage was restored from a backup since a message was sent."""
@@ -171,9 +205,12 @@ class Schedule:
         self.nodes: dict[str, Node] = {}
         self.faults = 0
         self._impostors: list[Node] = []
-        # Chance is another one here, too; and in other schedules no message has an envelope.
+        # Chance is another one here, too. In other schedules, those of remembered seeds among them, no message has an
+        # envelope.
         self._envelope_rng = random.Random(f"envelopes {seed}")
         self._has_envelopes = self._envelope_rng.random() < 0.4
+        stream_rng = random.Random(f"streams {seed}")
+        self.streams = Streams(stream_rng) if stream_rng.random() < 0.5 else None
         self._build()
 
     def _build(self) -> None:
@@ -285,16 +322,75 @@ class Schedule:
             self.faults = FAULTS + rng.randint(0, 10)
             for _ in range(self.faults):
                 world.after(_BUSY_S * rng.random(), None, self._fault)
+            if self.streams is not None:
+                for _ in range(self.streams.rng.choice((0, 2, 4))):
+                    world.after(_BUSY_S * self.streams.rng.random(), None, self._hold_back)
             world.after(1.0, None, self._check)
             world.run(_BUSY_S)
             self._heal()
-            until = world.now + _HEALING_S
-            while not self._quiet():
-                self._discard_for_strangers()
-                if world.now >= until:
-                    raise Violation(f"stuck: {self._stuck()}")
-                world.run(world.now + 0.5)
+            self._rest()
+            if self.streams is not None and self.streams.rng.random() < 0.5:
+                self._try_holding_back(self.streams)
+                self._rest()
             self.oracle.at_rest(self.nodes)
+
+    def _rest(self) -> None:
+        """Run until nothing is left to be done."""
+        until = self.world.now + _HEALING_S
+        while not self._quiet():
+            self._discard_for_strangers()
+            if self.world.now >= until:
+                raise Violation(f"stuck: {self._stuck()}")
+            self.world.run(self.world.now + 0.5)
+
+    def _try_holding_back(self, streams: Streams) -> None:
+        """The world is well: a stream that is held back, with more in it than a window, holds up no other one."""
+        rng, world = streams.rng, self.world
+        links = [pair for link in self.links for pair in (link, link[::-1])]
+        pairs = [
+            (sender, receiver)
+            for sender, receiver in links
+            if not (sender.legacy or receiver.legacy or sender.gone or receiver.gone)
+        ]
+        if not pairs:
+            return
+        sender, receiver = rng.choice(pairs)
+        all_streams = [stream for stream in Stream if sender.storage is not None or not stream.durable]
+        held = rng.choice(all_streams)
+        name = CALLBACKS if held <= DURABLE else held.name
+        receiver.held[name] = world.now + 2 * _HEALING_S
+        world.trace(f"{receiver.name}: holds back {name}")
+        size = sender.limits.max_frame_bytes - 33
+        count = min(sender.limits.window_bytes, receiver.limits.window_bytes) // size + 3
+        behind = [self.oracle.new_message(receiver.ident, size, None, held) for _ in range(count)]
+        sender.process.send(behind, release=0.0)
+        world.run(world.now + 1.0)
+        others = [stream for stream in all_streams if (stream <= DURABLE) != (held <= DURABLE) or stream > DURABLE]
+        messages = [
+            self.oracle.new_message(receiver.ident, 24, None, stream)
+            for stream in others
+            if stream is not held
+            for _ in range(3)
+        ]
+        sender.process.send(messages, release=0.0)
+        until = world.now + _INDEPENDENT_S
+        while world.now < until and not all(message.delivered for message in messages):
+            world.run(world.now + 0.5)
+        for message in messages:
+            if not message.delivered:
+                raise Violation(f"{message} waits, and only {name} is held back")
+        receiver.held.clear()
+
+    def _hold_back(self) -> None:
+        """A node holds a stream back for a while, all those of the bus, or what callbacks take."""
+        assert self.streams is not None
+        rng = self.streams.rng
+        node = rng.choice(list(self.nodes.values()))
+        names = [stream.name for stream in STREAMS]
+        held = rng.choice(([CALLBACKS], names, names[:1], names[1:2], names[2:]))
+        self.world.trace(f"{node.name}: holds back {held}")
+        for name in held:
+            node.held[name] = self.world.now + rng.choice((0.5, 2.0, 5.0))
 
     def _check(self) -> None:
         self.oracle.check_expiries()
@@ -315,9 +411,12 @@ class Schedule:
         if not persistent and rng.random() < 0.1:
             ttl = 0.0
         room = node.limits.max_frame_bytes - 33
+        stream = DURABLE if persistent else VOLATILE
+        if self.streams is not None and not node.legacy:
+            stream = self.streams.choose(persistent)
         messages = [
             self.oracle.new_message(
-                other.ident, room if rng.random() < 0.05 else rng.choice((0, 5, 24, 104)), ttl, persistent
+                other.ident, room if rng.random() < 0.05 else rng.choice((0, 5, 24, 104)), ttl, stream
             )
             for _ in range(size)
         ]
@@ -382,6 +481,7 @@ class Schedule:
             if node.storage is not None:
                 self._storage_up(node)
             node.first_trap = node.starves_at = node.sends_when_renewed = None
+            node.held.clear()
             node.ends_when_challenged = False
             if node.running:
                 node.process.trap = None
@@ -440,7 +540,7 @@ class Schedule:
 
     def _trap(self, node: Node) -> None:
         if node.running:
-            node.process.trap = self.rng.choice(TRAPS)
+            node.process.trap = self.rng.choice(TRAPS if self.streams is None else STREAM_TRAPS)
 
     def _terminate(self, node: Node) -> None:
         if self.rng.random() < 0.7:  # as soon as a second connection of an ident waits

@@ -133,9 +133,9 @@ DEFECTS = [
     ),
     Mutation(
         "a process that comes again",
-        "protocol.sessions:Sessions._end_process",
-        "peer.ended_boot_id = remote.boot_id",
-        "",
+        "protocol.sessions:Sessions._identify",
+        "None if known is None else known.ended_boot_id",
+        "None",
     ),
     Mutation(
         "GOODBYE without an end",

@@ -5,10 +5,10 @@ import logging
 import pytest
 
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import Delivery, DeliveryState
 from netcomm.protocol import events, frames
 from netcomm.protocol.batch import Batch
-from netcomm.storage import MemoryQueueStorage
 from tests.unit import helpers
 from tests.unit.helpers import OVERHEAD, Host, Net, Wire, established_raw, kinds, not_waited_for, packets, warnings
 
@@ -398,6 +398,42 @@ def test_what_was_discarded_in_flight_counts_in_the_window_and_is_not_sent_again
     assert host.messaging.peers["b"].outbox.volatile.in_flight_bytes == 0
     assert late.state is DISCARDED
     assert net.exchange(end) == []
+
+
+def test_what_was_discarded_in_flight_and_has_not_all_arrived_counts_as_far_as_it_has() -> None:
+    net = Net()
+    for answer, counted in (({"next_seq": 1}, 0), ({"next_seq": 0, "received": 1}, 2 * OVERHEAD)):
+        host = net.host("a")
+        end = established_raw(net, host)
+        net.exchange(end, helpers.ack(0, epoch=host.boot * helpers.FIRST_EPOCH))
+        host.send("b", b"")
+        host.send("b", b"")
+        net.exchange(end)
+        host.messaging.discard("b")
+        end.lose()
+        end = established_raw(net, host)
+        net.exchange(end, helpers.ack(epoch=host.boot * helpers.FIRST_EPOCH, **answer))  # type: ignore[arg-type]
+        assert host.messaging.peers["b"].outbox.volatile.in_flight_bytes == counted
+        net.exchange(end, helpers.ack(1, epoch=host.boot * helpers.FIRST_EPOCH))
+        assert host.messaging.peers["b"].outbox.volatile.in_flight_bytes == 0
+
+
+def test_what_was_discarded_in_flight_and_handled_before_the_next_connection_does_not_count_any_more() -> None:
+    net = Net()
+    host = net.host("a", Limits(window_bytes=2 * (OVERHEAD + 1)))
+    end = established_raw(net, host)
+    net.exchange(end, helpers.ack(0))
+    for number in range(2):
+        host.send("b", b"%d" % number)
+    net.exchange(end)
+    host.messaging.discard("b")
+    end.lose()
+    end = established_raw(net, host)
+    net.exchange(end, helpers.ack(1))  # the first one has come, and was handled; the second one never came
+    assert host.messaging.peers["b"].outbox.volatile.in_flight_bytes == 0
+    for number in range(2, 4):
+        host.send("b", b"%d" % number)
+    assert [payload[-1:] for _, payload in net.exchange(end)][-2:] == [b"2", b"3"]
 
 
 def test_messages_that_are_sent_after_a_discard_follow_at_once_where_the_window_allows_it() -> None:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from netcomm.errors import ConfigurationError, RemoteProtocolError
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DURABLE, VOLATILE, DeliveryState, Headers
 from netcomm.protocol import encode, envelope, events, frames
-from netcomm.protocol.batch import Batch
+from netcomm.protocol.batch import Batch, Run
 from netcomm.protocol.envelope import Envelope, pack_headers
-from netcomm.storage import Append, MemoryQueueStorage, StoredMessage
+from netcomm.storage import Append, StoredMessage
 from tests.fuzz import reference, strategies
 from tests.fuzz.codec import fields_of
 from tests.unit import helpers
@@ -184,7 +185,7 @@ def test_plain_messages_and_others_come_together_in_their_order() -> None:
     assert frame.runs[1][5] is frame.runs[2][5], "the same bytes were decoded twice"
 
 
-def make_run(said: Envelope, *payloads: bytes, resent: bool = False) -> frames.MessageRun:
+def make_run(said: Envelope, *payloads: bytes, resent: bool = False) -> Run:
     raw = envelope.encode(said)
     overhead = helpers.OVERHEAD + len(raw)
     run = Batch("b", bytes(8), 0, list(payloads), overhead, None, helpers.not_waited_for, raw).run()

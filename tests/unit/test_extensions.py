@@ -255,7 +255,7 @@ def test_a_small_message_does_not_wait_behind_pieces_that_were_queued_before() -
     recorder.holding = True
     net.connect(one, other)
     net.settle()
-    pieces = [bytes([number]) * MAX_BULK_BYTES for number in range(20)]
+    pieces = [bytes([number]) * MAX_BULK_BYTES for number in range(15)]  # less than a window
     send(one, BULK, *pieces)
     for _ in range(10):
         net.step()
@@ -266,6 +266,24 @@ def test_a_small_message_does_not_wait_behind_pieces_that_were_queued_before() -
     assert 0 < before <= len(recorder.received) < before + 4
     net.settle()
     assert [payload for payload in recorder.seen if isinstance(payload, bytes)] == pieces
+
+
+def test_less_of_large_things_is_on_its_way_than_of_other_streams() -> None:
+    net = Net()
+    one, other, recorder = net.host("a", Limits(bulk_window_bytes=10_000)), net.host("b"), Recorder()
+    other.node.attach(recorder, net.now)
+    recorder.holding = True
+    net.connect(one, other)
+    for stream in (BULK, Stream.BUS_VOLATILE):
+        send(one, stream, *[bytes(963)] * 50)
+    net.settle()
+    in_flight = {out.stream: out.in_flight_bytes for out in one.messaging.peers["b"].outbox}
+    assert in_flight == {VOLATILE: 0, BULK: 10_000, Stream.BUS_VOLATILE: 50_000}
+    for received in recorder.received:
+        other.node.on_handled(received, len(received.payloads), net.now)
+    recorder.holding = False
+    net.settle()
+    assert one.messaging.peers.idle
 
 
 # -- add_done_callback --------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ def test_the_default_limits_are_the_documented_ones() -> None:
     assert limits.max_frame_bytes == 64 * 1024 * 1024
     assert limits.max_handshake_frame_bytes == 4 * 1024
     assert limits.window_bytes == 8 * 1024 * 1024
+    assert limits.bulk_window_bytes == 1024 * 1024
     assert limits.handshake_s == 10
     assert (limits.keepalive_idle_s, limits.keepalive_wait_s) == (15, 10)
     assert (limits.reconnect_min_s, limits.reconnect_max_s) == (0.1, 30)
@@ -91,14 +92,14 @@ def test_every_limit_must_be_a_positive_number(name: str, value: object) -> None
         Limits(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["max_frame_bytes", "window_bytes"])
+@pytest.mark.parametrize("name", ["max_frame_bytes", "window_bytes", "bulk_window_bytes"])
 def test_limits_that_are_told_to_the_other_side_must_fit_into_32_bits(name: str) -> None:
     assert getattr(Limits(**{name: 0xFFFFFFFF}), name) == 0xFFFFFFFF
     with pytest.raises(ConfigurationError, match=name):
         Limits(**{name: 0x100000000})
 
 
-@pytest.mark.parametrize("name", ["max_frame_bytes", "window_bytes"])
+@pytest.mark.parametrize("name", ["max_frame_bytes", "window_bytes", "bulk_window_bytes"])
 def test_limits_that_are_told_to_the_other_side_must_be_whole(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Limits(**{name: 1e6})  # type: ignore[arg-type]

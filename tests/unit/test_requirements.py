@@ -46,9 +46,9 @@ def test_every_must_is_numbered() -> None:
     assert unnumbered(PAGE) == []
 
 
-def test_each_number_stands_at_one_requirement() -> None:
-    numbers = NUMBER.findall(PAGE)
-    assert len(numbers) == len(set(numbers))
+def test_each_number_from_1_on_stands_at_one_requirement() -> None:
+    numbers = sorted(NUMBER.findall(PAGE))
+    assert numbers == [f"P-{number:02}" for number in range(1, len(numbers) + 1)]
 
 
 def test_only_requirements_that_there_are_are_referred_to() -> None:

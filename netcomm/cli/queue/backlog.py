@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from netcomm.cli.output import fail
 from netcomm.errors import ConfigurationError, RemoteProtocolError, StorageCorrupt, StorageError, StorageLocked
+from netcomm.message import DURABLE
 from netcomm.protocol.envelope import decode
 from netcomm.storage import QueueStorage, StoredMessage, StoredStream
 from netcomm.storage_url import open_storage
@@ -40,9 +41,14 @@ def opened(url: str, own: bool = False) -> Iterator[QueueStorage]:
         fail(str(error), code=2)
 
 
+def plain_streams(storage: QueueStorage) -> list[StoredStream]:
+    """The streams of what `send` has sent, by receiver; those of the bus are none of the commands' business."""
+    return sorted((each for each in storage.streams() if each.stream is DURABLE), key=lambda each: each.ident)
+
+
 def find_stream(storage: QueueStorage, ident: str) -> StoredStream:
     """The stream to a receiver; ends the command if the storage has none."""
-    streams = {stream.ident: stream for stream in storage.streams()}
+    streams = {stream.ident: stream for stream in plain_streams(storage)}
     if ident not in streams:
         known = f"receivers are: {', '.join(sorted(streams))}" if streams else "it has no receivers"
         fail(f"the storage has never had a message for {ident!r}; {known}")

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import click
 
 from netcomm.cli.output import fail
-from netcomm.cli.queue.backlog import find_stream, opened, read_messages, said
+from netcomm.cli.queue.backlog import find_stream, opened, plain_streams, read_messages, said
 from netcomm.errors import StorageError
 from netcomm.storage import StoredMessage
 
@@ -37,10 +37,10 @@ def command(url: str, ident: str | None, target: Path) -> None:
     """
     total = _Total()
     with opened(url) as storage:
-        streams = storage.streams() if ident is None else [find_stream(storage, ident)]
+        streams = plain_streams(storage) if ident is None else [find_stream(storage, ident)]
         try:
             with _written(target) as file:
-                for stream in sorted(streams, key=lambda stream: stream.ident):
+                for stream in streams:
                     for message in read_messages(storage, stream):
                         file.write(json.dumps(_export_entry(stream.ident, message)) + "\n")
                         total.count += 1

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from netcomm.cli.output import age, print_table, time_left
-from netcomm.cli.queue.backlog import opened
+from netcomm.cli.queue.backlog import opened, plain_streams
+from netcomm.message import DURABLE
 from netcomm.storage import Position, StoredStream
 
 
@@ -21,7 +22,8 @@ def command(url: str, as_json: bool) -> None:
     """
     with opened(url) as storage:
         store_id, incarnation = storage.store_id, storage.incarnation
-        streams = sorted(storage.streams(), key=lambda stream: stream.ident)
+        streams = plain_streams(storage)
+        bus = {each.ident: each.count for each in storage.streams() if each.stream is not DURABLE and each.count}
         positions = sorted(storage.positions().items())
     now = time()
     if as_json:
@@ -30,6 +32,7 @@ def command(url: str, as_json: bool) -> None:
             "incarnation": incarnation,
             "receivers": [_stream_entry(stream, now) for stream in streams],
             "positions": [_position_entry(ident, position) for ident, position in positions],
+            "bus": bus,
         }
         click.echo(json.dumps(document, indent=2))
         return
@@ -40,6 +43,8 @@ def command(url: str, as_json: bool) -> None:
         )
     else:
         click.echo("It has no messages, and never had any.")
+    for ident, count in sorted(bus.items()):
+        click.echo(f"{count:,} messages of topics and queues wait for {ident}.")
     if positions:
         click.echo()
         print_table(
