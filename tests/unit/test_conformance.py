@@ -209,7 +209,7 @@ ECHO_DEFECTS = [
     Mutation("all sent again", f"{_OUTBOX}.acknowledge", "(state, ack.received_seq)", "(state)"),
     Mutation("sent below first seq", "protocol.out_stream:OutStream.begin", "first, self.sent_below", "first, first"),
     Mutation("any ACK settles", f"{_OUTBOX}.acknowledge", "ack.epoch != state.epoch", "False"),
-    Mutation("no window", f"{_OUTBOX}.connect", "min(window_bytes, self._limits.window_bytes)", "1 << 30"),
+    Mutation("no window", f"{_OUTBOX}._make_receiver", "min(window_bytes, self._limits.window_bytes)", "1 << 30"),
     Mutation("any size", f"{_OUTBOX}.connect", "max_packet_bytes, legacy", "1 << 30, legacy"),
 ]
 
