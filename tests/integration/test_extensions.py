@@ -6,6 +6,7 @@ from queue import SimpleQueue
 import pytest
 
 from netcomm import ConfigurationError, Limits, MessageTooLarge
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DeliveryState, Stream
 from netcomm.peer import attach
 from netcomm.protocol import envelope
@@ -13,7 +14,7 @@ from netcomm.protocol.envelope import Envelope
 from netcomm.protocol.events import Received
 from netcomm.protocol.extension import Extension, NodePort
 from netcomm.protocol.frames import MAX_BULK_BYTES
-from netcomm.storage import MemoryQueueStorage, QueueStorage
+from netcomm.storage import QueueStorage
 from tests.integration import helpers
 from tests.integration.helpers import DEADLINE_S, SnakemqConnector
 
