@@ -31,7 +31,8 @@ class Outbox:
     """The messages that one peer has not acknowledged.
 
     volatile: the stream VOLATILE, which is always there.
-    durables: by stream, the sending ends of durable streams: those that a message was sent on.
+    volatiles, durables: by stream, the sending ends of streams of either kind: those that a message was sent on, and
+        VOLATILE.
     """
 
     __slots__ = (
@@ -163,10 +164,6 @@ class Outbox:
     def _make_receiver(self, window_bytes: int, max_packet_bytes: int, *, legacy: bool) -> Receiver:
         window = min(window_bytes, self._limits.window_bytes)
         return Receiver(window, min(window, self._limits.bulk_window_bytes), max_packet_bytes, legacy)
-
-    def has(self, stream: Stream) -> bool:
-        """Whether a message was sent on a stream."""
-        return stream in self.volatiles or stream in self.durables
 
     def add(self, out: DurableOutStream | VolatileOutStream) -> None:
         """Have another stream from now on."""

@@ -442,7 +442,8 @@ class RemotePeers:
 
     def open_stream(self, peer: RemotePeer, stream: Stream) -> None:
         """Let messages of a stream go to a peer, if they could not before."""
-        if not peer.outbox.has(stream):
+        outbox = peer.outbox
+        if stream not in outbox.volatiles and stream not in outbox.durables:
             peer.begin(peer.outbox.open(stream, self.new_epoch()))
 
     def new_epoch(self) -> int:

@@ -29,8 +29,8 @@ VECTORS: list[tuple[str, frames.Frame]] = [
     ("00000001 04", frames.Ping()),
     ("00000001 05", frames.Pong()),
     (
-        f"0000002f 80 0001 {'a0' * 16} {'b1' * 16} 00000003 04000000 00800000",
-        frames.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20),
+        f"00000030 80 0001 {'a0' * 16} {'b1' * 16} 00000003 04000000 00800000 01",
+        frames.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20, 1),
     ),
     (
         "0000001a 81 00 0102030405060708 0000000000000005 0000000000000009",
@@ -50,6 +50,7 @@ VECTORS: list[tuple[str, frames.Frame]] = [
         f"0000002e 86 000000000000002b {UUID_HEX} 0000003c 00000000 0002 00000001 00000002 61 6263",
         frames.Data(Stream.VOLATILE, [(43, 2, UUID, 60, 0, None)], [b"a", b"bc"]),
     ),
+    ("00000001 87", frames.Goodbye()),
 ]
 
 
@@ -92,7 +93,7 @@ def read(chunks: list[bytes]) -> tuple[list[object], str | None]:
 
 def test_every_frame_type_has_a_vector() -> None:
     assert {bytes.fromhex(text)[4] for text, _ in VECTORS} == {int(number) for number in frames.FrameType}
-    assert sorted(frames.FrameType) == [0, 1, 2, 3, 4, 5, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86]
+    assert sorted(frames.FrameType) == [0, 1, 2, 3, 4, 5, 0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87]
 
 
 @pytest.mark.requirement("P-01", "positive")
@@ -102,11 +103,12 @@ def test_frames_encode_to_the_documented_bytes() -> None:
     assert encode.ident("žik") == vector(frames.Ident)
     assert vector(frames.Ping) == encode.PING
     assert vector(frames.Pong) == encode.PONG
-    assert encode.hello(frames.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20)) == vector(frames.Hello)
+    assert encode.hello(frames.Hello(1, PEER, BOOT, 3, 64 << 20, 8 << 20, 1)) == vector(frames.Hello)
     assert encode.begin(frames.Begin(Stream.VOLATILE, 0x0102030405060708, 5, 9)) == vector(frames.Begin)
     assert encode.ack(frames.Ack(Stream.DURABLE, 0x0102030405060708, 7, 9)) == vector(frames.Ack)
     assert encode.skip(Stream.VOLATILE, 2**64 - 1) == vector(frames.Skip)
     assert encode.refuse(frames.RefuseCode.DUPLICATE_IDENT, "dupl") == vector(frames.Refuse)
+    assert vector(frames.Goodbye) == encode.GOODBYE
 
 
 @pytest.mark.requirement("P-07", "positive")
@@ -411,6 +413,7 @@ LENGTHS: dict[int, tuple[int, int | None]] = {
     helpers.SKIP: (9, 9),
     helpers.REFUSE: (2, None),
     helpers.BATCH: (45, 45),  # of the one in VECTORS
+    helpers.GOODBYE: (0, None),
 }
 
 
