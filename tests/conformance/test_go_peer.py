@@ -355,7 +355,7 @@ def wait_for_idents(peer: Peer) -> "SimpleQueue[str]":
 
 def states(deliveries: list[Delivery]) -> list[DeliveryState]:
     for delivery in deliveries:
-        assert delivery.wait(DEADLINE_S) is not None
+        assert delivery.wait(DEADLINE_S)
     return [delivery.state for delivery in deliveries]
 
 
