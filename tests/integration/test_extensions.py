@@ -6,11 +6,15 @@ from queue import SimpleQueue
 import pytest
 
 from netcomm import ConfigurationError, Limits, MessageTooLarge
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import DeliveryState, Stream
 from netcomm.peer import attach
+from netcomm.protocol import envelope
+from netcomm.protocol.envelope import Envelope
 from netcomm.protocol.events import Received
 from netcomm.protocol.extension import Extension, NodePort
 from netcomm.protocol.frames import MAX_BULK_BYTES
+from netcomm.storage import QueueStorage
 from tests.integration import helpers
 from tests.integration.helpers import DEADLINE_S, SnakemqConnector
 
@@ -20,7 +24,7 @@ SMALL = Limits(window_bytes=10_000)
 class Take(Extension):
     """Lets the test have what comes in its streams, on the thread that dispatches, or where it comes."""
 
-    streams = (Stream.BULK, Stream.BUS_VOLATILE)
+    streams = (Stream.BULK, Stream.BUS_VOLATILE, Stream.BUS_DURABLE)
 
     def __init__(self, on_dispatcher: bool = False) -> None:
         self.got: SimpleQueue[tuple[Received, int]] = SimpleQueue()
@@ -42,9 +46,10 @@ class Take(Extension):
 class Pair(helpers.Pair):
     """A listener "niess" that takes streams, and a connector "bob" that sends in them."""
 
-    def __init__(self, take: Take, limits: Limits | None = None) -> None:
+    def __init__(self, take: Take, limits: Limits | None = None, storage: QueueStorage | None = None) -> None:
+        """storage: bob's."""
         self.niess = helpers.SnakemqListener("niess", "127.0.0.1", 0, limits=limits)
-        self.bob = SnakemqConnector("bob", *self.niess.address)
+        self.bob = SnakemqConnector("bob", *self.niess.address, storage=storage)
         self.take = take
         self.hold = attach(self.niess, take)
         self.source = attach(self.bob, Take())
@@ -107,6 +112,18 @@ def test_a_durable_stream_needs_a_storage_and_a_stream_takes_one_extension() -> 
             pair.source.send("niess", Stream.BUS_DURABLE, [b"x"])
         with pytest.raises(ConfigurationError, match="BULK"):
             attach(pair.niess, Take())
+
+
+@pytest.mark.parametrize("stream", [Stream.BUS_VOLATILE, Stream.BUS_DURABLE])
+def test_the_ids_in_the_envelopes_of_what_is_sent_together_count_up(stream: Stream) -> None:
+    with Pair(Take(), storage=MemoryQueueStorage()) as pair:
+        pair.source.send("niess", stream, [b"a", b"b", b"c"], envelope=envelope.encode(Envelope(id=7)))
+        ids: list[int | None] = []
+        while len(ids) < 3:
+            received, _ = pair.take.got.get(timeout=DEADLINE_S)
+            ids += [None if its is None else its.id for *_, its in received.items]
+            pair.hold.handled(received, len(received.items))
+        assert ids == [7, 8, 9]
 
 
 # -- add_done_callback --------------------------------------------------------------------------------------------
