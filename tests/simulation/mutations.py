@@ -694,8 +694,8 @@ def _extensions() -> Iterator[Mutation]:
     yield Mutation(
         "of the messages that wait for an extension the last remembered",
         f"{extensions}._receive",
-        "self._held.setdefault(stream, []).append(received)",
-        "self._held[stream] = [received]",
+        "self._held.setdefault(stream, {}).setdefault(received.ident, []).append(received)",
+        "self._held.setdefault(stream, {})[received.ident] = [received]",
     )
     yield Mutation(
         "messages that wait for an extension handed over to callbacks",
