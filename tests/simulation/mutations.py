@@ -679,7 +679,7 @@ def _extensions() -> Iterator[Mutation]:
     )
     yield Mutation(
         "a late extension does not hear of who is there",
-        f"{node}.attach",
+        f"{extensions}.add",
         "extension.connected(ident, now)",
         "pass",
         symptom="the extension",
