@@ -87,6 +87,7 @@ def _catalogue() -> Iterator[Mutation]:
         f"{inbox}.mark_handled",
         "return Position(epoch, next_seq)",
         "self.acknowledge(stream, epoch, next_seq); return Position(epoch, next_seq)",
+        seed=203,
     )
     yield Mutation(
         "acknowledged as handed over when it has arrived",
@@ -145,6 +146,7 @@ def _catalogue() -> Iterator[Mutation]:
         "protocol.reading:Reading._most_pending",
         "if connection.session.legacy:\n        return self._limits.window_bytes",
         "if connection.session.legacy:\n        return 2**60",
+        seed=511,
     )
     # The sender's streams
     yield Mutation(
