@@ -190,10 +190,11 @@ class Delivery:
         """Let a function be called with this Delivery once the message has ended, one way or another.
 
         It is called on the thread that runs the peer's callbacks, once; at once and on the caller's thread where the
-        message has ended already. What it raises is logged, and goes to `on_error`. Several functions are called in the
-        order in which they were added.
+        message has ended already. An exception that it raises is logged, and goes to `on_error`. Several functions are
+        called in the order in which they were added. A persistent message that the peer leaves in its storage when it
+        is terminated has not ended: nothing is called.
 
-        May be called from any thread, and from a callback.
+        Raises LifecycleError in a forked child. May be called from any thread, and from a callback.
         """
         self._owner.watch_delivery(self, function)
 

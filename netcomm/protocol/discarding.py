@@ -49,6 +49,7 @@ class Discarding:
         entries, stored = peer.outbox.give_up()
         peer.drop(entries)
         if stored:
+            peer.call_watchers()
             self._emit(DELIVERIES_ENDED)  # callbacks are told later; a thread that waits for one may look now
         self._storage_sync.ask(peer)
         return sum(entry.count for entry in entries) + stored

@@ -144,6 +144,8 @@ class Inbox:
             return
         if state.handed_seq == state.next_seq:
             state.handed_seq = next_seq
+        elif state.skips and state.skips[-1][1] == state.next_seq:  # so that there are no more of them than messages
+            state.skips[-1] = state.skips[-1][0], next_seq
         else:
             state.skips.append((state.next_seq, next_seq))
         state.next_seq = next_seq
@@ -167,6 +169,18 @@ class Inbox:
         if state is not None and state.epoch == epoch and next_seq > state.handed_seq:
             state.handed(min(next_seq, state.next_seq))
             state.ack_due = True
+
+    def let_go(self, stream: Stream) -> bool:
+        """What has come in a stream, and was not handed over, counts as not come: the sender is to send it again.
+
+        Returns False, and does nothing, where the sender has begun the stream: it was told what has come.
+        """
+        state = self._streams[stream]
+        if state.begun:
+            return False
+        state.next_seq = state.handed_seq
+        state.skips.clear()
+        return True
 
     @property
     def ack_due(self) -> bool:

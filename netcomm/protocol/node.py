@@ -81,7 +81,7 @@ class Node:
         self.deadline = messaging.deadline
         self._link = link
         self._budget = budget
-        self._extensions = Extensions()
+        self._extensions = Extensions(messaging.peers)
 
     def restore(
         self,
@@ -108,11 +108,9 @@ class Node:
 
     def attach(self, extension: Extension, now: float) -> None:
         """Let an extension take part. Raises ConfigurationError where one of its streams has another one already."""
-        self._extensions.add(extension)
+        self._extensions.check(extension)
         extension.attached(self, now)
-        for ident in self.messaging.peers.connected_idents():
-            extension.connected(ident, now)
-        self._extensions.tell((), now)
+        self._extensions.add(extension, now)
 
     # -- Events in --------------------------------------------------------------------------------------------
 

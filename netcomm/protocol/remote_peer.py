@@ -319,6 +319,16 @@ class RemotePeer:
             return None
         return self.inbox.mark_handled(received.stream, received.epoch, received.runs[0][0] + stop)
 
+    def let_go(self, stream: Stream, messages: Sequence[Received]) -> bool:
+        """It has left, and these messages of a stream, all that were not handed over, are to be forgotten.
+
+        Returns False where it is back, and has begun the stream again.
+        """
+        if not self.inbox.let_go(stream):
+            return False
+        self.inbox.pending_bytes[stream] -= sum(received.size for received in messages)
+        return True
+
     # -- Messages to it ---------------------------------------------------------------------------------------
 
     def note_left_out(self, batch: Sequence[Entry]) -> None:
@@ -347,6 +357,10 @@ class RemotePeer:
     def watch(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:
         """Let a function be called with a Delivery once the message, which has not ended, has."""
         self._watched.setdefault(delivery, []).append(function)
+
+    def call_watchers(self) -> None:
+        """Messages have ended that `drop` is told of later: those in the storage alone."""
+        self._call_watchers([delivery for delivery in self._watched if delivery.done])
 
     def _call_watchers(self, ended: Sequence[Delivery]) -> None:
         for delivery in ended:

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from netcomm import clocks
+from netcomm.errors import ConfigurationError
 from netcomm.message import Delivery, Stream
 from netcomm.protocol.events import Received
 from netcomm.protocol.node import Node
+from netcomm.runtime.lifecycle import TERMINATED, Lifecycle
 from netcomm.runtime.loop import Loop
 from netcomm.runtime.sender import Sender
 
@@ -17,9 +19,10 @@ class Attachment:
     which use the node itself.
     """
 
-    __slots__ = ("_loop", "_node", "_sender")
+    __slots__ = ("_life", "_loop", "_node", "_sender")
 
-    def __init__(self, node: Node, loop: Loop, sender: Sender) -> None:
+    def __init__(self, life: Lifecycle, node: Node, loop: Loop, sender: Sender) -> None:
+        self._life = life
         self._node = node
         self._loop = loop
         self._sender = sender
@@ -47,10 +50,17 @@ class Attachment:
     def handled(self, received: Received, count: int) -> None:
         """The first `count` of these messages, in all, are done with: they are acknowledged.
 
-        So is all that came before them in their stream: name messages in the order in which they came.
+        So is all that came before them in their stream: name messages in the order in which they came. It may be
+        called again with the same arguments, where the caller was interrupted.
+
+        Raises ConfigurationError for a count that is more than there are; LifecycleError in a forked child.
         """
-        with self._loop.mutex:
-            now = clocks.now()
-            if self._node.on_handled(received, count, now):
-                self._loop.write_to(received.ident, now)
-                self._loop.changed.notify_all()  # `terminate` waits for it
+        self._life.check_process()
+        if count > len(received.payloads):
+            raise ConfigurationError(f"{count} messages can't be done with: there are {len(received.payloads)}")
+        if self._life.phase is not TERMINATED:
+            self._loop.do_soon(lambda: self._handled(received, count))
+
+    def _handled(self, received: Received, count: int) -> None:
+        if self._node.on_handled(received, count, clocks.now()):
+            self._loop.changed.notify_all()  # `terminate` waits for it

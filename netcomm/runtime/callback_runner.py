@@ -42,7 +42,7 @@ class CallbackRunner:
 
     While neither `on_recv` nor `on_message` has a function, messages are held back, and are not acknowledged.
 
-    All methods but `release` are called on the thread that dispatches.
+    All methods but `release` and `call_at_once` are called on the thread that dispatches.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class CallbackRunner:
             case ErrorReported(error):
                 self.on_error(error)
             case Call(function, argument):
-                self.call(function, argument)
+                self._call(function, argument)
         if self._life.phase is FORKED:  # by a callback, which has returned
             self._end_child(None)
             return count
@@ -121,13 +121,21 @@ class CallbackRunner:
                 self._loop.hand_on()
         return count
 
-    def call(self, function: Callable[[Any], object], argument: Any) -> None:
-        """From any thread: call a function; what it raises is logged, and goes to `on_error`."""
+    def _call(self, function: Callable[[Any], object], argument: Any) -> None:
         try:
             function(argument)
         except self._catches as error:
             log.error("%r raised", function, exc_info=error)
             self._report(error)
+
+    def call_at_once(self, function: Callable[[Any], object], argument: Any) -> None:
+        """From any thread: call a function there; an Exception that it raises is logged, and goes to `on_error`."""
+        try:
+            function(argument)
+        except Exception as error:  # and not Ctrl-C, which is the caller's
+            log.error("%r raised", function, exc_info=error)
+            if self._life.phase is not FORKED:
+                self._loop.report(error)
 
     # -- Messages ---------------------------------------------------------------------------------------------
 

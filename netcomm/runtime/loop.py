@@ -244,6 +244,19 @@ class Loop:
         self.changed.notify_all()
         return count
 
+    def do_soon(self, step: Callable[[], None]) -> None:
+        """From any thread: let one of the peer's own threads do something with the mutex held, as `discard` has it.
+
+        On the dispatcher's thread, where that is the peer's own, it is done at once.
+        """
+        self._steps.append(step)
+        dispatcher = self._dispatcher
+        if dispatcher.owns_thread and dispatcher.is_current() and not self.is_interrupting():
+            with self.mutex:
+                self.process_pending()
+        else:
+            self.wake()
+
     # -- Calls that interrupt their own thread ----------------------------------------------------------------
 
     def refuse_interruption(self, call: str) -> None:

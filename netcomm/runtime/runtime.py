@@ -304,7 +304,7 @@ class Runtime:
             self._life.check(Phase.NEW, RUNNING)
             self._node.attach(extension, clocks.now())
             self._loop.wake()
-        return Attachment(self._node, self._loop, self.sender)
+        return Attachment(self._life, self._node, self._loop, self.sender)
 
     # -- On a thread of the program ---------------------------------------------------------------------------
 
@@ -390,7 +390,7 @@ class Runtime:
         with self._loop.mutex:
             is_watched = self._messaging.peers.watch(delivery, function)
         if not is_watched:
-            self.callbacks.call(function, delivery)
+            self.callbacks.call_at_once(function, delivery)
 
     # -- Looking ----------------------------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH, GOODBYE = range(0x80, 0x88)
 # Stands in place of a packet that the state of the connection does not allow.
 UNEXPECTED = -1
 
-# Flags of DATA and BATCH.
-STREAM, ENVELOPE, ENVELOPES = 0x07, 0x08, 0x10
-
-STREAMS = {0, 1, 2, 4, 5}
+# The numbers of streams; of DATA and BATCH, they are the lowest bits of the flags.
+STREAMS = (0, 1, 2, 4, 5)
+STREAM_BITS = 0x07
+# Other flags of DATA and BATCH.
+ENVELOPE, ENVELOPES = 0x08, 0x10
 
 Packet = tuple[int, bytes]
 Envelope = dict[str, Any]
@@ -90,14 +91,18 @@ def _is_valid(kind: int, payload: bytes) -> bool:
     if kind == HELLO:
         max_frame, window = int.from_bytes(payload[38:42]), int.from_bytes(payload[42:46])
         return payload[:2] != b"\0\0" and max_frame >= 33 and window > 0
-    if kind in (DATA, BATCH) and payload[31] & STREAM not in STREAMS:
-        return False
     if kind == DATA:
         flags = payload[31]
-        return not flags & ENVELOPES and (not flags & ENVELOPE or envelope(payload[32:]) is not None)
+        return (
+            flags & STREAM_BITS in STREAMS
+            and not flags & ENVELOPES
+            and (not flags & ENVELOPE or envelope(payload[32:]) is not None)
+        )
     if kind == BATCH:
         sizes, left = _sizes(payload)
         flags = payload[31]
+        if flags & STREAM_BITS not in STREAMS:
+            return False
         if flags & ENVELOPE:
             if flags & ENVELOPES or envelope(left) is None:
                 return False

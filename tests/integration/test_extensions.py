@@ -1,13 +1,17 @@
 """`peer.attach`, over real sockets: streams of an extension go on whatever callbacks do."""
 
+import itertools
+import os
+import sys
 import threading
 from queue import SimpleQueue
+from types import FrameType
 
 import pytest
 
-from netcomm import ConfigurationError, Limits, MessageTooLarge
+from netcomm import ConfigurationError, LifecycleError, Limits, MessageTooLarge
 from netcomm.memory_storage import MemoryQueueStorage
-from netcomm.message import DeliveryState, Stream
+from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.peer import attach
 from netcomm.protocol import envelope
 from netcomm.protocol.envelope import Envelope
@@ -126,6 +130,68 @@ def test_the_ids_in_the_envelopes_of_what_is_sent_together_count_up(stream: Stre
         assert ids == [7, 8, 9]
 
 
+def test_a_count_of_more_messages_than_there_are_is_refused() -> None:
+    with Pair(Take()) as pair:
+        deliveries = pair.source.send("niess", Stream.BUS_VOLATILE, [b"x"])
+        received, _ = pair.take.got.get(timeout=DEADLINE_S)
+        with pytest.raises(ConfigurationError, match="2 messages"):
+            pair.hold.handled(received, 2)
+        assert not deliveries[0].done
+        pair.hold.handled(received, 1)
+        assert deliveries[0].wait(DEADLINE_S)
+
+
+def test_handled_may_be_interrupted_anywhere_and_is_called_again() -> None:
+    def interrupt_at(number: int, received: Received) -> bool:
+        """Let the call be interrupted where the library's function of this number begins; returns whether it was."""
+        calls = 0
+
+        def profile(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal calls
+            is_call = event == "call" and frame.f_globals["__name__"].startswith("netcomm.")
+            calls += is_call
+            if is_call and calls == number:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        sys.setprofile(profile)
+        try:
+            pair.hold.handled(received, 1)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    with Pair(Take()) as pair:
+        for number in itertools.count(1):
+            (delivery,) = pair.source.send("niess", Stream.BUS_VOLATILE, [b"x"])
+            received, _ = pair.take.got.get(timeout=DEADLINE_S)
+            was_interrupted = interrupt_at(number, received)
+            pair.hold.handled(received, 1)
+            assert delivery.wait(DEADLINE_S)
+            if not was_interrupted:
+                break
+        assert number > 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_acknowledges_nothing() -> None:
+    with Pair(Take()) as pair:
+        (delivery,) = pair.source.send("niess", Stream.BUS_VOLATILE, [b"x"])
+        received, _ = pair.take.got.get(timeout=DEADLINE_S)
+        child = os.fork()
+        if not child:
+            try:
+                pair.hold.handled(received, 1)
+            except LifecycleError:
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        pair.hold.handled(received, 1)
+        assert delivery.wait(DEADLINE_S)
+
+
 # -- add_done_callback --------------------------------------------------------------------------------------------
 
 
@@ -157,6 +223,45 @@ def test_a_done_callback_of_a_message_that_has_ended_is_called_at_once() -> None
         assert told == [delivery]
     delivery.add_done_callback(told.append)  # the peer has ended
     assert told == [delivery, delivery]
+
+
+def test_what_a_done_callback_raises_on_the_callers_thread() -> None:
+    def interrupted(delivery: Delivery) -> None:
+        raise KeyboardInterrupt
+
+    errors: SimpleQueue[tuple[BaseException, str]] = SimpleQueue()
+    with Pair(Take()) as pair:
+        pair.bob.on_error.add(lambda error: errors.put((error, threading.current_thread().name)))
+        delivery = pair.bob.send("niess", b"x")
+        assert delivery.wait(DEADLINE_S)
+        with pytest.raises(KeyboardInterrupt):  # it is for the thread that is interrupted
+            delivery.add_done_callback(interrupted)
+        delivery.add_done_callback(lambda delivery: 1 / 0)
+        error, thread = errors.get(timeout=DEADLINE_S)
+        assert isinstance(error, ZeroDivisionError)
+        assert thread == "netcomm-bob-dispatcher"  # as all callbacks
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_done_callback_that_forks_on_the_callers_thread_and_raises_ends_no_child() -> None:
+    parent = os.getpid()
+
+    def fork(delivery: Delivery) -> None:
+        child = os.fork()
+        if not child:
+            raise ValueError("in the child")
+        children.append(child)
+
+    children: list[int] = []
+    with Pair(Take()) as pair:
+        delivery = pair.bob.send("niess", b"x")
+        assert delivery.wait(DEADLINE_S)
+        try:
+            delivery.add_done_callback(fork)
+        finally:
+            if os.getpid() != parent:
+                os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
 
 
 def test_what_a_done_callback_raises_goes_to_on_error_and_the_next_one_is_called() -> None:

@@ -4,8 +4,10 @@ import logging
 
 import pytest
 
+from netcomm.connections import Closed
 from netcomm.errors import ConfigurationError
 from netcomm.limits import Limits
+from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import BULK, DURABLE, VOLATILE, Delivery, DeliveryState, Stream
 from netcomm.protocol import events
 from netcomm.protocol.batch import Batch
@@ -130,6 +132,104 @@ def test_messages_that_nothing_takes_are_held_back_until_an_extension_comes(capl
     assert recorder.seen == ["+a", b"1", b"2"]
     net.settle()
     assert all(batch.delivery(0).done for batch in batches)
+
+
+def test_an_extension_that_comes_while_somebody_leaves_hears_of_both() -> None:
+    net = Net()
+    one, other = net.host("a"), net.host("b")
+    wire = net.connect(one, other)
+    net.settle()
+    other.tell(Closed(wire.other.number, "lost"))
+    recorder = Recorder()
+    other.node.attach(recorder, net.now)
+    other.act()
+    assert recorder.seen == ["+a", "-a"]
+
+
+def test_an_extension_that_comes_while_somebody_else_comes_hears_of_it_once() -> None:
+    net = Net()
+    host = net.host("b")
+    recorder = Recorder()
+    end = net.raw(host)
+    end.feed(helpers.netcomm_handshake("a") + helpers.begin())
+    host.node.attach(recorder, net.now)
+    net.settle()
+    assert recorder.seen == ["+a"]
+
+
+def held_bytes(host: Host) -> int:
+    return sum(sum(peer.inbox.pending_bytes.values()) for peer in host.messaging.peers)
+
+
+def test_what_is_held_back_of_a_sender_that_leaves_is_forgotten_and_sent_again() -> None:
+    net = Net()
+    one, other = net.host("a"), net.host("b")
+    wire = net.connect(one, other)
+    batches = [send(one, stream, b"1", b"2") for stream in (BULK, Stream.BUS_VOLATILE)]
+    net.settle()
+    assert held_bytes(other) > 0
+    wire.cut()
+    net.settle()
+    assert held_bytes(other) == 0
+    assert other.messaging.peers["a"].may_be_forgotten
+    net.connect(one, other)
+    net.settle()
+    recorder = Recorder()
+    other.node.attach(recorder, net.now)
+    net.settle()
+    assert sorted(recorder.seen[1:]) == [b"1", b"1", b"2", b"2"]  # type: ignore[type-var]
+    assert all(batch.delivery(index).state is DeliveryState.DELIVERED for batch in batches for index in (0, 1))
+
+
+def test_what_is_held_back_of_strangers_that_come_and_go_fills_no_memory() -> None:
+    net = Net()
+    host = net.host("a", Limits(max_idle_peers=10))
+    stream = Stream.BUS_VOLATILE
+    said = helpers.begin(stream=stream) + helpers.data(0, bytes(1000), flags=stream)
+    for number in range(50):
+        end = net.raw(host)
+        net.exchange(end, helpers.netcomm_handshake(f"stranger-{number}") + said)
+        end.lose()
+        net.settle()
+    assert held_bytes(host) == 0
+    assert len(list(host.messaging.peers)) <= 11
+
+
+def test_what_is_held_back_stays_where_the_sender_is_back_already() -> None:
+    net = Net()
+    host = net.host("a")
+    stream, recorder = Stream.BUS_VOLATILE, Recorder()
+    begin = helpers.netcomm_handshake("b", connector=1) + helpers.begin(stream=stream)
+    first, second = net.raw(host), net.raw(host)
+    net.exchange(first, begin + helpers.data(0, b"1", flags=stream))
+    second.feed(begin)  # it takes the first one's place before the node has told of anything
+    answer = net.exchange(second, helpers.data(1, b"2", flags=stream))  # which would be a gap, had the first one gone
+    assert (helpers.ACK, helpers.ack(0, stream, epoch=7, received=2)[5:]) in answer
+    host.node.attach(recorder, net.now)
+    net.settle()
+    assert recorder.seen == ["+b", b"1", b"2"]
+
+
+def test_an_extension_that_comes_is_told_once_who_is_connected() -> None:
+    net = Net()
+    host, recorder = net.host("a"), Recorder()
+    end = net.raw(host)
+    end.feed(helpers.netcomm_handshake("b") + helpers.begin())
+    host.node.attach(recorder, net.now)  # the node has not told anybody of the connection
+    net.settle()
+    assert recorder.seen == ["+b"]
+
+
+def test_an_extension_that_raises_as_it_comes_is_not_there() -> None:
+    class Broken(Recorder):
+        def attached(self, node: NodePort, now: float) -> None:
+            raise ValueError("broken")
+
+    net = Net()
+    host = net.host("a")
+    with pytest.raises(ValueError, match="broken"):
+        host.node.attach(Broken(), net.now)
+    host.node.attach(Recorder(), net.now)
 
 
 def test_a_stream_has_one_extension() -> None:
@@ -326,3 +426,19 @@ def test_who_watches_a_message_is_told_that_it_is_dropped() -> None:
     net.settle()
     assert ended(one) == [discarded]
     assert [delivery.state for delivery in (expires, discarded)] == [DeliveryState.EXPIRED, DeliveryState.DISCARDED]
+
+
+def test_who_watches_a_message_that_only_the_storage_has_is_told_that_it_is_discarded() -> None:
+    net = Net()
+    one = net.host("a", storage=MemoryQueueStorage())
+    one.storing = False
+    one.messaging.peers.get_or_add("b")
+    deliveries = [one.send_persistent("b", bytes(1 << 20)) for _ in range(10)]
+    assert deliveries[-1].data is None  # the storage alone has it
+    for delivery in deliveries:
+        assert one.messaging.peers.watch(delivery, lambda delivery: None)
+    assert one.messaging.discard("b") == 10
+    one.messaging.discard_all()  # the peer ends before the storage has answered
+    net.settle()
+    assert sorted(ended(one), key=id) == sorted(deliveries, key=id)
+    assert {delivery.state for delivery in deliveries} == {DeliveryState.DISCARDED}

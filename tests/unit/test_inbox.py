@@ -208,6 +208,22 @@ def test_what_was_skipped_last_counts_as_handed_over_though_nothing_follows() ->
     assert told(inbox) == [(5, 5)]
 
 
+def test_no_more_skips_are_remembered_than_messages() -> None:
+    inbox = begun()
+    next_seq = 0
+    for _ in range(3):
+        accept(inbox, next_seq)
+        for _ in range(1000):
+            next_seq += 1
+            inbox.skip(VOLATILE, next_seq + 1)
+        next_seq += 1
+    assert len(inbox._streams[VOLATILE].skips) == 3
+    inbox.mark_handled(VOLATILE, 7, 1)
+    assert told(inbox) == [(1001, next_seq)]
+    inbox.mark_handled(VOLATILE, 7, next_seq)
+    assert told(inbox) == [(next_seq, next_seq)]
+
+
 def test_an_epoch_that_was_left_and_comes_back_is_to_be_renewed() -> None:
     inbox = Inbox(False)
     inbox.begin(Begin(DURABLE, 7, 0, 0))
