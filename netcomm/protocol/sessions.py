@@ -344,6 +344,11 @@ class Sessions:
         for connection in list(self):
             # To close one admits its challenger, and what that has said may close it, too.
             if connection.number in self._by_number:
+                peer = connection.peer
+                if peer is not None and peer.connection is connection:
+                    # Messages to an ident that was made up are given up at GOODBYE, as far as they are not acknowledged.
+                    for ack in peer.inbox.due_acks():
+                        connection.session.acknowledge(ack)
                 connection.session.say_goodbye()
                 self._close(connection, reason, now)
 
