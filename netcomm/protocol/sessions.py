@@ -346,7 +346,7 @@ class Sessions:
             if connection.number in self._by_number:
                 peer = connection.peer
                 if peer is not None and peer.connection is connection:
-                    # Messages to an ident that was made up are given up at GOODBYE, as far as they are not acknowledged.
+                    # Where there was no room to write them; what is not acknowledged may be given up at GOODBYE.
                     for ack in peer.inbox.due_acks():
                         connection.session.acknowledge(ack)
                 connection.session.say_goodbye()
