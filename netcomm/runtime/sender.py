@@ -11,6 +11,7 @@ from netcomm import clocks
 from netcomm.errors import ConfigurationError, MessageTooLarge, QueueFull
 from netcomm.limits import Limits
 from netcomm.message import BULK, DURABLE, VOLATILE, Delivery, DeliveryOwner, Stream, check_ident
+from netcomm.protocol import envelope as envelopes
 from netcomm.protocol import frames
 from netcomm.protocol.batch import (
     MAX_BATCH_BYTES,
@@ -184,8 +185,12 @@ class Sender:
     ) -> Sequence[Delivery]:
         if stream.durable:
             self._check_kept(envelope)
+            its: Iterable[bytes | None] = itertools.repeat(None)
+            if envelope is not None:
+                its = map(envelopes.behind, itertools.repeat(envelope), itertools.count())
             stored = [
-                self._make_delivery(ident, self._to_payload(data, envelope), ttl, stream, envelope) for data in items
+                self._make_delivery(ident, self._to_payload(data, envelope), ttl, stream, its_envelope)
+                for data, its_envelope in zip(items, its, strict=False)
             ]
             self._group_commit.commit(ident, stored, ttl)  # type: ignore[union-attr]  # as the caller has seen
             return stored

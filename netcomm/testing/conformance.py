@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from netcomm.protocol import encode
-from netcomm.protocol.frames import FrameType
+from netcomm.protocol import encode, envelope
+from netcomm.protocol.frames import FLAG_ENVELOPE, FLAG_ENVELOPES, STREAM_FLAGS, FrameType
 from netcomm.testing import vectors
 from netcomm.testing.vectors import Step, Vector
 
@@ -148,15 +148,21 @@ class Player:
         return " ".join(self._named(word) if word[0].isupper() else word for word in words)
 
     def _named(self, word: str) -> str:
+        if word == "OWN-IDENT":
+            return _packet(FrameType.IDENT, self._talk.ident()).hex()
+        if word in self._said:
+            return self._said[word].hex()
         name, _, more = word.partition("+")
-        match name:
-            case "EPOCH":
-                return self._talks[0].begin()[1:9].hex()
-            case "SEQ":
-                return (int.from_bytes(self._talks[0].begin()[9:17]) + int(more or 0)).to_bytes(8).hex()
-            case "OWN-IDENT":
-                return _packet(FrameType.IDENT, self._talk.ident()).hex()
-        return self._said[word].hex()
+        name, _, stream = name.partition("/")
+        begin = self._first_begin(int(stream or 0))
+        if name == "EPOCH":
+            return begin[1:9].hex()
+        return (int.from_bytes(begin[9:17]) + int(more or 0)).to_bytes(8).hex()
+
+    def _first_begin(self, stream: int) -> bytes:
+        """The payload of the first BEGIN of a stream of the implementation's, on whichever connection."""
+        heard = (talk for talk in self._talks if stream in talk.begins)
+        return next(heard, self._talk).begin(stream)
 
 
 class _Talk:
@@ -166,17 +172,17 @@ class _Talk:
         self.line = line
         self._passes_acks = echoes
         self._greeting: list[Packet] = []
-        self._begins: list[bytes] = []  # of the implementation's volatile stream
+        self.begins: dict[int, bytes] = {}  # the payload of the first BEGIN of each of the implementation's streams
         self._pings = 0  # that came, and were not expected yet
         self._pongs = True  # a PING has its answer at once
         self._waiting: deque[Packet | None] = deque()  # what was heard while something else was looked for
         self._last_ack: Packet | None = None  # that was expected
 
-    def begin(self) -> bytes:
-        """The payload of the first BEGIN of the implementation's volatile stream."""
-        while not self._begins:
-            self._read("its BEGIN")
-        return self._begins[0]
+    def begin(self, stream: int) -> bytes:
+        """The payload of the first BEGIN of a stream of the implementation's."""
+        while stream not in self.begins:
+            self._read(f"its BEGIN of stream {stream}")
+        return self.begins[stream]
 
     def ident(self) -> bytes:
         """The ident of the implementation."""
@@ -190,8 +196,9 @@ class _Talk:
         packet = vectors.unhex(digits.replace("?", "0"))
         expected = packet[4], packet[5:]
         if expected[0] == FrameType.BEGIN:
-            if not likeness.fullmatch(_packet(FrameType.BEGIN, self.begin())):
-                raise Wrong(f"BEGIN {self.begin().hex()} instead of {_describe(expected)}")
+            begin = self.begin(expected[1][0])
+            if not likeness.fullmatch(_packet(FrameType.BEGIN, begin)):
+                raise Wrong(f"BEGIN {begin.hex()} instead of {_describe(expected)}")
             return
         while (found := self._hear()) is None or not likeness.fullmatch(_packet(*found)):
             if found is None:
@@ -249,8 +256,7 @@ class _Talk:
         if len(self._greeting) < 3 and kind in (FrameType.VERSION, FrameType.HELLO, FrameType.IDENT):
             self._greet(packet)
         elif kind == FrameType.BEGIN and len(payload) == 25:
-            if payload[0] == 0:
-                self._begins.append(payload)
+            self.begins.setdefault(payload[0], payload)
         elif kind == FrameType.PING:
             self._pings += 1
             if self._pongs:
@@ -263,18 +269,23 @@ class _Talk:
     def _take_apart(self, packet: Packet) -> None:
         """Take a BATCH for the DATA that it stands for."""
         payload = packet[1]
-        count = int.from_bytes(payload[32:34])
+        flags, count = payload[31], int.from_bytes(payload[32:34])
         seq, number = int.from_bytes(payload[:8]), int.from_bytes(payload[16:24])
         sizes = [int.from_bytes(payload[34 + 4 * place :][:4]) for place in range(count)]
         at = 34 + 4 * count
+        of_all = payload[at : envelope.size_at(payload, at) + at] if flags & FLAG_ENVELOPE else b""
+        at += len(of_all)
         if not sizes or at + sum(sizes) != len(payload):
             raise Wrong(f"{_describe(packet)}: the sizes do not add up")
-        if not payload[31] & 1 and seq < int.from_bytes(self.begin()[17:]):
+        if seq < int.from_bytes(self.begin(flags & STREAM_FLAGS)[17:]):
             raise Wrong(f"{_describe(packet)}: it was sent before, on an earlier connection")
+        if flags & FLAG_ENVELOPES:
+            flags ^= FLAG_ENVELOPES | FLAG_ENVELOPE
         for place, size in enumerate(sizes):
             following = ((number + place) % (1 << 64)).to_bytes(8)
-            head = (seq + place).to_bytes(8) + payload[8:16] + following + payload[24:32]
-            self._waiting.append((FrameType.DATA, head + payload[at : at + size]))
+            head = (seq + place).to_bytes(8) + payload[8:16] + following + payload[24:31] + bytes([flags])
+            its = envelope.behind(of_all, place) if of_all else b""
+            self._waiting.append((FrameType.DATA, head + its + payload[at : at + size]))
             at += size
 
     def _greet(self, packet: Packet) -> None:
@@ -320,7 +331,7 @@ def _describe(packet: Packet | None) -> str:
     kind, payload = packet
     if kind == FrameType.REFUSE:
         return f"REFUSE {int.from_bytes(payload[:2])} ({payload[2:].decode(errors='replace')!r})"
-    return f"{FrameType(kind).name} {payload[:40].hex()}".strip()
+    return f"{FrameType(kind).name} {payload[:60].hex()}".strip()
 
 
 def all_vectors(page: str) -> Iterator[Vector]:

@@ -13,7 +13,7 @@ class Defect:
     file: which of the sources.
     old, new: the change; `old` is in the file exactly once.
     vectors: those that find it, by their names or the beginnings of their names.
-    conversation: the test of conversations that finds it, where no vector can: "cut" or "killed".
+    conversation: the test of conversations that finds it, where no vector can: "cut", "killed", "ends" or "made up".
     """
 
     name: str
@@ -34,6 +34,7 @@ class Defect:
 
 def _defects() -> Iterator[Defect]:
     frames, session, streams, remote, peer = "frames.go", "session.go", "streams.go", "remote.go", "peer.go"
+    envelope = "envelope.go"
     # Packets and frames
     yield Defect(
         "a packet of size 0 is passed over",
@@ -59,7 +60,7 @@ def _defects() -> Iterator[Defect]:
         "any ident", frames, "len(payload) < 1 || len(payload) > 255 || !utf8.Valid(payload)", "false", ("[P-08]",)
     )
     yield Defect(
-        "unknown flags have a meaning", frames, "uint8(h.Flags & flagDurable)", "uint8(min(h.Flags, 1))", ("[P-07]",)
+        "unknown flags have a meaning", frames, "uint8(h.Flags & flagsStream)", "uint8(min(h.Flags, 5))", ("[P-07]",)
     )
     yield Defect(
         "later versions are too long",
@@ -76,8 +77,8 @@ def _defects() -> Iterator[Defect]:
     yield Defect(
         "the last seq",
         frames,
-        "frame.Seq > lastSeq-uint64(len(frame.Data))",
-        "frame.Seq+uint64(len(frame.Data))-1 < frame.Seq",
+        "frame.Seq > lastSeq-uint64(len(frame.Contents))",
+        "frame.Seq+uint64(len(frame.Contents))-1 < frame.Seq",
         ("[P-65]",),
     )
     # Sessions
@@ -92,8 +93,8 @@ def _defects() -> Iterator[Defect]:
     yield Defect(
         "BEGIN of a legacy peer",
         session,
-        "case begin, messages, ack, skip:\n\t\treturn c.state == extended",
-        "case begin, messages, ack, skip:\n\t\treturn c.state >= extended",
+        "case begin, messages, ack, skip, goodbye:\n\t\treturn c.state == extended",
+        "case begin, messages, ack, skip, goodbye:\n\t\treturn c.state >= extended",
         ("[P-21]",),
     )
     yield Defect(
@@ -192,12 +193,14 @@ def _defects() -> Iterator[Defect]:
     )
     yield Defect("SKIP moves back", remote, "err == nil && frame.NextSeq > s.receivedSeq", "err == nil", ("[P-42]",))
     yield Defect("SKIP has no effect", remote, "err == nil && frame.NextSeq > s.receivedSeq", "false", ("[P-42]",))
-    yield Defect("of a batch, only the first message", remote, "i < len(frame.Data); i++", "i < 1; i++", ("[P-59]",))
+    yield Defect(
+        "of a batch, only the first message", remote, "i < len(frame.Contents); i++", "i < 1; i++", ("[P-59]",)
+    )
     yield Defect(
         "a batch is dropped if it begins with a duplicate",
         remote,
-        "for i := 0; err == nil && i < len(frame.Data); i++",
-        "for i := 0; err == nil && i < len(frame.Data) && frame.Seq >= s.receivedSeq-uint64(i); i++",
+        "for i := 0; err == nil && i < len(frame.Contents); i++",
+        "for i := 0; err == nil && i < len(frame.Contents) && frame.Seq >= s.receivedSeq-uint64(i); i++",
         ("[P-59] of a BATCH",),
     )
     yield Defect(
@@ -225,8 +228,8 @@ def _defects() -> Iterator[Defect]:
     yield Defect(
         "messages before the answer to BEGIN",
         remote,
-        "if s != nil && s.answered {",
-        "if s != nil && s.begun {",
+        "if s != nil && s.answered && number != bulk {",
+        "if s != nil && s.begun && number != bulk {",
         ("[P-28] nothing",),
     )
     yield Defect(
@@ -250,43 +253,201 @@ def _defects() -> Iterator[Defect]:
     yield Defect(
         "an epoch for each connection",
         streams,
-        "s.begun, s.answered, s.sent, s.resentBelow =",
-        "s.epoch++\n\ts.begun, s.answered, s.sent, s.resentBelow =",
+        "s.begun, s.answered, s.sent, s.inFlight, s.resentBelow =",
+        "s.epoch++\n\ts.begun, s.answered, s.sent, s.inFlight, s.resentBelow =",
         ("[P-37]",),
     )
     yield Defect("no SKIP", streams, "if first.seq != s.expected {", "if false {", ("[P-41]",))
     yield Defect(
-        "no window",
-        remote,
-        "case dataPacketBytes+len(next.data) > room && r.inFlight > 0:",
-        "case false:",
-        ("[P-45] a window",),
+        "no window", remote, "case next.size() > room && s.inFlight > 0:", "case false:", ("[P-45] a window of two",)
     )
     yield Defect(
-        "only the data counts for the window",
-        remote,
-        "total += dataPacketBytes + len(m.data)",
-        "total += len(m.data)",
-        ("[P-45] a window",),
+        "only envelope and data count for the window",
+        frames,
+        "return dataPacketBytes + len(c.Envelope",
+        "return len(c.Envelope",
+        ("[P-45] a window of two",),
     )
     yield Defect(
         "what has arrived does not count for the window",
-        remote,
-        "r.inFlight += bytesOf(s.queue[:s.sent])",
+        streams,
+        "s.inFlight = bytesOf(s.queue[:s.sent])",
         "",
         ("[P-45] what has arrived",),
     )
     yield Defect(
         "the window is never opened again",
-        remote,
-        "r.inFlight -= bytesOf(handedOver[:min(onTheWay, len(handedOver))])",
-        "_ = onTheWay",
-        ("[P-45] a window",),
+        streams,
+        "s.inFlight -= bytesOf(handedOver[:min(s.sent, len(handedOver))])",
+        "",
+        ("[P-45] a window of two",),
     )
-    yield Defect("no max frame", remote, "case 32+len(next.data) > limit:", "case false:", ("[P-14]",))
+    yield Defect("no max frame", remote, "case next.size()-5 > limit,", "case", ("[P-14]",))
     yield Defect("sent again in a BATCH", streams, "first.seq >= s.resentBelow && behind", "behind", ("[P-61]",))
     yield Defect(
-        "no window in HELLO", session, "connector, maxFrame, p.window}", "connector, maxFrame, 0}", ("[P-46]",)
+        "no window in HELLO", session, "maxFrame, p.window, p.flags()}", "maxFrame, 0, p.flags()}", ("[P-46]",)
+    )
+    # Five streams
+    yield Defect(
+        "two streams alone", frames, "uint8(h.Flags & flagsStream)", "uint8(h.Flags & flagDurable)", ("[P-09] all",)
+    )
+    yield Defect(
+        "any stream",
+        frames,
+        'number >= streamCount || streamNames[number] == ""',
+        "number >= streamCount",
+        ("[P-09] BEGIN of stream 3",),
+    )
+    yield Defect(
+        "one window for all streams",
+        remote,
+        "next.size() > room && s.inFlight > 0",
+        "next.size()+r.out[volatile].inFlight > room && r.out[volatile].inFlight+s.inFlight > 0",
+        ("[P-45] each stream",),
+    )
+    yield Defect(
+        "everything goes out by the streams of plain messages",
+        streams,
+        "uint32(s.number)}}",
+        "uint32(s.number & 1)}}",
+        ("[P-45] each stream", "[P-87]"),
+    )
+    yield Defect(
+        "an ACK settles the other streams, too",
+        remote,
+        'r.tellEnd("delivered", handedOver...)\n\treturn err',
+        "for _, other := range r.out {\n\t\tif other != nil && other.answered && len(handedOver) > 0 {\n\t\t\t"
+        "other.queue, other.sent = nil, 0\n\t\t}\n\t}\n\treturn err",
+        ("[P-28] what was acknowledged in one",),
+    )
+    yield Defect("any size in BULK", remote, "s.number == bulk && len(next.Data) > maxBulkBytes", "false", ("[P-87]",))
+    # Envelopes
+    yield Defect(
+        "an envelope is data",
+        frames,
+        "case head.Flags&flagEnvelope != 0: // [P-69]",
+        "case false:",
+        ("[P-69] a message",),
+    )
+    yield Defect(
+        "everything has an envelope",
+        frames,
+        "case head.Flags&flagEnvelope != 0: // [P-69]",
+        "case true:",
+        ("[P-69] data that only looks",),
+    )
+    yield Defect(
+        "DATA with the flag of a BATCH", frames, "case head.Flags&flagEnvelopes != 0:", "case false:", ("[P-70] DATA",)
+    )
+    yield Defect(
+        "an envelope for all, or one for each, whatever comes first",
+        frames,
+        "\t\tif each {\n\t\t\treturn",
+        "\t\tif false {\n\t\t\treturn",
+        ("[P-70] BATCH",),
+    )
+    yield Defect(
+        "more bytes than values", envelope, "len(in.left) > 0 && !has(hasLater)", "false", ("[P-71] more bytes",)
+    )
+    yield Defect(
+        "an envelope that is cut",
+        envelope,
+        "if size > uint64(len(r.left)) {",
+        "if size = min(size, uint64(len(r.left))); false {",
+        ("[P-71] an envelope that ends in its subject", "[P-71] an envelope of 2 bytes", "[P-71] headers"),
+    )
+    yield Defect("texts of no byte", envelope, "if size == 0 {", "if false {", ("[P-72] an empty", "[P-72] a header"))
+    yield Defect(
+        "texts that are not UTF-8",
+        envelope,
+        "!utf8.Valid(taken)",
+        "false && !utf8.Valid(taken)",
+        ("[P-72] a subject", "[P-72] a header whose"),
+    )
+    yield Defect("two headers of one key", envelope, "if keys[one.Key] {", "if false {", ("[P-73] two",))
+    yield Defect(
+        "what a later version adds is wrong",
+        envelope,
+        "len(in.left) > 0 && !has(hasLater)",
+        "len(in.left) > 0",
+        ("[P-74]",),
+    )
+    yield Defect(
+        "what a later version adds is passed on", envelope, "e.Fields &^= hasLater //", "//", ("[P-74] what a later",)
+    )
+    yield Defect(
+        "id and ref do not count up",
+        frames,
+        "ofAll.plus(uint64(i)), rest",
+        "ofAll.plus(0 * uint64(i)), rest",
+        ("[P-75] with",),
+    )
+    yield Defect(
+        "an envelope for all is that of the first alone",
+        frames,
+        "if each { // [P-76]",
+        "if i > 0 {\n\t\t\tone.Envelope = nil\n\t\t}\n\t\tif each { // [P-76]",
+        ("[P-75] with",),
+    )
+    yield Defect("envelopes of a BATCH are data", frames, "if each { // [P-76]", "if false {", ("[P-76] of a BATCH",))
+    yield Defect(
+        "an envelope does not count",
+        frames,
+        "len(c.Envelope.encode()) + len(c.Data)",
+        "len(c.Data)",
+        ("[P-14] the envelope", "[P-45] an envelope", "[P-77]"),
+    )
+    yield Defect(
+        "an envelope is sent once",
+        streams,
+        "contents[i] = m.content\n",
+        "contents[i] = m.content\n\t\tm.Envelope = nil\n",
+        ("[P-79]",),
+    )
+    # GOODBYE
+    yield Defect(
+        "GOODBYE is passed over",
+        session,
+        'c.remote.goodbye(c.hello)\n\t\tc.end(nil, "the other side\'s process ends")',
+        "",
+        ("[P-83]",),
+    )
+    yield Defect(
+        "what follows GOODBYE counts",
+        session,
+        'c.end(nil, "the other side\'s process ends")',
+        'c.pongs++; c.end(packet(typePong, nil), "late")',
+        ("[P-83]",),
+    )
+    yield Defect("the process that has ended comes again", session, "c.remote.hasEnded(c)", "false", ("[P-84]",))
+    yield Defect(
+        "each process that ends is gone for ever",
+        remote,
+        "from.Flags&flagMadeUp != 0",
+        "from.Flags != 1",
+        ("[P-85]",),
+    )
+    yield Defect(
+        "unknown flags of HELLO have a meaning",
+        remote,
+        "from.Flags&flagMadeUp != 0",
+        "from.Flags != 0",
+        ("[P-85]",),
+    )
+    yield Defect(
+        "no GOODBYE at the end",
+        remote,
+        "append(append(r.begins(), r.acks()...), packet(typeGoodbye, nil)...)",
+        "append(r.begins(), r.acks()...)",
+        conversation="ends",
+    )
+    yield Defect("an ident is never made up", peer, "return flagMadeUp", "return 0", conversation="ends")
+    yield Defect(
+        "nothing is discarded for an ident that was made up",
+        remote,
+        "from.Flags&flagMadeUp != 0",
+        "false",
+        conversation="made up",
     )
 
 

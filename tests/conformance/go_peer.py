@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable
@@ -32,6 +33,9 @@ class Received:
     stream: str
     data: bytes
     redelivered: bool
+    subject: str | None = None
+    id: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class GoPeer:
@@ -85,16 +89,32 @@ class GoPeer:
     def received(self) -> list[Received]:
         """What it has handed over so far."""
         return [
-            Received(event["ident"], event["stream"], base64.b64decode(event["data"]), event.get("redelivered", False))
+            Received(
+                event["ident"],
+                event["stream"],
+                base64.b64decode(event["data"]),
+                event.get("redelivered", False),
+                event.get("subject"),
+                event.get("id"),
+                tuple((header["Key"], header["Value"]) for header in event.get("headers", [])),
+            )
             for event in self.events("received")
         ]
 
     def kill(self) -> None:
         """Kill it with -9, and read what it has printed until then."""
+        self._end(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Let it end in order, and read what it has printed until then."""
+        self._end(signal.SIGTERM)
+        assert self._process.returncode == 0
+
+    def _end(self, number: int) -> None:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._process.kill()
-        self._process.wait()
+        self._process.send_signal(number)
+        self._process.wait(DEADLINE_S)
         self._reader.join()
         complaints = self._process.stderr.read().decode()
         self._process.stdout.close()

@@ -52,9 +52,15 @@ def test_vectors_find_a_defect(defect: Defect, wrong_program: Path) -> None:
 def test_a_conversation_finds_a_defect_that_no_vector_can_show(
     defect: Defect, wrong_program: Path, tmp_path: Path
 ) -> None:
+    cut = test_go_peer.test_nothing_is_lost_doubled_or_reordered_between_a_netcomm_connector_and_a_listener_in_go
+    killed = test_go_peer.test_what_a_killed_listener_in_go_has_not_acknowledged_comes_again_marked
+    ends = test_go_peer.test_when_a_listener_in_go_whose_ident_was_made_up_ends_what_waits_for_it_is_discarded
+    made_up = test_go_peer.test_when_a_netcomm_peer_whose_ident_was_made_up_ends_a_peer_in_go_discards_what_waits_for_it
     converse = {
-        "cut": test_go_peer.test_nothing_is_lost_doubled_or_reordered_between_a_netcomm_connector_and_a_listener_in_go,
-        "killed": test_go_peer.test_what_a_killed_listener_in_go_has_not_acknowledged_comes_again_marked,
+        "cut": lambda: cut(wrong_program, tmp_path, "volatile", 100),
+        "killed": lambda: killed(wrong_program, tmp_path, "volatile", 100),
+        "ends": lambda: ends(wrong_program, 0),
+        "made up": lambda: made_up(wrong_program, 0),
     }
     with pytest.raises((AssertionError, ValueError)):
-        converse[defect.conversation](wrong_program, tmp_path, "volatile", 100)
+        converse[defect.conversation]()

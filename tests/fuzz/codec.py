@@ -45,7 +45,7 @@ def packets_of(parsed: Sequence[object]) -> list[Packet]:
         match frame:
             case frames.Data(stream):
                 for item in frame.items:
-                    assert stream == item[3] & 1, "a message in the wrong stream"
+                    assert stream == item[3] & reference.STREAM_BITS, "a message in the wrong stream"
                     assert bool(item[3] & (reference.ENVELOPE | reference.ENVELOPES)) == (item[5] is not None)
                     body = struct.pack(">Q16sII", *item[:4]) + reference.in_words(fields_of(item[5])) + item[4]
                     found.append((reference.DATA, body))
@@ -168,7 +168,7 @@ def _check_writing(frame: frames.Frame) -> None:
             assert isinstance(again, frames.Data)
             envelope_flags = [0 if item[5] is None else frames.FLAG_ENVELOPE for item in frame.items]
             assert again.items == [
-                (*item[:3], item[3] & 1 | flag, *item[4:])
+                (*item[:3], item[3] & reference.STREAM_BITS | flag, *item[4:])
                 for item, flag in zip(frame.items, envelope_flags, strict=True)
             ]
         case frames.Messages(items):
@@ -188,7 +188,8 @@ def write(frame: frames.Frame) -> bytes:
             return encode.ident(name)
         case frames.Messages(items):
             return b"".join(
-                b"".join(encode.messages(Stream(item[2] & 1), [_delivery((0, *item, None))], 0.0)) for item in items
+                b"".join(encode.messages(Stream(flags & 1), [_delivery((0, uuid, ttl, flags & 1, data, None))], 0.0))
+                for uuid, ttl, flags, data in items
             )
         case frames.Ping():
             return encode.PING

@@ -22,6 +22,24 @@ DEFECTS = {
             "_parse_stream(flags & STREAM_FLAGS)",
             "_parse_stream(0)",
         ),
+        Mutation(
+            "streams-of-the-bus-are-plain",
+            "protocol.decode:_last_data",
+            "_parse_stream(flags & STREAM_FLAGS)",
+            "_parse_stream(flags & 1)",
+        ),
+        Mutation(
+            "extension-told-twice",
+            "protocol.extensions:Extensions.tell",
+            "self._receive(event, now)",
+            "self._receive(event, now); self._receive(event, now)",
+        ),
+        Mutation(
+            "held-messages-dropped",
+            "protocol.extensions:Extensions.add",
+            "self._untold += held",
+            "pass",
+        ),
         Mutation("sizes-believed", "protocol.decode:Reader._parse_batch", "if start + sum(sizes) != end:", "if False:"),
         Mutation(
             "envelope-longer-than-its-size",

@@ -12,7 +12,10 @@ HELLO, BEGIN, DATA, ACK, SKIP, REFUSE, BATCH, GOODBYE = range(0x80, 0x88)
 # Stands in place of a packet that the state of the connection does not allow.
 UNEXPECTED = -1
 
-# Flags of DATA and BATCH.
+# The numbers of streams; of DATA and BATCH, they are the lowest bits of the flags.
+STREAMS = (0, 1, 2, 4, 5)
+STREAM_BITS = 0x07
+# Other flags of DATA and BATCH.
 ENVELOPE, ENVELOPES = 0x08, 0x10
 
 Packet = tuple[int, bytes]
@@ -90,10 +93,16 @@ def _is_valid(kind: int, payload: bytes) -> bool:
         return payload[:2] != b"\0\0" and max_frame >= 33 and window > 0
     if kind == DATA:
         flags = payload[31]
-        return not flags & ENVELOPES and (not flags & ENVELOPE or envelope(payload[32:]) is not None)
+        return (
+            flags & STREAM_BITS in STREAMS
+            and not flags & ENVELOPES
+            and (not flags & ENVELOPE or envelope(payload[32:]) is not None)
+        )
     if kind == BATCH:
         sizes, left = _sizes(payload)
         flags = payload[31]
+        if flags & STREAM_BITS not in STREAMS:
+            return False
         if flags & ENVELOPE:
             if flags & ENVELOPES or envelope(left) is None:
                 return False
@@ -107,7 +116,7 @@ def _is_valid(kind: int, payload: bytes) -> bool:
         return not flags & ENVELOPES or None not in map(envelope, _cut(left, sizes))
     if kind in (BEGIN, ACK) and payload[17:25] < payload[9:17]:  # sent below, first seq; received seq, next seq
         return False
-    return kind not in (BEGIN, ACK, SKIP) or payload[0] < 2
+    return kind not in (BEGIN, ACK, SKIP) or payload[0] in STREAMS
 
 
 def _messages(payload: bytes) -> Iterator[Packet]:

@@ -45,6 +45,33 @@ _STORIES: list[list[Act]] = [
     [(Step.STRANGER_SAYS, 0), (Step.STRANGER_SAYS, 6), (Step.SEND_A, 5), *_CONNECT, (Step.WAIT, 60)],
     # The last message that a stream can have.
     [(Step.STRANGER_SAYS, 1), (Step.STRANGER_SAYS, 8), (Step.STRANGER_SAYS, 12), (Step.STRANGER_SAYS, 12)],
+    # All streams, with an extension that is there from the beginning, and with one that comes late or takes its time.
+    [
+        *_CONNECT,
+        *[
+            act
+            for use in range(3)
+            for act in ((Step.USE, use), (Step.SEND_A, 0x83), (Step.SEND_A, 4), (Step.SEND_B, 5))
+        ],
+        (Step.EXCHANGE, 0),
+        (Step.ATTACH, 0),
+        (Step.EXCHANGE, 0),
+    ],
+    [
+        (Step.USE, 1),
+        (Step.SEND_A, 0x9F),
+        (Step.SEND_A, 0x1F),
+        (Step.HOLD, 16),
+        *_CONNECT,
+        (Step.USE, 2),
+        *[(Step.SEND_A, 0x1F), (Step.SEND_B, 0x1F)] * 3,
+        (Step.MOVE_TO_B, 99),
+        (Step.CUT, 0),
+        *_CONNECT,
+        (Step.USE, 0),
+        (Step.SEND_A, 3),
+        (Step.EXCHANGE, 0),
+    ],
     # More strangers than are remembered.
     [(Step.STRANGER_COMES, 0), (Step.STRANGER_SAYS, 1), (Step.STRANGER_COMES, 0), (Step.STRANGER_SAYS, 5)] * 3,
 ]

@@ -18,7 +18,7 @@ U64 = st.integers(0, 2**64 - 1) | st.integers(0, 5) | st.just(2**64 - 1)
 ID = st.binary(min_size=16, max_size=16)
 PAYLOAD = st.binary(max_size=60)
 STREAM = st.sampled_from(Stream)
-FLAGS = st.integers(0, 3)
+FLAGS = st.sampled_from(Stream) | st.integers(0, 0xFF)  # of streams that there are, mostly
 IDENT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
 
 HELLO = st.builds(
@@ -63,7 +63,7 @@ RAW_ENVELOPE = st.one_of(
     st.binary(max_size=9),
 )
 # Of DATA and BATCH; with the bits that say of envelopes, which are not there then, mostly.
-ENVELOPE_FLAGS = st.sampled_from([8, 8, 8, 9, 0x10, 0x18])
+ENVELOPE_FLAGS = st.sampled_from([8, 8, 8, 9, 0xC, 0xD, 0xB, 0x10, 0x18])
 
 # Of any type and with any payload; few of them are valid.
 ANY_PACKET = st.builds(
@@ -106,7 +106,7 @@ PACKET = st.one_of(
         lambda seq, parts, flags: helpers.batch(seq, *map(b"".join, parts), flags=flags),
         U64,
         st.lists(st.tuples(RAW_ENVELOPE, PAYLOAD), max_size=3),
-        st.sampled_from([0x10, 0x10, 0x11, 8]),
+        st.sampled_from([0x10, 0x10, 0x11, 0x15, 8]),
     ),
     st.builds(helpers.message, PAYLOAD, U32, FLAGS),
     ANY_PACKET,

@@ -159,7 +159,14 @@ def test_eight_times_the_bytes_are_eight_times_the_work(chunks: list[bytes]) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["size-over-limit", "struct-error-leaks", "split-forgets-bytes", "durable-is-volatile"]
+    "name",
+    [
+        "size-over-limit",
+        "struct-error-leaks",
+        "split-forgets-bytes",
+        "durable-is-volatile",
+        "streams-of-the-bus-are-plain",
+    ],
 )
 def test_a_planted_defect_is_found(name: str) -> None:
     with DEFECTS[name].planted():

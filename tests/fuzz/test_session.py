@@ -127,6 +127,7 @@ def test_a_planted_defect_of_a_session_is_found(name: str) -> None:
         assert finds(check_session, chunks=strategies.chunks())
 
 
-def test_a_planted_defect_between_two_peers_is_found() -> None:
-    with DEFECTS["begin-forgets-the-position"].planted():
+@pytest.mark.parametrize("name", ["begin-forgets-the-position", "extension-told-twice", "held-messages-dropped"])
+def test_a_planted_defect_between_two_peers_is_found(name: str) -> None:
+    with DEFECTS[name].planted():
         assert finds(check_world, script=scripts())

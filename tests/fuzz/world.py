@@ -6,14 +6,18 @@ the network be well again. What must hold then:
 - Every message has ended, unless bytes were changed on their way, or the stranger has spoken for one of the two.
 - Where neither happened, and the stranger has not called itself like one of the two: each message was handed over
   once and in order, or has expired; and nobody but the stranger has broken the protocol.
-- What waits for callbacks is bounded by the window, and one read.
+- What waits for callbacks is bounded by the window, and one read; what waits for an extension is, too.
+
+Both have an extension that takes the streams of the bus; that of the first peer comes late, where the script says so.
 """
 
+from collections import deque
 from enum import IntEnum, auto
 
 from netcomm.memory_storage import MemoryQueueStorage
-from netcomm.message import VOLATILE, Delivery, DeliveryState
-from netcomm.protocol.events import ErrorReported
+from netcomm.message import BULK, DURABLE, VOLATILE, Delivery, DeliveryState, Stream
+from netcomm.protocol.events import ErrorReported, Received
+from netcomm.protocol.extension import Extension, NodePort
 from netcomm.protocol.frames import packet_size
 from tests.fuzz.codec import LIMITS
 from tests.unit import helpers
@@ -21,9 +25,12 @@ from tests.unit.helpers import End, Host, Net, Wire
 
 # The bits of a script's first byte that ask for healing; rare ones, since it costs more than most scripts.
 HEAL = 7
-# What names b's stream to a: a stranger that knows it can make a pass over what b sends.
-_EPOCH_OF_B = (2 * helpers.FIRST_EPOCH).to_bytes(8)
+# What names b's streams to a: a stranger that knows one can make a pass over what b sends.
+_EPOCHS_OF_B = [(2 * helpers.FIRST_EPOCH + number).to_bytes(8) for number in range(len(Stream))]
 _ALL = 1 << 20
+
+# Which streams `Step.USE` says.
+_USES = ((VOLATILE, DURABLE), (Stream.BUS_VOLATILE, Stream.BUS_DURABLE), (BULK, Stream.BUS_DURABLE))
 
 # What may wait for callbacks before nothing more is taken of a peer, and what one read can add to it: what is left of a
 # packet, and the longest chunk. An empty message takes 4 bytes of a BATCH, and counts as a packet by itself.
@@ -72,6 +79,17 @@ FRAMES = [
     helpers.data(1, _SUBJECT[:-1], flags=8),
     helpers.batch(0, b"x", b"y" * 30, flags=8, shared=_SUBJECT),
     helpers.batch(2, _SUBJECT + b"z", _SUBJECT, flags=0x11),
+    helpers.begin(stream=4),
+    helpers.begin(epoch=8, stream=2) + helpers.begin(epoch=9, first=3, sent_below=5, stream=5),
+    helpers.data(0, b"bus", flags=4),
+    helpers.data(3, b"bus", flags=5, ttl=1),
+    helpers.data(0, b"piece", flags=2),
+    helpers.batch(1, b"x", b"", flags=4),
+    helpers.batch(4, _SUBJECT + b"z", _SUBJECT, flags=0x15),
+    helpers.ack(1, stream=4, epoch=helpers.FIRST_EPOCH + 1),
+    helpers.ack(0, stream=2, epoch=helpers.FIRST_EPOCH + 2, received=1),
+    helpers.skip(5, stream=5),
+    helpers.data(0, b"no such stream", flags=3),
 ]
 
 
@@ -85,7 +103,8 @@ class Step(IntEnum):
     CONNECT = auto()  # 1: b dials, else a
     CUT = auto()
     WAIT = auto()  # eighths of a second
-    HOLD = auto()  # 1: a's callbacks do not return; 2: b's; 4: a's storage does not answer
+    # 1: a's callbacks do not return; 2: b's; 4: a's storage does not answer; 8: a's extension takes its time; 16: b's
+    HOLD = auto()
     HAND_OVER = auto()  # so many of a's callbacks return
     STRANGER_COMES = auto()  # 1: a has dialled it
     STRANGER_LEAVES = auto()
@@ -93,6 +112,48 @@ class Step(IntEnum):
     STRANGER_SAYS_RAW = auto()  # as many bytes of the script
     CHANGE = auto()  # 1: what is on its way to a, else to b: the next byte, by xor with the script's next
     EXCHANGE = auto()  # all that is on its way, to b and then to a
+    USE = auto()  # from now on, messages are sent in the streams: 0: plain ones; 1: of the bus; 2: BULK, or of the bus
+    ATTACH = auto()  # a's extension comes
+
+
+class Taker(Extension):
+    """Takes the streams of the bus, at once or when it is told to."""
+
+    streams = (BULK, Stream.BUS_VOLATILE, Stream.BUS_DURABLE)
+
+    def __init__(self) -> None:
+        self.holding = False
+        self.queue: deque[Received] = deque()
+        self.received: list[tuple[str, bytes, bool]] = []  # as of a `Host`
+        self.connected_idents: set[str] = set()
+        self._node: NodePort | None = None
+
+    def attached(self, node: NodePort, now: float) -> None:
+        assert self._node is None
+        self._node = node
+
+    def connected(self, ident: str, now: float) -> None:
+        assert ident not in self.connected_idents
+        self.connected_idents.add(ident)
+
+    def disconnected(self, ident: str, now: float) -> None:
+        self.connected_idents.remove(ident)
+
+    def receive(self, received: Received, now: float) -> None:
+        assert received.stream in self.streams
+        assert not received.handled
+        self.queue.append(received)
+        if not self.holding:
+            self.hand_over(now)
+
+    def hand_over(self, now: float) -> None:
+        """Be done with all that waits."""
+        while self.queue:
+            assert self._node is not None
+            received = self.queue.popleft()
+            for seq, _, _, _, payload, _ in received.items:
+                self.received.append((received.ident, payload, seq < received.redelivered_below))
+            self._node.on_handled(received, len(received.payloads), now)
 
 
 class World(Net):
@@ -112,6 +173,10 @@ class World(Net):
         self.tampered = self.posed = self.guessed = False
         self.heard = b""  # what the present stranger has said
         self.sent: dict[Host, list[tuple[Delivery, bytes]]] = {self.a: [], self.b: []}
+        self.streams = (VOLATILE, DURABLE)  # for messages that are kept in memory, and for persistent ones
+        self.takers = {self.a: Taker(), self.b: Taker()}
+        self.attached = {self.b}
+        self.b.node.attach(self.takers[self.b], self.now)
 
     def chunk_size(self) -> int:
         return self.piece
@@ -149,6 +214,8 @@ class World(Net):
                 self.b.node.tick(self.now)
             case Step.HOLD:
                 self.a.holding, self.b.holding, self.a.storing = bool(how & 1), bool(how & 2), not how & 4
+                self._check_bounds()
+                self._hold_takers(bool(how & 8), bool(how & 16))
             case Step.HAND_OVER:
                 self._check_bounds()
                 self.a.hand_over(how)
@@ -169,6 +236,10 @@ class World(Net):
                 self._move(self.b, _ALL)
                 self.b.act()
                 self._move(self.a, _ALL)
+            case Step.USE:
+                self.streams = _USES[how % len(_USES)]
+            case Step.ATTACH:
+                self._attach()
         return 0
 
     # -- The two --------------------------------------------------------------------------------------------------
@@ -176,13 +247,26 @@ class World(Net):
     def _send(self, host: Host, to: str, how: int) -> None:
         payload = len(self.sent[host]).to_bytes(2) + bytes(how & 0x1F)
         ttl = 0.0 if how & 0x40 else 1.0 if how & 0x20 else None
+        volatile, durable = self.streams
         if host.storage is not None and how & 0x80:
-            delivery = host.send_persistent(to, payload, ttl)
-        elif host.messaging.peers.has_room(to, VOLATILE, packet_size(len(payload))):
-            delivery = host.send(to, payload, ttl)
+            delivery = host.send_persistent(to, payload, ttl, durable)
+        elif host.messaging.peers.has_room(to, volatile, packet_size(len(payload))):
+            delivery = host.send(to, payload, ttl, volatile)
         else:
             return
         self.sent[host].append((delivery, payload))
+
+    def _hold_takers(self, a_holds: bool, b_holds: bool) -> None:
+        for host, holds in ((self.a, a_holds), (self.b, b_holds)):
+            taker = self.takers[host]
+            taker.holding = holds
+            if not holds:
+                taker.hand_over(self.now)
+
+    def _attach(self) -> None:
+        if self.a not in self.attached:
+            self.attached.add(self.a)
+            self.a.node.attach(self.takers[self.a], self.now)
 
     def _connect(self, b_dials: bool) -> None:
         self.wires.clear()
@@ -229,7 +313,7 @@ class World(Net):
             return
         self.heard += chunk
         self.posed = self.posed or helpers.ident("b") in self.heard
-        self.guessed = self.guessed or _EPOCH_OF_B in self.heard
+        self.guessed = self.guessed or any(epoch in self.heard for epoch in _EPOCHS_OF_B)
         end.feed(chunk)
         end.out.clear()
 
@@ -237,13 +321,14 @@ class World(Net):
 
     def _check_bounds(self) -> None:
         for host in (self.a, self.b):
-            waiting: dict[str, int] = {}
-            for received in host.queue:
+            waiting: dict[tuple[str, Stream | None], int] = {}
+            for received in (*host.queue, *self.takers[host].queue):
                 size = sum(packet_size(len(payload)) for payload in received.payloads[received.handled :])
-                waiting[received.ident] = waiting.get(received.ident, 0) + size
-            for ident, size in waiting.items():
+                key = received.ident, received.stream
+                waiting[key] = waiting.get(key, 0) + size
+            for (ident, stream), size in waiting.items():
                 most = _MAX_WAITING_BYTES + _MAX_READ_BYTES
-                assert size <= most, f"{size} bytes of {ident!r} wait for the callbacks of {host.name!r}"
+                assert size <= most, f"{size} bytes of {ident!r} wait in {stream} at {host.name!r}"
 
     def heal(self) -> None:
         """Let the network, the storage and the callbacks be well, and look at what has become of the messages."""
@@ -251,10 +336,14 @@ class World(Net):
         if self.link is not None:
             self.link.cut()
         self.a.holding = self.b.holding = False
+        self._attach()
+        self._hold_takers(False, False)
         self.a.storing = True
         self.now += 1.0  # what has a time to live has outlived it
         self._connect(False)
         self.advance(0.0)
+        for host, taker in self.takers.items():
+            assert taker.connected_idents == set(host.messaging.peers.connected_idents())
         if self.tampered or self.guessed:
             return
         for host, name in ((self.a, "b"), (self.b, "a")):
@@ -269,17 +358,18 @@ class World(Net):
         assert not [event for event in self.b.happened(ErrorReported) if "protocol error" in str(event)]
 
     def _check_handed_over(self, sender: Host, receiver: Host) -> None:
-        for persistent in (False, True):
+        streams = {payload: delivery.stream for delivery, payload in self.sent[sender]}
+        for stream in Stream:
             expected = []
             for delivery, payload in self.sent[sender]:
-                if delivery.persistent is persistent and delivery.state is not DeliveryState.EXPIRED:
+                if delivery.stream is stream and delivery.state is not DeliveryState.EXPIRED:
                     assert delivery.state is DeliveryState.DELIVERED, delivery
                     expected.append(payload)
-            persistent_payloads = {payload for delivery, payload in self.sent[sender] if delivery.persistent}
+            received = receiver.received if stream <= DURABLE else self.takers[receiver].received
             got = [
                 (payload, again)
-                for ident, payload, again in receiver.received
-                if ident == sender.name and (payload in persistent_payloads) is persistent
+                for ident, payload, again in received
+                if ident == sender.name and streams.get(payload) is stream
             ]
             assert got == [(payload, False) for payload in expected], f"{got} of {expected} were handed over"
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from netcomm.peer import attach
 from netcomm.testing import conformance
+from tests.echoes import TakeAll
 from tests.integration.helpers import DEADLINE_S, ROOT, SnakemqListener
 from tests.simulation.mutations import Mutation
 
@@ -16,6 +18,7 @@ WAIT = f"{DEADLINE_S:g}"
 
 def test_a_netcomm_listener_answers_all_vectors_twice_over_tcp() -> None:
     with SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        attach(niess, TakeAll())
         place = f"127.0.0.1:{niess.address[1]}"
         command = [sys.executable, "-m", "netcomm.testing.conformance", place, "--wait", WAIT]
         for _ in range(2):  # what it has learnt in the first run is no hindrance
@@ -31,7 +34,12 @@ def test_a_netcomm_listener_that_sends_messages_back_answers_the_vectors_for_tha
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with SnakemqListener("niess", "127.0.0.1", 0) as niess:
-        niess.on_message.add(lambda ident, message: niess.send(ident, message.data, ttl=message.ttl))
+        attach(niess, TakeAll(echoes=True))
+        niess.on_message.add(
+            lambda ident, message: niess.send(
+                ident, message.data, ttl=message.ttl, subject=message.subject, headers=message.headers
+            )
+        )
         result = conformance.main([f"127.0.0.1:{niess.address[1]}", "--echo", "--wait", WAIT])
     output = capsys.readouterr().out
     assert result == 0, output
@@ -46,6 +54,7 @@ def test_a_listener_with_a_defect_is_found_out(capsys: pytest.CaptureFixture[str
         "pass",
     )
     with defect.planted(), SnakemqListener("niess", "127.0.0.1", 0) as niess:
+        attach(niess, TakeAll())
         assert conformance.main([f"127.0.0.1:{niess.address[1]}", "--wait", WAIT]) == 1
     lines = capsys.readouterr().out.splitlines()
     wrong = [line for line in lines if line.startswith("WRONG")]

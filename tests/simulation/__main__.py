@@ -18,7 +18,7 @@ def replay_command(seed: int) -> str:
 
 
 def search_command(mutation: Mutation) -> str:
-    return f'python -m tests.simulation --plant "{mutation.name}" --seeds 0..1000'
+    return f'python -m tests.simulation --plant "{mutation.name}" --seeds {mutation.first}..{mutation.first + 1000}'
 
 
 def run_many(seeds: Iterable[int], jobs: int) -> Iterator[Result]:

@@ -365,7 +365,9 @@ class Oracle:
             allowed = min(allowed, receiver.limits.window_bytes)
         if process.incarnation > 1:
             allowed += max(allowed, packet_size(process.node.limits.max_frame_bytes))
-        for stream in outbox:
+        for stream in outbox:  # BULK is the last of them
+            if stream.stream is BULK:
+                allowed = min(allowed, process.node.limits.bulk_window_bytes)
             if stream.in_flight_bytes > allowed and sum(entry.count for entry in stream.in_flight) > 1:
                 raise Violation(
                     f"{stream.in_flight_bytes} bytes of {stream.stream.name} are in flight, {allowed} are allowed"

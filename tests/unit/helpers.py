@@ -311,19 +311,21 @@ class Host:
         end = self.ends[number]
         return end.written, end.written - len(end.out)
 
-    def send(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
+    def send(self, to: str, payload: bytes, ttl: float | None = None, stream: Stream = VOLATILE) -> Delivery:
         delivery = make_delivery(to, payload, ttl, self.net.now)
+        delivery.stream = stream
         self.messaging.send(delivery.ident, delivery, self.net.now)
         return delivery
 
-    def send_persistent(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
-        delivery = self.number(to, payload, ttl)
+    def send_persistent(self, to: str, payload: bytes, ttl: float | None = None, stream: Stream = DURABLE) -> Delivery:
+        delivery = self.number(to, payload, ttl, stream)
         self.store(delivery, ttl)
         return delivery
 
-    def number(self, to: str, payload: bytes, ttl: float | None = None) -> Delivery:
+    def number(self, to: str, payload: bytes, ttl: float | None = None, stream: Stream = DURABLE) -> Delivery:
         """The first half of sending persistently."""
         delivery = make_delivery(to, payload, ttl, self.net.now, persistent=True)
+        delivery.stream = stream
         self._epoch = self.messaging.storage_sync.number(to, [delivery])
         return delivery
 
@@ -333,7 +335,7 @@ class Host:
         assert delivery.data is not None
         stored_at = self.messaging.storage_sync.stored_time(self.net.now, self.net.wall_now)
         message = StoredMessage(delivery.seq, delivery.uuid, delivery.data, stored_at, ttl)
-        self.storage.append([Append(delivery.ident, self._epoch, [message])])
+        self.storage.append([Append(delivery.ident, self._epoch, [message], delivery.stream)])
         self.messaging.send_stored(delivery.ident, [delivery], self.net.now)
 
     def end(self) -> None:

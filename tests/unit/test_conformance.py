@@ -17,6 +17,7 @@ from netcomm.protocol import decode, encode
 from netcomm.testing import conformance, vectors
 from netcomm.testing.conformance import Line, Packet, Player, Wrong
 from netcomm.testing.vectors import Step, Vector
+from tests.echoes import TakeAll, send_back
 from tests.simulation.mutations import Mutation
 from tests.unit import helpers
 from tests.unit.helpers import End, Host, Net
@@ -54,15 +55,16 @@ class Echo(Host):
     """Sends each message back to its sender."""
 
     def hand_over(self, count: int = 1 << 30) -> None:
-        before = len(self.received)
-        super().hand_over(count)
-        for ident, payload, _ in self.received[before:]:
-            self.send(ident, payload)
+        while self.queue:
+            first = self.queue[0]
+            super().hand_over(len(first.items) - first.handled)
+            send_back(self.node, first, self.net.now)
 
 
 def dial_netcomm(kind: type[Host]) -> Callable[[], Line]:
     net = Net()
     host = kind(net, "niess", Limits(), 1)
+    host.node.attach(TakeAll(echoes=kind is Echo), net.now)
     net.hosts.append(host)
     host.has_faults = True
     return lambda: EndLine(net, net.raw(host))
@@ -122,6 +124,7 @@ DEFECTS = [
     Mutation("sent below first seq", "protocol.decode:_parse_begin", "sent_below < first_seq", "False"),
     Mutation("more acknowledged than came", "protocol.decode:_parse_ack", "received_seq < next_seq", "False"),
     Mutation("other flags", "protocol.decode:_last_data", "flags & STREAM_FLAGS", "flags"),
+    Mutation("streams 0 and 1 alone", "protocol.decode:_last_data", "flags & STREAM_FLAGS", "flags & 1"),
     Mutation("a batch without end", "protocol.decode:Reader._parse_batch", "start + sum(sizes) != end", "False"),
     Mutation("an empty batch", "protocol.decode:Reader._parse_batch", "not count or", ""),
     Mutation("any VERSION", f"{_SESSION}._receive_version", "number != frames.PROTOCOL_VERSION", "False"),

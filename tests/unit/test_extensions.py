@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from netcomm.connections import Closed
 from netcomm.errors import ConfigurationError
 from netcomm.limits import Limits
 from netcomm.memory_storage import MemoryQueueStorage
@@ -131,6 +132,29 @@ def test_messages_that_nothing_takes_are_held_back_until_an_extension_comes(capl
     assert recorder.seen == ["+a", b"1", b"2"]
     net.settle()
     assert all(batch.delivery(0).done for batch in batches)
+
+
+def test_an_extension_that_comes_while_somebody_leaves_hears_of_both() -> None:
+    net = Net()
+    one, other = net.host("a"), net.host("b")
+    wire = net.connect(one, other)
+    net.settle()
+    other.tell(Closed(wire.other.number, "lost"))
+    recorder = Recorder()
+    other.node.attach(recorder, net.now)
+    other.act()
+    assert recorder.seen == ["+a", "-a"]
+
+
+def test_an_extension_that_comes_while_somebody_else_comes_hears_of_it_once() -> None:
+    net = Net()
+    host = net.host("b")
+    recorder = Recorder()
+    end = net.raw(host)
+    end.feed(helpers.netcomm_handshake("a") + helpers.begin())
+    host.node.attach(recorder, net.now)
+    net.settle()
+    assert recorder.seen == ["+a"]
 
 
 def held_bytes(host: Host) -> int:

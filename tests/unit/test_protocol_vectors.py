@@ -69,7 +69,7 @@ def frame_of(head: str) -> frames.Frame | None:
     if name == "DATA":
         (its,) = envelopes(values)
         run = values["seq"], 1, values["uuid"], values["ttl"], values["flags"], its
-        return frames.Data(Stream(values["flags"] & 1), [run], [values["data"]])
+        return frames.Data(Stream(values["flags"] & 7), [run], [values["data"]])
     if name == "BATCH":
         payloads = values["data"]
         seq, uuid, ttl, flags = values["seq"], values["uuid"], values["ttl"], values["flags"]
@@ -79,7 +79,7 @@ def frame_of(head: str) -> frames.Frame | None:
             (seq + place, count, frames.uuid_behind(uuid, place), ttl, flags, its)
             for place, its in enumerate(all_of_them)
         ]
-        return frames.Data(Stream(flags & 1), runs, payloads)
+        return frames.Data(Stream(flags & 7), runs, payloads)
     kind: type[frames.Frame] = getattr(frames, name.capitalize())
     return kind(**values)
 
