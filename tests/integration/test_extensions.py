@@ -4,6 +4,7 @@ import itertools
 import os
 import sys
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 from types import FrameType
 
@@ -118,6 +119,26 @@ def test_a_durable_stream_needs_a_storage_and_a_stream_takes_one_extension() -> 
             attach(pair.niess, Take())
 
 
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_terminate_waits_for_messages_that_an_extension_has_and_for_no_others(is_taken: bool) -> None:
+    class Nothing(Take):
+        streams = ()
+
+    take = Take() if is_taken else Nothing()
+    with Pair(take) as pair:
+        pair.source.send("niess", Stream.BUS_VOLATILE, [b"x"])
+        helpers.wait_until(lambda: any(peer.received for peer in pair.niess.stats().peers.values()), "the message")
+        ended = threading.Event()
+        thread = threading.Thread(target=lambda: (pair.niess.terminate(DEADLINE_S), ended.set()))
+        thread.start()
+        if is_taken:
+            assert not ended.wait(0.3)
+            received, _ = take.got.get(timeout=DEADLINE_S)
+            pair.hold.handled(received, 1)
+        assert ended.wait(DEADLINE_S / 2)
+        thread.join()
+
+
 @pytest.mark.parametrize("stream", [Stream.BUS_VOLATILE, Stream.BUS_DURABLE])
 def test_the_ids_in_the_envelopes_of_what_is_sent_together_count_up(stream: Stream) -> None:
     with Pair(Take(), storage=MemoryQueueStorage()) as pair:
@@ -141,35 +162,56 @@ def test_a_count_of_more_messages_than_there_are_is_refused() -> None:
         assert deliveries[0].wait(DEADLINE_S)
 
 
-def test_handled_may_be_interrupted_anywhere_and_is_called_again() -> None:
-    def interrupt_at(number: int, received: Received) -> bool:
-        """Let the call be interrupted where the library's function of this number begins; returns whether it was."""
-        calls = 0
+def interrupted_at(number: int, action: Callable[[], object], handler: Callable[[], object] = bool) -> bool:
+    """Let a call be interrupted where the library's function of this number begins; returns whether it was.
 
-        def profile(frame: FrameType, event: str, argument: object) -> None:
-            nonlocal calls
-            is_call = event == "call" and frame.f_globals["__name__"].startswith("netcomm.")
-            calls += is_call
-            if is_call and calls == number:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
+    handler: what a signal's handler does before it raises.
+    """
+    calls = 0
 
-        sys.setprofile(profile)
-        try:
-            pair.hold.handled(received, 1)
-        except KeyboardInterrupt:
-            return True
-        finally:
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        is_call = event == "call" and frame.f_globals["__name__"].startswith("netcomm.")
+        calls += is_call
+        if is_call and calls == number:
             sys.setprofile(None)
-        return False
+            handler()
+            raise KeyboardInterrupt
 
+    sys.setprofile(profile)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def test_handled_may_be_interrupted_anywhere_and_is_called_again() -> None:
     with Pair(Take()) as pair:
         for number in itertools.count(1):
             (delivery,) = pair.source.send("niess", Stream.BUS_VOLATILE, [b"x"])
             received, _ = pair.take.got.get(timeout=DEADLINE_S)
-            was_interrupted = interrupt_at(number, received)
+            was_interrupted = interrupted_at(number, lambda: pair.hold.handled(received, 1))  # noqa: B023
             pair.hold.handled(received, 1)
             assert delivery.wait(DEADLINE_S)
+            if not was_interrupted:
+                break
+        assert number > 2
+
+
+def test_discard_that_was_interrupted_ends_no_message_that_is_sent_later() -> None:
+    with Pair(Take()) as pair:
+        deliveries: list[Delivery] = []
+        for number in itertools.count(1):
+            was_interrupted = interrupted_at(
+                number,
+                lambda: pair.bob.discard("niess"),
+                lambda: deliveries.append(pair.bob.send("niess", b"x")),
+            )
+            deliveries.append(pair.bob.send("niess", b"x"))
+            assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
             if not was_interrupted:
                 break
         assert number > 2
