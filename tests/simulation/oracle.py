@@ -272,11 +272,17 @@ class Oracle:
             return False
         if receiver.said_goodbye:
             return True
-        # Where nobody was connected for long enough; nobody tells of a connection that was not established.
-        since = process.disconnected_at.get(message.receiver, 0.0)
-        away_s = process.node.limits.made_up_ident_away_s
         is_connected = process.messaging.peers.is_connected(message.receiver)
-        return not is_connected and self.world.now >= since + away_s - 1e-5
+        if not is_connected and self.is_long_away(process, message.receiver):
+            return True
+        # Given up then, and read from the storage after the receiver has come back.
+        return message.persistent and message.sent_at <= process.back_at.get(message.receiver, -1.0)
+
+    def is_long_away(self, process: Any, ident: str) -> bool:
+        """Whether an ident that has no connection has had none for so long that it may be given up."""
+        # Nobody tells of a connection that was not established.
+        since = process.disconnected_at.get(ident, 0.0)
+        return bool(self.world.now >= since + process.node.limits.made_up_ident_away_s - 1e-5)
 
     def check_discarded(self, process: Any, ident: str) -> None:
         """Everything for a receiver has just been given up."""

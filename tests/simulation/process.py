@@ -94,6 +94,7 @@ class Process:
         self.discards: dict[str, int] = {}  # by receiver: up to which accepted message its user has given them up
         self.discarded_at: dict[str, float] = {}  # by receiver: when its user did so last
         self.disconnected_at: dict[str, float] = {}
+        self.back_at: dict[str, float] = {}  # by ident: when it came back last, of those that had been away for long
         self.pending: dict[tuple[str, Any], int] = {}  # by sender and stream: the bytes that wait for callbacks
         self.trap: str | None = node.first_trap
         node.first_trap = None
@@ -342,6 +343,8 @@ class Process:
                     self.disconnected_at[ident] = self.world.now
                 case events.Connected(ident):
                     other = self.node.world_nodes[ident]
+                    if self.oracle.is_long_away(self, ident):
+                        self.back_at[ident] = self.world.now
                     self.met.setdefault(ident, (self.world.now, other.incarnation))
             self._events.append(event)
             if not self._dispatching:

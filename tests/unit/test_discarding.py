@@ -525,13 +525,13 @@ def test_discard_ends_what_is_in_the_storage_alone_and_tells_of_it_once_it_is_re
     assert server.messaging.peers["client"].stats().dropped == 9
 
 
-def test_an_acknowledgement_deletes_nothing_that_was_discarded_and_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = Stored(monkeypatch)
+def late_one_delivered(stored: Stored) -> Delivery:
+    """All is discarded; a message that is sent later is delivered before the storage has read what was discarded."""
     server, net = stored.server, stored.net
     client = net.host("client")
     server.storing = False
     server.messaging.discard("client")
-    server.send_persistent("client", b"late")
+    late = server.send_persistent("client", b"late")
     net.settle()
     net.connect(client, server)
     net.settle()
@@ -541,11 +541,29 @@ def test_an_acknowledgement_deletes_nothing_that_was_discarded_and_not_read(monk
         assert server.answer(), "it waits for what was discarded"
         server.requests.extend(later)
         net.settle()
+    return late
+
+
+def test_an_acknowledgement_deletes_nothing_that_was_discarded_and_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = Stored(monkeypatch)
+    server, net = stored.server, stored.net
+    late_one_delivered(stored)
     below = [event.seq for event in server.happened(events.DeleteBelow)]  # type: ignore[attr-defined]
     assert max(below) <= 2
     server.storing = True
     net.settle()
     assert dropped(server) == stored.deliveries
+
+
+def test_what_was_acknowledged_before_discarded_messages_were_read_leaves_the_storage_behind_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = Stored(monkeypatch)
+    late = late_one_delivered(stored)
+    assert late.state is DELIVERED
+    stored.server.storing = True
+    stored.net.settle()  # no other ACK comes
+    assert stored.kept() == 0
 
 
 def test_two_discards_in_the_storage_tell_of_each_message_once(monkeypatch: pytest.MonkeyPatch) -> None:
