@@ -5,12 +5,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 
 import pytest
 
 from netcomm import ConfigurationError, LifecycleError, Limits, MessageTooLarge
+from netcomm.host_storage import HostPosition, HostRow, HostStep, HostStorage
 from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.peer import attach
@@ -19,7 +21,9 @@ from netcomm.protocol.envelope import Envelope
 from netcomm.protocol.events import Received
 from netcomm.protocol.extension import Extension, NodePort
 from netcomm.protocol.frames import MAX_BULK_BYTES
+from netcomm.runtime.attachment import Attachment
 from netcomm.storage import QueueStorage
+from netcomm_sqlite import SqliteQueueStorage
 from tests.integration import helpers
 from tests.integration.helpers import DEADLINE_S, SnakemqConnector
 
@@ -326,3 +330,51 @@ def test_terminating_tells_who_watches_what_it_discards() -> None:
         bob.send("nobody", b"x").add_done_callback(lambda delivery: told.put(delivery.state))
         bob.terminate(0)
         assert told.get(timeout=DEADLINE_S) is DeliveryState.DISCARDED
+
+
+class Keep(Take):
+    """A host in short: stores a row for each message, in one step with the position, and then is done with it."""
+
+    streams = (Stream.BUS_DURABLE,)
+
+    def __init__(self, storage: HostStorage) -> None:
+        super().__init__(on_dispatcher=True)
+        self.storage = storage
+        self.hold: Attachment | None = None
+
+    def _put(self, received: Received) -> None:
+        assert self.hold is not None
+        first, count = received.runs[0][0], len(received.payloads)
+        rows = [HostRow(first + place, data, b"", 0.0) for place, data in enumerate(received.payloads)]
+        positions = {(received.ident, Stream.BUS_DURABLE): HostPosition(received.epoch, first + count, 0.0)}
+        self.storage.commit([HostStep(appended={"log": rows}, positions=positions)])
+        self.hold.handled(received, count)
+
+
+def test_durable_messages_of_the_bus_outlive_both_programs_and_come_once(tmp_path: Path) -> None:
+    def keeping() -> tuple[SqliteQueueStorage, helpers.SnakemqListener]:
+        storage = SqliteQueueStorage.from_url(f"sqlite:///{tmp_path}/host.db")
+        host = helpers.SnakemqListener("host", f"unix:{tmp_path}/s", 0, storage=storage)
+        keep = Keep(storage)
+        keep.hold = attach(host, keep)
+        return storage, host
+
+    def sending() -> SnakemqConnector:
+        return SnakemqConnector("client", f"unix:{tmp_path}/s", 0, storage=f"sqlite:///{tmp_path}/client.db")
+
+    client = sending()
+    with client:  # nobody is there, and the program ends
+        attach(client, Take()).send("host", Stream.BUS_DURABLE, [b"%d" % number for number in range(100)])
+        client.terminate(0)
+    storage, host = keeping()
+    with sending() as client, host:
+        attachment = attach(client, Take())
+        attachment.send("host", Stream.BUS_DURABLE, [b"100"])
+        assert client.flush(DEADLINE_S)
+        host.terminate(1)
+        (late,) = attachment.send("host", Stream.BUS_DURABLE, [b"101"])  # to the host's next process
+        storage, host = keeping()
+        with host:
+            assert late.wait(DEADLINE_S)
+            rows = storage.rows("log", 0, 1000, 1 << 20)
+    assert [row.data for row in rows] == [b"%d" % number for number in range(102)]
