@@ -340,7 +340,7 @@ def _catalogue() -> Iterator[Mutation]:
         "callbacks that have returned not remembered", f"{node}.on_handled", "received.handled = count", "pass"
     )
     yield Mutation(
-        "written though there is no room", f"{node}._write", "more and link.has_room(number)", "more is True", seed=108
+        "written though there is no room", f"{node}._write", "more and link.has_room(number)", "more is True", seed=5855
     )
     yield Mutation(
         "bytes that came in counted wrong",
