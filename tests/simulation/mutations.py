@@ -267,7 +267,7 @@ def _catalogue() -> Iterator[Mutation]:
         f"{node}.restore",
         "if stream.sent_below > stream.next_seq",
         "if False",
-        seed=163,
+        seed=3798,
     )
     # Envelopes
     add_run = "protocol.encode:_add_run"
@@ -340,7 +340,7 @@ def _catalogue() -> Iterator[Mutation]:
         "callbacks that have returned not remembered", f"{node}.on_handled", "received.handled = count", "pass"
     )
     yield Mutation(
-        "written though there is no room", f"{node}._write", "more and link.has_room(number)", "more is True", seed=108
+        "written though there is no room", f"{node}._write", "more and link.has_room(number)", "more is True", seed=5855
     )
     yield Mutation(
         "bytes that came in counted wrong",
@@ -846,7 +846,7 @@ def _regressions() -> Iterator[Mutation]:
         "if durable.unread_below() is None:",
         "if False:",
         symptom="messages that have ended",
-        seed=962,
+        seed=2631,
     )
 
 
