@@ -18,7 +18,7 @@ from netcomm.protocol.events import Received as ReceivedEvent
 from netcomm.protocol.extension import Extension, NodePort
 from netcomm.testing import FaultProxy, conformance
 from tests.conformance.go_peer import GoPeer, Received
-from tests.integration.helpers import DEADLINE_S
+from tests.integration.helpers import DEADLINE_S, wait_until
 
 GO, NETCOMM = "gopher 🐹", "Žofie"
 COUNT = 5000
@@ -354,6 +354,12 @@ def wait_for_idents(peer: Peer) -> "SimpleQueue[str]":
     return idents
 
 
+def is_connected_again(peer: Peer, reconnects: int) -> bool:
+    """Whether the peer in Go is connected, after so many connections that were cut."""
+    stats = peer.stats().peers[GO]
+    return stats.connected and stats.reconnects == reconnects
+
+
 def states(deliveries: list[Delivery]) -> list[DeliveryState]:
     until = time.monotonic() + DEADLINE_S  # for all of them: what nobody discards ends after a minute
     for delivery in deliveries:
@@ -375,7 +381,8 @@ def test_when_a_listener_in_go_whose_ident_was_made_up_ends_what_waits_for_it_is
         ident = connected.get(timeout=DEADLINE_S)
         deliveries = [bob.send(ident, data) for data in NUMBERS[:5]]
         gopher.wait("received", 3)
-        for _ in range(cuts):
+        for cut in range(cuts):
+            gopher.wait("connected", cut + 1)
             assert proxy.cut() == 1
             assert connected.get(timeout=DEADLINE_S) == ident
         assert deliveries[1].wait(DEADLINE_S)
@@ -434,6 +441,7 @@ def test_when_a_netcomm_peer_whose_ident_was_made_up_ends_a_peer_in_go_discards_
                     assert proxy.cut() == 1
                 gopher.wait("connected", cuts + 1)
                 gopher.wait("delivered", 2)
+                wait_until(lambda: is_connected_again(niess, cuts), "niess's side of the last connection")
                 niess.terminate(0)
                 log.go_on()
                 gopher.wait("discarded", 3)
