@@ -810,14 +810,6 @@ def _regressions() -> Iterator[Mutation]:
         seed=1033,
     )
     yield Mutation(
-        "marked for what was appended behind the renewal",
-        f"{durable}.renew",
-        "self.marked_below = self._renewal_below",
-        "self.marked_below = self.added_below",
-        symptom="handed over twice",
-        seed=2342,
-    )
-    yield Mutation(
         "what was skipped behind waiting messages never handed over",
         "protocol.inbox:Inbox.skip",
         "state.skips.append((state.next_seq, next_seq))",
