@@ -473,6 +473,7 @@ def _discarding() -> Iterator[Mutation]:
         "if message.seq < part.below and",
         "if",
         symptom="dropped as discarded",
+        seed=125,
     )
     yield Mutation(
         "a load brings back what was discarded",
