@@ -216,7 +216,8 @@ class Peer(threading.Thread):
         timeout: the seconds to wait where nothing waits; None for as long as it takes.
 
         Returns how many messages and events callbacks were called with, each counted once, however many functions are
-        in the list: a message, a connect, a disconnect, a message that was dropped, an error. Messages that are held
+        in the list: a message, a connect, a disconnect, a message that was dropped, an error, a message whose end a
+        function of `add_done_callback` is told of. Messages that are held
         back do not count. 0 is returned after `timeout`, or when the peer ends.
 
         KeyboardInterrupt, and whatever else is no `Exception`, goes on to the caller, from a callback too. What was

@@ -130,15 +130,15 @@ def pack_headers(headers: Mapping[str, str]) -> bytes:
     packed = bytearray()
     for key, value in headers.items():
         if not isinstance(value, str):
-            raise ConfigurationError(f"the header {key!r} must be a str, not {type(value).__name__}")
-        data = _encoded(f"the header {key!r}", value)
+            raise ConfigurationError(f"the header {key!r:.100} must be a str, not {type(value).__name__}")
+        data = _encoded(f"the header {key!r:.100}", value)
         if len(data) > MAX_VALUE_BYTES:
-            raise ConfigurationError(f"the header {key!r} has {len(data)} bytes, {MAX_VALUE_BYTES} are allowed")
-        packed += _packed_text(f"the name of the header {key!r}", key)
+            raise ConfigurationError(f"the header {key!r:.100} has {len(data)} bytes, {MAX_VALUE_BYTES} are allowed")
+        packed += _packed_text(f"the name of the header {key!r:.100}", key)
         packed += len(data).to_bytes(2) + data
         if len(packed) > 0xFFFF:
             raise ConfigurationError(
-                f"the headers up to {key!r} take {len(packed)} bytes, {0xFFFF} are allowed for all of them"
+                f"the headers up to {key!r:.100} take {len(packed)} bytes, {0xFFFF} are allowed for all of them"
             )
     return bytes(packed)
 
@@ -165,7 +165,7 @@ def _encoded(name: str, text: str) -> bytes:
     if not isinstance(text, str):
         raise ConfigurationError(f"{name} must be a str, not {type(text).__name__}")
     try:
-        return text.encode()
+        return str.encode(text)  # and not what a subclass makes of it
     except UnicodeEncodeError as error:
         raise ConfigurationError(f"{name} must be encodable as UTF-8: {error}") from None
 

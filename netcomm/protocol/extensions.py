@@ -52,6 +52,11 @@ class Extensions:
                 self._untold += held
         self.tell((), now)
 
+    @property
+    def untaken(self) -> list[Stream]:
+        """The streams whose messages are held back."""
+        return [stream for stream in Stream if stream > DURABLE and stream not in self._by_stream]
+
     def claims(self, received: Received) -> bool:
         """Whether messages are not for the callbacks."""
         stream = received.stream

@@ -1,6 +1,7 @@
 """`Inbox`: what has come from one peer, over all its connections: positions, duplicates, what was handed over."""
 
 from collections import defaultdict, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from netcomm.errors import RemoteProtocolError
@@ -73,6 +74,10 @@ class Inbox:
     def is_empty(self) -> bool:
         """Whether everything that was received was handed over."""
         return not any(self.pending_bytes.values())
+
+    def is_empty_but_for(self, streams: Collection[Stream]) -> bool:
+        """Whether everything that was received in other streams was handed over."""
+        return not any(size for stream, size in self.pending_bytes.items() if stream not in streams)
 
     def begin(self, frame: Begin) -> None:
         """The sender begins a stream on a new connection; the answer is an acknowledgement."""

@@ -112,6 +112,12 @@ class Node:
         extension.attached(self, now)
         self._extensions.add(extension, now)
 
+    @property
+    def all_handed_over(self) -> bool:
+        """Whether nothing that was received waits for callbacks, or for an extension that is there."""
+        untaken = self._extensions.untaken
+        return all(peer.inbox.is_empty_but_for(untaken) for peer in self.messaging.peers)
+
     # -- Events in --------------------------------------------------------------------------------------------
 
     def on_link(self, event: ConnectionEvent, now: float) -> None:

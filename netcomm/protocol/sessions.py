@@ -344,6 +344,11 @@ class Sessions:
         for connection in list(self):
             # To close one admits its challenger, and what that has said may close it, too.
             if connection.number in self._by_number:
+                peer = connection.peer
+                if peer is not None and peer.connection is connection:
+                    # Where there was no room to write them; what is not acknowledged may be given up at GOODBYE.
+                    for ack in peer.inbox.due_acks():
+                        connection.session.acknowledge(ack)
                 connection.session.say_goodbye()
                 self._close(connection, reason, now)
 

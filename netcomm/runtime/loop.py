@@ -228,12 +228,23 @@ class Loop:
     def discard(self, ident: str) -> int | None:
         """End every message to a receiver that has not ended; returns how many; None where the peer ends meanwhile.
 
-        One of the peer's own threads does it, for the caller may be interrupted, by Ctrl-C, between any two steps.
+        One of the peer's own threads does it, for the caller may be interrupted, by Ctrl-C, between any two steps. What
+        it has not done by then is not done any more: it would end messages that are sent later.
         """
         counts: list[int] = []
-        self._steps.append(lambda: counts.append(self._discard(ident)))
-        self.wake()
-        self.wait_until(lambda: bool(counts) or self._life.phase is TERMINATED, None)
+        is_wanted = True
+
+        def step() -> None:
+            if is_wanted:
+                counts.append(self._discard(ident))
+
+        try:
+            self._steps.append(step)
+            self.wake()
+            self.wait_until(lambda: bool(counts) or self._life.phase is TERMINATED, None)
+        except BaseException:
+            is_wanted = False
+            raise
         return counts[0] if counts else None
 
     def _discard(self, ident: str) -> int:

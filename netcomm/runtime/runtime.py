@@ -241,7 +241,7 @@ class Runtime:
 
     def _may_close(self) -> bool:
         """With the mutex held: whether nothing that was received waits for callbacks, or for the storage."""
-        callbacks_are_done = self._handover.muted or self.callbacks.holds_back or self._messaging.all_handed_over
+        callbacks_are_done = self._handover.muted or self.callbacks.holds_back or self._node.all_handed_over
         return self._messaging.storage_sync.all_stored and callbacks_are_done
 
     def _end_callbacks(self, running: int) -> None:

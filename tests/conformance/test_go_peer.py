@@ -1,6 +1,7 @@
 """A peer in another language, written from docs/protocol.md alone: the vectors, and real conversations with netcomm."""
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -354,8 +355,9 @@ def wait_for_idents(peer: Peer) -> "SimpleQueue[str]":
 
 
 def states(deliveries: list[Delivery]) -> list[DeliveryState]:
+    until = time.monotonic() + DEADLINE_S  # for all of them: what nobody discards ends after a minute
     for delivery in deliveries:
-        assert delivery.wait(DEADLINE_S)
+        delivery.wait(max(0.0, until - time.monotonic()))
     return [delivery.state for delivery in deliveries]
 
 

@@ -4,12 +4,15 @@ import itertools
 import os
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 
 import pytest
 
 from netcomm import ConfigurationError, LifecycleError, Limits, MessageTooLarge
+from netcomm.host_storage import HostPosition, HostRow, HostStep, HostStorage
 from netcomm.memory_storage import MemoryQueueStorage
 from netcomm.message import Delivery, DeliveryState, Stream
 from netcomm.peer import attach
@@ -18,7 +21,9 @@ from netcomm.protocol.envelope import Envelope
 from netcomm.protocol.events import Received
 from netcomm.protocol.extension import Extension, NodePort
 from netcomm.protocol.frames import MAX_BULK_BYTES
+from netcomm.runtime.attachment import Attachment
 from netcomm.storage import QueueStorage
+from netcomm_sqlite import SqliteQueueStorage
 from tests.integration import helpers
 from tests.integration.helpers import DEADLINE_S, SnakemqConnector
 
@@ -118,6 +123,26 @@ def test_a_durable_stream_needs_a_storage_and_a_stream_takes_one_extension() -> 
             attach(pair.niess, Take())
 
 
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_terminate_waits_for_messages_that_an_extension_has_and_for_no_others(is_taken: bool) -> None:
+    class Nothing(Take):
+        streams = ()
+
+    take = Take() if is_taken else Nothing()
+    with Pair(take) as pair:
+        pair.source.send("niess", Stream.BUS_VOLATILE, [b"x"])
+        helpers.wait_until(lambda: any(peer.received for peer in pair.niess.stats().peers.values()), "the message")
+        ended = threading.Event()
+        thread = threading.Thread(target=lambda: (pair.niess.terminate(DEADLINE_S), ended.set()))
+        thread.start()
+        if is_taken:
+            assert not ended.wait(0.3)
+            received, _ = take.got.get(timeout=DEADLINE_S)
+            pair.hold.handled(received, 1)
+        assert ended.wait(DEADLINE_S / 2)
+        thread.join()
+
+
 @pytest.mark.parametrize("stream", [Stream.BUS_VOLATILE, Stream.BUS_DURABLE])
 def test_the_ids_in_the_envelopes_of_what_is_sent_together_count_up(stream: Stream) -> None:
     with Pair(Take(), storage=MemoryQueueStorage()) as pair:
@@ -141,35 +166,56 @@ def test_a_count_of_more_messages_than_there_are_is_refused() -> None:
         assert deliveries[0].wait(DEADLINE_S)
 
 
-def test_handled_may_be_interrupted_anywhere_and_is_called_again() -> None:
-    def interrupt_at(number: int, received: Received) -> bool:
-        """Let the call be interrupted where the library's function of this number begins; returns whether it was."""
-        calls = 0
+def interrupted_at(number: int, action: Callable[[], object], handler: Callable[[], object] = bool) -> bool:
+    """Let a call be interrupted where the library's function of this number begins; returns whether it was.
 
-        def profile(frame: FrameType, event: str, argument: object) -> None:
-            nonlocal calls
-            is_call = event == "call" and frame.f_globals["__name__"].startswith("netcomm.")
-            calls += is_call
-            if is_call and calls == number:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
+    handler: what a signal's handler does before it raises.
+    """
+    calls = 0
 
-        sys.setprofile(profile)
-        try:
-            pair.hold.handled(received, 1)
-        except KeyboardInterrupt:
-            return True
-        finally:
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        is_call = event == "call" and frame.f_globals["__name__"].startswith("netcomm.")
+        calls += is_call
+        if is_call and calls == number:
             sys.setprofile(None)
-        return False
+            handler()
+            raise KeyboardInterrupt
 
+    sys.setprofile(profile)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def test_handled_may_be_interrupted_anywhere_and_is_called_again() -> None:
     with Pair(Take()) as pair:
         for number in itertools.count(1):
             (delivery,) = pair.source.send("niess", Stream.BUS_VOLATILE, [b"x"])
             received, _ = pair.take.got.get(timeout=DEADLINE_S)
-            was_interrupted = interrupt_at(number, received)
+            was_interrupted = interrupted_at(number, lambda: pair.hold.handled(received, 1))  # noqa: B023
             pair.hold.handled(received, 1)
             assert delivery.wait(DEADLINE_S)
+            if not was_interrupted:
+                break
+        assert number > 2
+
+
+def test_discard_that_was_interrupted_ends_no_message_that_is_sent_later() -> None:
+    with Pair(Take()) as pair:
+        deliveries: list[Delivery] = []
+        for number in itertools.count(1):
+            was_interrupted = interrupted_at(
+                number,
+                lambda: pair.bob.discard("niess"),
+                lambda: deliveries.append(pair.bob.send("niess", b"x")),
+            )
+            deliveries.append(pair.bob.send("niess", b"x"))
+            assert all(delivery.wait(DEADLINE_S) for delivery in deliveries)
             if not was_interrupted:
                 break
         assert number > 2
@@ -284,3 +330,51 @@ def test_terminating_tells_who_watches_what_it_discards() -> None:
         bob.send("nobody", b"x").add_done_callback(lambda delivery: told.put(delivery.state))
         bob.terminate(0)
         assert told.get(timeout=DEADLINE_S) is DeliveryState.DISCARDED
+
+
+class Keep(Take):
+    """A host in short: stores a row for each message, in one step with the position, and then is done with it."""
+
+    streams = (Stream.BUS_DURABLE,)
+
+    def __init__(self, storage: HostStorage) -> None:
+        super().__init__(on_dispatcher=True)
+        self.storage = storage
+        self.hold: Attachment | None = None
+
+    def _put(self, received: Received) -> None:
+        assert self.hold is not None
+        first, count = received.runs[0][0], len(received.payloads)
+        rows = [HostRow(first + place, data, b"", 0.0) for place, data in enumerate(received.payloads)]
+        positions = {(received.ident, Stream.BUS_DURABLE): HostPosition(received.epoch, first + count, 0.0)}
+        self.storage.commit([HostStep(appended={"log": rows}, positions=positions)])
+        self.hold.handled(received, count)
+
+
+def test_durable_messages_of_the_bus_outlive_both_programs_and_come_once(tmp_path: Path) -> None:
+    def keeping() -> tuple[SqliteQueueStorage, helpers.SnakemqListener]:
+        storage = SqliteQueueStorage.from_url(f"sqlite:///{tmp_path}/host.db")
+        host = helpers.SnakemqListener("host", f"unix:{tmp_path}/s", 0, storage=storage)
+        keep = Keep(storage)
+        keep.hold = attach(host, keep)
+        return storage, host
+
+    def sending() -> SnakemqConnector:
+        return SnakemqConnector("client", f"unix:{tmp_path}/s", 0, storage=f"sqlite:///{tmp_path}/client.db")
+
+    client = sending()
+    with client:  # nobody is there, and the program ends
+        attach(client, Take()).send("host", Stream.BUS_DURABLE, [b"%d" % number for number in range(100)])
+        client.terminate(0)
+    storage, host = keeping()
+    with sending() as client, host:
+        attachment = attach(client, Take())
+        attachment.send("host", Stream.BUS_DURABLE, [b"100"])
+        assert client.flush(DEADLINE_S)
+        host.terminate(1)
+        (late,) = attachment.send("host", Stream.BUS_DURABLE, [b"101"])  # to the host's next process
+        storage, host = keeping()
+        with host:
+            assert late.wait(DEADLINE_S)
+            rows = storage.rows("log", 0, 1000, 1 << 20)
+    assert [row.data for row in rows] == [b"%d" % number for number in range(102)]

@@ -76,6 +76,18 @@ def test_goodbye_is_the_last_frame_to_each_netcomm_peer() -> None:
     assert all(end.closing for end in ends)
 
 
+def test_acknowledgements_that_are_due_go_before_goodbye() -> None:
+    net = Net()
+    server, client, _ = server_and_client(net)
+    client.holding = True
+    deliveries = [server.send("client", b"%d" % number) for number in range(2)]
+    net.settle()
+    client.hand_over(1)
+    client.messaging.sessions.close_all("terminated", net.now)  # and there was no room to write anything before
+    net.settle()
+    assert [delivery.state for delivery in deliveries] == [DELIVERED, DISCARDED]
+
+
 @pytest.mark.requirement("P-82", "negative")
 def test_goodbye_is_not_said_where_a_connection_is_closed_for_another_reason() -> None:
     net = Net()

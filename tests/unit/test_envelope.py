@@ -107,6 +107,13 @@ def test_headers_of_every_size_up_to_the_largest(size: int) -> None:
 # -- What can't be sent -------------------------------------------------------------------------------------------
 
 
+class Encoded(str):
+    """A str that says something else where it is asked for its bytes."""
+
+    def encode(self, *arguments: object) -> str:  # type: ignore[override]
+        return "x"
+
+
 @pytest.mark.parametrize(
     ("subject", "headers", "words"),
     [
@@ -114,6 +121,7 @@ def test_headers_of_every_size_up_to_the_largest(size: int) -> None:
         ("ž" * 128, None, "the subject must have 1 to 255 bytes of UTF-8, not 256"),
         ("\ud800", None, "the subject must be encodable as UTF-8"),
         (b"bytes", None, "the subject must be a str, not bytes"),
+        (Encoded("x" * 256), None, "the subject must have 1 to 255 bytes of UTF-8, not 256"),
         (None, [("a", "b")], "headers must be a Mapping of str to str, not list"),
         (None, {"": "x"}, "the name of the header '' must have 1 to 255 bytes of UTF-8, not 0"),
         (None, {"k" * 256: "x"}, "must have 1 to 255 bytes of UTF-8, not 256"),
@@ -129,6 +137,12 @@ def test_what_can_not_be_sent_is_said_with_its_name_and_the_limit(subject: str, 
     with pytest.raises(ConfigurationError) as error:
         envelope.of_message(subject, headers)  # type: ignore[arg-type]
     assert words in str(error.value)
+
+
+def test_what_is_said_of_a_header_does_not_repeat_all_of_a_long_name() -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        envelope.of_message(None, {"n" * 100_000: "x"})
+    assert len(str(raised.value)) < 300
 
 
 def test_what_says_nothing_has_no_envelope() -> None:
