@@ -33,9 +33,12 @@ def steps(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def scripts(draw: st.DrawFn) -> bytes:
-    """A world that may begin connected, and is healed in the end."""
-    connected = draw(st.sampled_from([b"", bytes([Step.CONNECT, 0] + [Step.EXCHANGE, 0] * 3)]))
-    return bytes([HEAL]) + connected + b"".join(draw(st.lists(steps(), max_size=40)))
+    """A world that may begin connected, or with a message that waits for the extension, and is healed in the end."""
+    exchange = bytes([Step.EXCHANGE, 0] * 3)
+    connected = bytes([Step.CONNECT, 0]) + exchange
+    held = connected + bytes([Step.USE, 1, Step.SEND_B, 1]) + exchange
+    beginning = draw(st.sampled_from([b"", connected, held]))
+    return bytes([HEAL]) + beginning + b"".join(draw(st.lists(steps(), max_size=40)))
 
 
 @given(chunks=strategies.chunks(), barriers=st.integers(0, 3))

@@ -453,10 +453,11 @@ class Schedule:
         return all(node.gone or (node.running and node.process.quiet()) for node in self.nodes.values())
 
     def _discard_for_strangers(self) -> None:
-        """Users give up what waits for clients that are gone, and that their processes have never met."""
+        """Users give up what waits for clients that are gone, and that their processes have never met, or forgot."""
         for client in [node for node in self.nodes.values() if node.made_up and node.gone]:
             for node in self.nodes.values():
-                if node.running and not node.legacy and client.ident not in node.process.met:
+                knows = client.ident in node.process.met and not node.forgets
+                if node.running and not node.legacy and not knows:
                     node.process.discard(client.ident)
 
     def _stuck(self) -> str:
