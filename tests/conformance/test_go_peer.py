@@ -379,6 +379,7 @@ def test_when_a_listener_in_go_whose_ident_was_made_up_ends_what_waits_for_it_is
             assert proxy.cut() == 1
             assert connected.get(timeout=DEADLINE_S) == ident
         assert deliveries[1].wait(DEADLINE_S)
+        gopher.wait("connected", cuts + 1)  # it says GOODBYE on a connection that it has established
         gopher.terminate()
         ended = [DeliveryState.DELIVERED] * 2 + [DeliveryState.DISCARDED] * 3
         assert states(deliveries) == ended

@@ -35,8 +35,8 @@ from tests.interop.in_process import (
 from tests.unit.helpers import not_waited_for
 
 VERSION, INCOMPATIBLE, IDENT, MESSAGE, PING, PONG = range(6)
-EXTENSION = range(0x80, 0x87)
-UNKNOWN = [*range(6, 0x80), *range(0x87, 0x100)]
+EXTENSION = range(0x80, 0x88)
+UNKNOWN = [*range(6, 0x80), *range(0x88, 0x100)]
 HANDSHAKE_LIMIT = 4096
 LIMIT = 64 * 1024 * 1024
 SEQUENCES = 5000
