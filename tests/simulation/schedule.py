@@ -456,8 +456,9 @@ class Schedule:
         """Users give up what waits for clients that are gone, and that their processes have never met, or forgot."""
         for client in [node for node in self.nodes.values() if node.made_up and node.gone]:
             for node in self.nodes.values():
-                knows = client.ident in node.process.met and not node.forgets
-                if node.running and not node.legacy and not knows:
+                if not node.running or node.legacy:
+                    continue
+                if node.forgets or client.ident not in node.process.met:
                     node.process.discard(client.ident)
 
     def _stuck(self) -> str:
