@@ -62,6 +62,8 @@ TARGETS = [
     Target("throughput-64k", "pyzmq", least=1.0),
     Target("throughput-1m", "pyzmq", least=1.5),
     Target("latency-100", "pyzmq", least=1.3),
+    Target("latency-beside-bulk", "netcomm, full BULK beside", "p99", of="figure", most=5_000.0),
+    Target("latency-beside-bulk", "netcomm, TCP, full BULK beside", "p99", of="figure", most=5_000.0),
     Target("store-one", "snakeMQ", least=12.0),
     Target("store-one", "persist-queue", least=1.0),
     Target("store-one", "persist-queue, ack", least=1.0),

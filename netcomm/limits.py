@@ -38,7 +38,7 @@ class Limits:
     max_frame_bytes: int = 64 * 1024 * 1024
     max_handshake_frame_bytes: int = 4 * 1024
     window_bytes: int = 8 * 1024 * 1024
-    bulk_window_bytes: int = 1024 * 1024
+    bulk_window_bytes: int = 512 * 1024
     handshake_s: float = 10.0
     keepalive_idle_s: float = 15.0
     keepalive_wait_s: float = 10.0

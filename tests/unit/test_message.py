@@ -77,7 +77,7 @@ def test_the_default_limits_are_the_documented_ones() -> None:
     assert limits.max_frame_bytes == 64 * 1024 * 1024
     assert limits.max_handshake_frame_bytes == 4 * 1024
     assert limits.window_bytes == 8 * 1024 * 1024
-    assert limits.bulk_window_bytes == 1024 * 1024
+    assert limits.bulk_window_bytes == 512 * 1024
     assert limits.handshake_s == 10
     assert (limits.keepalive_idle_s, limits.keepalive_wait_s) == (15, 10)
     assert (limits.reconnect_min_s, limits.reconnect_max_s) == (0.1, 30)
