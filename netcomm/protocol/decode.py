@@ -384,7 +384,10 @@ class Reader:
 
 def _last_data(frames: list[Frame], flags: int) -> Data:
     """The frame that messages with these flags go into: the last one, if it is of their stream, or a new one."""
-    stream = _parse_stream(flags & STREAM_FLAGS)
+    number = flags & STREAM_FLAGS
+    stream = _STREAMS.get(number)
+    if stream is None:
+        stream = _parse_stream(number)  # which refuses it
     if frames and isinstance(last := frames[-1], Data) and last.stream is stream:
         return last
     data = Data(stream, [], [])

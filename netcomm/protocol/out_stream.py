@@ -23,12 +23,14 @@ class Receiver:
     window_bytes: so much of each stream may be in flight to it; one larger message may go alone.
     bulk_window_bytes: the same, for the stream BULK.
     max_packet_bytes: it rejects larger messages, as they are on the wire.
+    max_bus_packet_bytes: the same, for streams that are not of plain messages: a snakeMQ peer takes none of them.
     legacy: whether it is a snakeMQ peer, which can't say what it has.
     """
 
     window_bytes: int
     bulk_window_bytes: int
     max_packet_bytes: int
+    max_bus_packet_bytes: int
     legacy: bool
 
 
@@ -217,7 +219,7 @@ class OutStream:
         may_send_below = self.may_send_below()
         end = in_flight_bytes + budget
         limit = min(window, end)
-        largest = self._largest_packet(receiver)
+        largest = receiver.max_packet_bytes if self.stream <= DURABLE else receiver.max_bus_packet_bytes
         while waiting and in_flight_bytes < end:
             entry = waiting[0]
             if entry.state is not QUEUED:
@@ -249,11 +251,6 @@ class OutStream:
             self.receiver_next = last.seq + last.count
             self.sent_below = max(self.sent_below, self.receiver_next)
         return batch, rejected
-
-    def _largest_packet(self, receiver: Receiver) -> int:
-        """The size on the wire of the largest packet that the receiver takes."""
-        # A snakeMQ peer takes plain messages alone.
-        return 0 if receiver.legacy and self.stream > DURABLE else receiver.max_packet_bytes
 
     def _split_waiting(self, run: Run, count: int, expiry: Expiry) -> Run:
         """Cut off the first messages of the run that waits first."""

@@ -163,7 +163,8 @@ class Outbox:
 
     def _make_receiver(self, window_bytes: int, max_packet_bytes: int, *, legacy: bool) -> Receiver:
         window = min(window_bytes, self._limits.window_bytes)
-        return Receiver(window, min(window, self._limits.bulk_window_bytes), max_packet_bytes, legacy)
+        bulk_window = min(window, self._limits.bulk_window_bytes)
+        return Receiver(window, bulk_window, max_packet_bytes, 0 if legacy else max_packet_bytes, legacy)
 
     def add(self, out: DurableOutStream | VolatileOutStream) -> None:
         """Have another stream from now on."""

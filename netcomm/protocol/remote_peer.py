@@ -351,7 +351,7 @@ class RemotePeer:
         if self._watched:
             self._call_watchers([delivery for entry in delivered for delivery in entry.deliveries()])
         stream = delivered[0].stream
-        if stream.durable:
+        if stream in self.outbox.durables:
             self._emit(DeleteBelow(self.ident, self.outbox.durables[stream].deletable_below(), stream))
 
     def watch(self, delivery: Delivery, function: Callable[[Delivery], object]) -> None:

@@ -19,14 +19,14 @@ DEFECTS = {
         Mutation(
             "durable-is-volatile",
             "protocol.decode:_last_data",
-            "_parse_stream(flags & STREAM_FLAGS)",
-            "_parse_stream(0)",
+            "flags & STREAM_FLAGS",
+            "0",
         ),
         Mutation(
             "streams-of-the-bus-are-plain",
             "protocol.decode:_last_data",
-            "_parse_stream(flags & STREAM_FLAGS)",
-            "_parse_stream(flags & 1)",
+            "flags & STREAM_FLAGS",
+            "flags & 1",
         ),
         Mutation(
             "extension-told-twice",

@@ -576,9 +576,9 @@ def _streams_out() -> Iterator[Mutation]:
     )
     yield Mutation(
         "a snakeMQ peer gets messages of the bus",
-        f"{stream}._largest_packet",
-        "0 if receiver.legacy and self.stream > DURABLE else",
-        "",
+        f"{outbox}._make_receiver",
+        "0 if legacy else max_packet_bytes",
+        "max_packet_bytes",
         symptom="another stream",
     )
     for name, where, arguments in (
