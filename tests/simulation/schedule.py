@@ -366,6 +366,9 @@ class Schedule:
         all_streams = [stream for stream in Stream if sender.storage is not None or not stream.durable]
         held = rng.choice(all_streams)
         name = CALLBACKS if held <= DURABLE else held.name
+        for node in self.nodes.values():  # a storage may have gone back after the world was healed
+            if node.running:
+                node.process.trap = None
         receiver.held[name] = world.now + 2 * _HEALING_S
         world.trace(f"{receiver.name}: holds back {name}")
         size = sender.limits.max_frame_bytes - 33
